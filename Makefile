@@ -1,0 +1,33 @@
+# Needs Python 3.11+ and make; every target builds .venv from nothing.
+PYTHON ?= python3
+JOBS ?= 2
+
+VENV := .venv
+READY := $(VENV)/.installed
+
+.PHONY: demo test test-slow bench lint
+
+demo: $(READY)
+	$(VENV)/bin/synoptic demo out=runs/demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -n $(JOBS) -rs --durations=15
+
+test-slow: $(READY)
+	$(VENV)/bin/python -m pytest -m slow -rs --durations=0
+
+bench: $(READY)
+	set -e; for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(VENV)/bin/python $$script; \
+	done
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "synoptic needs Python 3.11 or later; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

@@ -1,0 +1,131 @@
+"""What all benchmarks share: fair timing of two rivals in one process, and a dated record of what was measured where."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "numpy", "pillow", "transformers", "kornia", "synoptic-vision")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two rivals timed in turns.
+
+    Attributes:
+        ours: median seconds of one call.
+        theirs: likewise.
+        ratio: median over the pairs of theirs / ours: above 1, ours is faster.
+        spread: the middle half of the ratios lies between these two.
+        pairs: how many pairs were timed.
+    """
+
+    ours: float
+    theirs: float
+    ratio: float
+    spread: tuple[float, float]
+    pairs: int
+
+
+def compare(
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    pairs: int,
+    clock: Callable[[], float] = time.perf_counter,
+    warmup: int = 2,
+) -> Comparison:
+    """Times two rivals in alternated pairs, so that what slows the machine down slows both.
+
+    Args:
+        ours, theirs: one call is one measurement.
+        pairs: measurements of each; every other pair begins with the other rival.
+        clock: seconds; `time.process_time` counts the processor time of single-threaded work alone.
+        warmup: calls of each before the first measurement.
+    """
+    for _ in range(warmup):
+        ours()
+        theirs()
+    times: dict[Callable[[], Any], list[float]] = {ours: [], theirs: []}
+    for pair in range(pairs):
+        for rival in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
+            start = clock()
+            rival()
+            times[rival].append(clock() - start)
+    ratios = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if pairs > 1 else ratios * 3
+    return Comparison(statistics.median(times[ours]), statistics.median(times[theirs]), middle, (low, high), pairs)
+
+
+def save(name: str, results: Mapping[str, Any]) -> Path:
+    """Writes `results/<name>-<date>.json` with the results, the machine, the versions and the command."""
+    now = datetime.now(UTC)
+    record = {
+        "benchmark": name,
+        "time": now.isoformat(timespec="seconds"),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "commit": _commit(),
+        "machine": machine(),
+        "versions": versions(),
+        **results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{now:%Y-%m-%d}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """What the measurement ran on."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter here, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def _commit() -> str | None:
+    """The commit that is checked out, marked where files differ from it; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode != 0:
+        return None
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
+    return head.stdout.strip() + ("+changes" if changed else "")

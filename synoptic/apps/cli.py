@@ -1,0 +1,74 @@
+"""The command `synoptic`: one verb, then `key=value`. What is slow to import waits for the verb that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from rich.console import Console
+
+import synoptic
+from synoptic.apps.arguments import Verb, print_help, split, two_columns
+from synoptic.apps.training import Train
+from synoptic.apps.verbs import SIMPLE_VERBS
+from synoptic.config import nearest
+
+DONE, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+VERBS: dict[str, Verb] = {verb.name: verb for verb in (SIMPLE_VERBS[0], Train(), *SIMPLE_VERBS[1:])}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: the words after `synoptic`; None takes those of this process.
+    Returns:
+        Exit code: 0 done; 1 a fault of ours, with a traceback, or nobody read our output to its end; 2 the user's
+        mistake, with one line on stderr; 130 interrupted.
+    """
+    try:
+        _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails again when it ends
+        return FAULT
+    except KeyboardInterrupt as interrupt:
+        return _say(str(interrupt) or "interrupted", INTERRUPTED)
+    except (ValueError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return _say(str(error), MISTAKE)
+    except Exception:
+        traceback.print_exc()
+        return FAULT
+    return DONE
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        return _print_verbs(Console())
+    name, rest = arguments[0], arguments[1:]
+    if name in ("-V", "--version"):
+        return Console().print(f"synoptic {synoptic.__version__}", highlight=False)
+    if name not in VERBS:
+        raise ValueError(f"unknown verb {name!r}{nearest(name, VERBS)}")
+    verb = VERBS[name]
+    words = split(rest, verb.flags)
+    if "help" in words.flags:
+        print_help(Console(), *verb.help(words))
+    else:
+        verb.run(words)
+
+
+def _say(message: str, code: int) -> int:
+    print("synoptic:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _print_verbs(console: Console) -> None:
+    verbs = two_columns((verb.name, verb.line) for verb in VERBS.values())
+    usage = "synoptic VERB [WORDS] [key=value ...]"
+    what = "Many eyes, one model: trains vision models, merges them into one, and puts the result to work."
+    more = "synoptic VERB --help lists the keys of a verb, synoptic train METHOD --help those of a method."
+    print_help(console, usage, what, verbs, more)

@@ -1,0 +1,226 @@
+"""The verbs whose keys are the fields of one dataclass."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from synoptic.apps.arguments import OptionsVerb
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Generates pictures, trains two teachers, merges them into a student and judges all of them.
+
+    Attributes:
+        out: folder of the data, the models and the report.
+        preset: `quick` takes about a minute and shows that all works; `full` trains for the scores.
+    """
+
+    out: str = "runs/demo"
+    preset: Literal["full", "quick"] = "full"
+
+
+def demo(options: DemoOptions) -> None:
+    """The whole story on built-in data, ends with a report."""
+    from synoptic.apps.demo import demo
+
+    demo(Path(options.out), options.preset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsOptions:
+    """Names that stand for a MODEL anywhere.
+
+    Attributes:
+        pattern: part of a name, or a glob such as `vit_*`; none lists all.
+    """
+
+    pattern: str | None = None
+
+
+def models(options: ModelsOptions) -> None:
+    """Name, task, parameters, resolution and licence of every known model."""
+    from synoptic.weights.zoo import list_models
+
+    found = [asdict(record) for record in list_models(options.pattern or "")]
+    _print_rows(list(found[0]), [list(record.values()) for record in found])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesOptions:
+    """A generator of labelled pictures: boxes, masks, captions, depth, normals, all of it exact.
+
+    Attributes:
+        out: folder to write, with `train/` and `test/` inside.
+        count: pictures in all; a fifth of them are the test part.
+        size: side of the square pictures in pixels, 32 to 1024.
+        seed: the same seed gives the same bytes.
+        objects: how many objects a picture shows, such as 3 or 1..6; with 1 the pictures lie in class folders.
+        views: 2 adds a second camera's picture with pixel correspondences.
+    """
+
+    out: str
+    count: int
+    size: int = 96
+    seed: int = 0
+    objects: str = "1..6"
+    views: int = 1
+
+
+def scenes(options: ScenesOptions) -> None:
+    """Built-in pictures with exact truth."""
+    from synoptic.data.scenes import SceneConfig, parse_objects, write
+
+    config = SceneConfig(options.count, options.size, options.seed, parse_objects(options.objects), options.views)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("drawing", total=config.count)
+        out = write(Path(options.out), config, progress=lambda done, total: bar.update(task, completed=done))
+    Console().print(f"{config.count} pictures in {out}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """Embeddings of pictures as a Parquet table, a row a picture or a row a patch.
+
+    Attributes:
+        images: a file, a folder (any depth), a glob, or a .txt list.
+        model: a name from `synoptic models`, a run folder, or a weights folder.
+        out: the .parquet file.
+        tokens: one embedding a picture, or one a patch.
+        adaptor: in the space of this teacher of a student.
+    """
+
+    images: str
+    model: str
+    out: str
+    tokens: Literal["summary", "patches"] = "summary"
+    adaptor: str | None = None
+
+
+def embed(options: EmbedOptions) -> None:
+    """Embeddings of pictures into a Parquet file."""
+    from synoptic.run import embed
+
+    embed(options.images, options.model, Path(options.out), options.tokens, options.adaptor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions:
+    """Scores of the labels given in words, for a model with a text tower.
+
+    Attributes:
+        images: a file, a folder (any depth), a glob, or a .txt list.
+        model: a name from `synoptic models`, a run folder, or a weights folder.
+        labels: the classes in words, comma-separated.
+        templates: sentences in which `{}` stands for a label, comma-separated.
+        adaptor: the teacher of a student whose words are used; needed where several know words.
+        out: JSON file for the scores of all labels of every picture.
+    """
+
+    images: str
+    model: str
+    labels: tuple[str, ...]
+    templates: tuple[str, ...] = ("a {}",)
+    adaptor: str | None = None
+    out: str | None = None
+
+
+def classify(options: ClassifyOptions) -> None:
+    """The label in words that fits each picture best."""
+    from synoptic.data.listing import list_images
+    from synoptic.predict import load
+
+    paths = [str(path) for path in list_images(options.images)]
+    model = load(options.model)
+    ranked = model.classify(paths, options.labels, options.templates, options.adaptor)
+    scores = dict(zip(paths, ranked, strict=True))
+    if options.out:
+        Path(options.out).write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    best = [[path, labels[0]["label"], labels[0]["score"]] for path, labels in scores.items()]
+    _print_rows(["picture", "label", "score"], best)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Scores of a model on the test part of a labelled data set, as fractions.
+
+    Attributes:
+        model: a name from `synoptic models`, a run folder, or a weights folder.
+        on: evaluations, comma-separated.
+        data: a folder with `train/` and `test/` inside.
+        out: JSON file for the scores.
+    """
+
+    model: str
+    on: tuple[str, ...]
+    data: str
+    out: str | None = None
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Scores of a model on a data set."""
+    from synoptic.run import evaluate
+
+    scores = evaluate(options.model, on=list(options.on), data=options.data, out=options.out and Path(options.out))
+    _print_rows(["score", "value"], list(scores.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """One self-contained HTML page about one run, or several side by side.
+
+    Attributes:
+        runs: run folders.
+        out: the page; none writes report.html into the first run's folder.
+    """
+
+    runs: tuple[str, ...]
+    out: str | None = None
+
+
+def report(options: ReportOptions) -> None:
+    """A page with the scores, curves and pictures of one run or several."""
+    from synoptic.apps.report import report
+
+    page = report([Path(run) for run in options.runs], options.out and Path(options.out))
+    Console().print(str(page), highlight=False, soft_wrap=True)
+
+
+SIMPLE_VERBS = (
+    OptionsVerb(demo, DemoOptions),
+    OptionsVerb(models, ModelsOptions, "pattern"),
+    OptionsVerb(scenes, ScenesOptions),
+    OptionsVerb(embed, EmbedOptions, "images"),
+    OptionsVerb(classify, ClassifyOptions, "images"),
+    OptionsVerb(evaluate, EvaluateOptions, "model"),
+    OptionsVerb(report, ReportOptions, "runs"),
+)
+
+
+def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table for people on a terminal, lines of tab-separated values for a pipe."""
+    if not sys.stdout.isatty():
+        sys.stdout.writelines("\t".join(map(_plain, row)) + "\n" for row in (header, *rows))
+        return
+    table = Table(box=None)
+    for place, name in enumerate(header):
+        numbers = all(isinstance(row[place], int | float) and not isinstance(row[place], bool) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if type(value) is int else _plain(value) for value in row))
+    Console().print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

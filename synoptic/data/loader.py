@@ -1,0 +1,210 @@
+"""Batches of pictures, each an exact function of (seed, step), read ahead in other processes where that helps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from synoptic.config import LoaderConfig
+from synoptic.data.pictures import JUDGED_AFTER, MAX_UNREADABLE, PictureError
+from synoptic.data.sources import Source
+from synoptic.types import Batch
+
+MAX_WORKERS = 8
+PREFETCH = 2  # batches that each process reads ahead
+
+
+class Loader:
+    """Batches of a source in a random order that a seed decides, without end.
+
+    Every epoch has a permutation of its own; batches are always full and run from one epoch into the next. A picture
+    that cannot be read is replaced by the next one that can and noted in `source.errors`.
+
+    Args:
+        source: the pictures.
+        batch: pictures per batch.
+        seed: decides the order.
+        longest: pictures are reduced to this many pixels on their longer side; None reads them as they are.
+        config: reading processes and cache.
+        pin: put the pictures in pinned memory, from where a GPU copies without waiting.
+
+    Raises:
+        ValueError: no pictures, or an impossible setting.
+    """
+
+    def __init__(
+        self, source: Source, batch: int, seed: int, longest: int | None, config: LoaderConfig, pin: bool = False
+    ):
+        if not len(source):
+            raise ValueError(f"{source.root} holds no picture")
+        if batch < 1:
+            raise ValueError(f"batch={batch}: a batch holds at least one picture")
+        if config.workers is not None and config.workers < 0:
+            raise ValueError(f"loader.workers={config.workers}: give 0 or more processes")
+        self.source = source
+        self.batch = batch
+        self.seed = seed
+        self.workers = _default_workers() if config.workers is None else config.workers
+        self.pin = pin
+        self._reader = _Reader(source, longest, config.cache_mb * 1_000_000)
+        self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
+
+    @property
+    def per_epoch(self) -> float:
+        """Batches in one pass over the source."""
+        return len(self.source) / self.batch
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps start..stop-1.
+
+        Raises:
+            ValueError: over 5 % of the pictures cannot be read.
+        """
+        steps = range(start, stop)
+        for step, read in zip(steps, self._read(self._indices(step) for step in steps), strict=True):
+            yield self._finish(step, read)
+
+    def names(self, step: int) -> list[str]:
+        """The files of that step's batch, with the replacements of those that are known to be unreadable."""
+        return [self.source.name(self._replacement(index)) for index in self._indices(step)]
+
+    def _replacement(self, index: int) -> int:
+        """The picture that is read for `index`, as far as unreadable ones are known."""
+        count = len(self.source)
+        candidates = (ahead % count for ahead in range(index, index + count))
+        return next((candidate for candidate in candidates if candidate not in self.source.errors), index)
+
+    def _indices(self, step: int) -> list[int]:
+        positions = range(step * self.batch, (step + 1) * self.batch)
+        count = len(self.source)
+        return [int(self._permutation(position // count)[position % count]) for position in positions]
+
+    def _draw_permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed & 0xFFFFFFFFFFFFFFFF, epoch)).permutation(len(self.source))
+
+    def _read(self, orders: Iterable[list[int]]) -> Iterator[_Read]:
+        if not self.workers:
+            yield from map(self._reader.__getitem__, orders)
+            return
+        reading = DataLoader(
+            self._reader,
+            batch_size=None,
+            sampler=orders,
+            num_workers=self.workers,
+            prefetch_factor=PREFETCH,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # its own, since a loader draws from the global one otherwise
+        )
+        yield from reading
+
+    def _finish(self, step: int, read: _Read) -> Batch:
+        self.source.errors.note(read.indices, read.failures)
+        assert read.images is not None, "a reader gave up, and yet the record calls the source readable"
+        labels = self.source.labels
+        return Batch(
+            images=read.images.pin_memory() if self.pin else read.images,
+            sizes=read.sizes,
+            captions=tuple(self.source.captions[index] for index in read.indices),
+            labels=None if labels is None else torch.from_numpy(labels[read.indices]),
+            index=torch.tensor(read.indices),
+            position=torch.arange(step * self.batch, (step + 1) * self.batch),
+        )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a reader made of an order.
+
+    Attributes:
+        indices: the pictures read, after replacements.
+        images: (B, 3, H, W) uint8 padded with zeros; None where the reader gave up.
+        sizes: (B, 2) int64.
+        failures: pictures that could not be read.
+    """
+
+    indices: list[int]
+    images: Tensor | None
+    sizes: Tensor
+    failures: list[tuple[int, PictureError]]
+
+
+class _Reader(Dataset):
+    """Reads orders (lists of indices) and keeps what it decoded while there is room."""
+
+    def __init__(self, source: Source, longest: int | None, room: int):
+        self.source = source
+        self.longest = longest
+        self._room = room  # bytes
+        self._kept: dict[int, Tensor] = {}
+        self._failed: dict[int, PictureError] = {}
+
+    def __getitem__(self, order: list[int]) -> _Read:
+        failures: dict[int, PictureError] = {}
+        indices: list[int] = []
+        pictures: list[Tensor] = []
+        for wanted in order:
+            found = self._find(wanted, failures)
+            if found is None:
+                return _Read(indices, None, torch.empty(0, 2), list(failures.items()))
+            indices.append(found[0])
+            pictures.append(found[1])
+        images, sizes = _pad(pictures)
+        return _Read(indices, images, sizes, list(failures.items()))
+
+    def _find(self, wanted: int, failures: dict[int, PictureError]) -> tuple[int, Tensor] | None:
+        """The picture wanted, or the next one that can be read; None once failures alone condemn the source."""
+        count = len(self.source)
+        hopeless = min(count, max(JUDGED_AFTER, int(MAX_UNREADABLE * count) + 1))
+        for index in (ahead % count for ahead in range(wanted, wanted + hopeless)):
+            try:
+                return index, self._picture(index)
+            except PictureError as error:
+                failures[index] = error
+        return None
+
+    def _picture(self, index: int) -> Tensor:
+        """(3, H, W) uint8."""
+        if index in self._kept:
+            return self._kept[index]
+        if index in self._failed:
+            raise self._failed[index]
+        try:
+            array = self.source.read(index, self.longest)
+        except PictureError as error:
+            self._failed[index] = error
+            raise
+        picture = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        if picture.nbytes <= self._room:
+            self._room -= picture.nbytes
+            self._kept[index] = picture
+        return picture
+
+
+def _pad(pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pictures (3, H, W) of different sizes in one tensor (B, 3, H, W), zeros on the right and below; (B, 2) sizes."""
+    sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+    height, width = sizes.amax(dim=0).tolist()
+    images = torch.zeros(len(pictures), 3, height, width, dtype=torch.uint8)
+    for image, picture in zip(images, pictures, strict=True):
+        image[:, : picture.shape[1], : picture.shape[2]] = picture
+    return images, sizes
+
+
+def _default_workers() -> int:
+    if not torch.cuda.is_available():
+        return 0
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MAX_WORKERS, count - 1))
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends its workers
+    torch.set_num_threads(1)

@@ -1,0 +1,287 @@
+"""One picture file, whatever its kind, to an array of 8-bit RGB; and the record of the files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"})
+EXTENSIONS |= {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"}
+# Content decides what a file is. The list keeps out formats that start other programs (EPS runs Ghostscript).
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+MIN_SIDE = 8  # pixels: below this nothing can be cropped from a picture
+MAX_PIXELS = 1 << 27  # 134 million: 11,585 squared, 400 MB once decoded
+
+MAX_UNREADABLE = 0.05  # of the files tried; more of them broken is an error
+JUDGED_AFTER = 200  # files: of fewer, a few broken ones say little about a large set
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # EXIF 2.3, tag 274
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used.
+
+    Attributes:
+        path: the file, or "picture" for one that has no name.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def read_picture(picture: str | Path | BinaryIO | Image.Image, longest: int | None = None) -> np.ndarray:
+    """Reads a picture of any kind as 8-bit RGB: upright by its EXIF orientation, the first frame where it moves.
+
+    Transparency is laid over white. Grey of 16 bits keeps its upper half; integers and floats of 32 bits are read in
+    the smallest of the usual ranges that holds them (see `to_rgb`).
+
+    Args:
+        picture: a path, an open binary file, or a Pillow picture.
+        longest: pixels that the longer side is reduced to (bicubic, antialiased); smaller pictures stay as they are.
+
+    Returns:
+        (H, W, 3) uint8, a writable array of its own.
+
+    Raises:
+        PictureError: no such file, not a picture, truncated, smaller than 8 pixels on a side, or of more than 134
+            million pixels.
+    """
+    name = _name_of(picture)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of metadata that decoding does not need
+            if isinstance(picture, Image.Image):
+                _check_size(name, *picture.size)
+                return _decode(picture, longest)
+            if isinstance(picture, (str, Path)):
+                _check_regular(name)
+            with Image.open(picture, formats=_FORMATS) as image:
+                _check_size(name, *image.size)
+                return _decode(image, longest, _draft(image, longest))
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly every kind of exception on broken files
+        raise PictureError(name, _reason(error)) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright 8-bit RGB copy of a Pillow picture of any mode.
+
+    Transparency is laid over white. 16-bit grey: 65535 becomes 255. 32-bit integers and floats: the first of the
+    ranges 0..1 (floats only), 0..255, 0..65535 that holds all values becomes 0..255; otherwise the picture's own
+    range does, so that no measuring device's units come out all black or all white.
+    """
+    return _upright(_convert(image), _orientation(image))
+
+
+class UnreadableLog:
+    """Which pictures of a source could not be read, written down once each; too many of them are an error.
+
+    Args:
+        title: what the pictures belong to, for messages.
+        total: how many there are.
+    """
+
+    def __init__(self, title: str, total: int):
+        self.title = title
+        self.path: Path | None = None
+        self._tried = np.zeros(total, dtype=bool)
+        self._failed: dict[int, PictureError] = {}
+        self._written: set[str] = set()
+
+    def write_to(self, path: Path) -> None:
+        """Appends to `path` from now on (JSON lines of `path` and `reason`), but no file that it already names."""
+        self.path = path
+        content = path.read_text() if path.exists() else ""
+        self._written = _paths_in(content)
+        if content and not content.endswith("\n"):  # torn by a crash
+            self._append("\n")
+        for error in self._failed.values():
+            self._write(error)
+
+    def note(self, tried: Sequence[int], failed: Iterable[tuple[int, PictureError]] = ()) -> None:
+        """Takes down which pictures were tried, and which of them failed.
+
+        Raises:
+            ValueError: over 5 % of at least 200 different pictures (or of all, where there are fewer) failed.
+        """
+        self._tried[list(tried)] = True
+        for index, error in failed:
+            self._tried[index] = True
+            if index not in self._failed:
+                logger.log(logging.INFO if self._failed else logging.WARNING, "skipped %s", error)
+                self._failed[index] = error
+                self._write(error)
+        if self._failed:
+            self._judge()
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._failed
+
+    def __len__(self) -> int:
+        return len(self._failed)
+
+    def _write(self, error: PictureError) -> None:
+        if self.path is None or error.path in self._written:
+            return
+        self._written.add(error.path)
+        self._append(json.dumps({"path": error.path, "reason": error.reason}) + "\n")
+
+    def _append(self, text: str) -> None:
+        assert self.path is not None
+        with self.path.open("a") as file:
+            file.write(text)
+
+    def _judge(self) -> None:
+        tried = int(np.count_nonzero(self._tried))
+        if tried < min(len(self._tried), JUDGED_AFTER) or len(self) <= MAX_UNREADABLE * tried:
+            return
+        example = next(iter(self._failed.values()))
+        where = f"; all are listed in {self.path}" if self.path else ""
+        raise ValueError(
+            f"{self.title}: {len(self)} of {tried} pictures tried cannot be read, over {MAX_UNREADABLE:.0%}, "
+            f"such as {example}{where}; repair or remove them"
+        )
+
+
+def _paths_in(log: str) -> set[str]:
+    """The files that a log names; a line torn by a crash names none."""
+    paths = set()
+    for line in log.splitlines():
+        try:
+            paths.add(json.loads(line)["path"])
+        except (ValueError, KeyError, TypeError):
+            logger.warning("not a line of a list of unreadable files: %.80s", line)
+    return paths
+
+
+def _draft(image: Image.Image, longest: int | None) -> tuple[float, float, float, float] | None:
+    """Lets JPEG's decoder reduce a picture that is reduced anyway; answers what of the decoded picture counts."""
+    if longest is None or max(image.size) <= longest:
+        return None
+    # To twice what is asked for: the decoder's reduction is coarse, the antialiased resize after it is not.
+    reach = 2 * longest / max(image.size)
+    drafted = image.draft(None, (max(1, round(image.width * reach)), max(1, round(image.height * reach))))
+    return drafted[1] if drafted else None
+
+
+def _decode(
+    image: Image.Image, longest: int | None, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    image.load()
+    orientation = _orientation(image)  # after load: some formats hold it behind the pixels, TIFF applies it itself
+    return np.array(_upright(_reduce(_convert(image), box, longest), orientation))
+
+
+def _reduce(image: Image.Image, box: tuple[float, float, float, float] | None, longest: int | None) -> Image.Image:
+    """`image` with its longer side `longest`; `box` is what of it counts (JPEG's reduction rounds sizes up)."""
+    if longest is None:
+        return image
+    box = box or (0.0, 0.0, *image.size)
+    scale = longest / max(box)
+    if scale >= 1:
+        return image
+    size = (max(1, round(box[2] * scale)), max(1, round(box[3] * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC, box=box)
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _from_range(np.asarray(image), 0.0, 65535.0)
+    if image.mode in ("I", "F"):
+        return _from_range(*_usual_range(np.asarray(image)))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _usual_range(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The values with the range that they are to be read in."""
+    is_float = np.issubdtype(values.dtype, np.floating)
+    if is_float:
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    for top in (1.0, 255.0, 65535.0) if is_float else (255.0, 65535.0):
+        if low >= 0 and high <= top:
+            return values, 0.0, top
+    return values, low, high
+
+
+def _from_range(values: np.ndarray, low: float, high: float) -> Image.Image:
+    grey = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
+    return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken metadata is no reason to lose a picture
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _name_of(picture: str | Path | BinaryIO | Image.Image) -> str:
+    if isinstance(picture, (str, Path)):
+        return str(picture)
+    return str(getattr(picture, "filename", "") or getattr(picture, "name", "") or "picture")
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise PictureError(name, f"too small: {width} x {height} pixels, at least {MIN_SIDE} on a side are needed")
+    if width * height > MAX_PIXELS:
+        raise PictureError(name, _too_large(width * height))
+
+
+def _check_regular(name: str) -> None:
+    status = os.stat(name)
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise PictureError(name, "not a file")
+    if status.st_size == 0:
+        raise PictureError(name, "empty file")
+
+
+def _too_large(pixels: int) -> str:
+    return f"too large: {pixels / 1e6:.0f} million pixels, at most {MAX_PIXELS / 1e6:.0f} million are read"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(int(re.findall(r"\d+", str(error))[0]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,124 @@
+"""Antialiased resampling of a batch, a box of its own for each picture: Pillow's filters, on tensors, on any device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Interpolation = Literal["bilinear", "bicubic"]
+_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+
+
+@torch.no_grad()
+def resized_crop(
+    images: Tensor,
+    boxes: Tensor,
+    size: int | tuple[int, int],
+    flip: Tensor | None = None,
+    interpolation: Interpolation = "bicubic",
+) -> Tensor:
+    """Cuts one box out of every picture and resizes it, as Pillow does: `image.crop(box).resize(size)`.
+
+    The filter is widened by the factor of reduction, so that nothing aliases. Pixels that the box does not touch are
+    not read: what lies beside it, padding included, cannot bleed in. The result is within 2/255 of Pillow's.
+
+    Args:
+        images: (B, C, H, W) uint8, or float in [0, 1].
+        boxes: (B, 4) left, top, right, bottom in pixels; fractions allowed; at least a pixel's touch inside the image.
+        size: side of the result in pixels, or (height, width).
+        flip: (B,) bool, which results are mirrored left to right.
+        interpolation: bicubic (a = -0.5, as Pillow's) or bilinear.
+
+    Returns:
+        (B, C, height, width) float32 in [0, 1], on the device of `images`.
+
+    Raises:
+        ValueError: a box is empty or leaves the image, or the interpolation is unknown.
+    """
+    if interpolation not in _SUPPORT:
+        raise ValueError(f"interpolation {interpolation!r} is unknown: choose one of {', '.join(_SUPPORT)}")
+    height, width = (size, size) if isinstance(size, int) else size
+    boxes = boxes.cpu().float()
+    _check(boxes, images)
+    native = images.dtype == torch.uint8 and images.device.type == "cpu" and bool((boxes == boxes.round()).all())
+    resize = _resize_bytes if native else _resize_floats
+    return resize(images, boxes, (height, width), flip, interpolation)
+
+
+def interleaved(images: Tensor) -> Tensor:
+    """The same batch in the layout that many crops from it are read from fastest: on a CPU, channels last."""
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
+
+
+def _check(boxes: Tensor, images: Tensor) -> None:
+    height, width = images.shape[-2:]
+    left, top, right, bottom = boxes.unbind(1)
+    inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height) & (left < right) & (top < bottom)
+    if not bool(inside.all()):
+        place = int((~inside).nonzero()[0])
+        box = ", ".join(f"{side:g}" for side in boxes[place].tolist())
+        raise ValueError(
+            f"box {place} of the batch is ({box}), but boxes are (left, top, right, bottom) with left < right and "
+            f"top < bottom inside a picture of {width} x {height} pixels"
+        )
+
+
+def _resize_bytes(
+    images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor | None, interpolation: str
+) -> Tensor:
+    """Picture by picture with PyTorch's 8-bit kernel, whose arithmetic is Pillow's and many times faster on a CPU."""
+    result = torch.empty((*images.shape[:2], *size))
+    mirrored = [False] * len(images) if flip is None else flip.tolist()
+    for place, (left, top, right, bottom) in enumerate(boxes.int().tolist()):
+        cut = images[place : place + 1, :, top:bottom, left:right]
+        small = F.interpolate(cut, size, mode=interpolation, antialias=True)
+        result[place].copy_(small[0].flip(2) if mirrored[place] else small[0]).div_(255.0)
+    return result
+
+
+def _resize_floats(
+    images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor | None, interpolation: str
+) -> Tensor:
+    """The whole batch as two matrix products, rows first; between them values are clamped, as Pillow's bytes are."""
+    left, top = boxes[:, :2].floor().amin(0).int().tolist()
+    right, bottom = boxes[:, 2:].ceil().amax(0).int().tolist()
+    cut = images[:, :, top:bottom, left:right]
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    cut = cut.to(torch.float32, memory_format=torch.contiguous_format)
+    boxes = boxes.to(images.device)
+    across = _weights(boxes[:, 0] - left, boxes[:, 2] - left, right - left, size[1], interpolation)
+    down = _weights(boxes[:, 1] - top, boxes[:, 3] - top, bottom - top, size[0], interpolation)
+    if flip is not None:
+        across = torch.where(flip.to(images.device)[:, None, None], across.flip(1), across)
+    with torch.autocast(images.device.type, enabled=False):  # half precision would err by more than one level in 255
+        rows = torch.matmul(cut.flatten(1, 2), across.mT).view(*cut.shape[:3], size[1])
+        result = torch.matmul(down[:, None], rows.clamp_(0.0, scale))
+    return result.clamp_(0.0, scale).div_(scale)
+
+
+def _weights(low: Tensor, high: Tensor, pixels: int, size: int, interpolation: str) -> Tensor:
+    """(B, size, pixels): what each pixel of a line gives to each output pixel; each row sums to one.
+
+    Args:
+        low, high: (B,) ends of the stretch of each line that becomes `size` output pixels.
+    """
+    step = (high - low)[:, None, None] / size
+    reduction = step.clamp_min(1.0)
+    centres = low[:, None, None] + (torch.arange(size, device=low.device)[None, :, None] + 0.5) * step
+    place = torch.arange(pixels, device=low.device)
+    weights = _filter((place + 0.5 - centres) / reduction, interpolation)
+    weights *= (place >= low.floor()[:, None, None]) & (place < high.ceil()[:, None, None])
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _filter(offset: Tensor, interpolation: str) -> Tensor:
+    """The triangle, or the cubic of Keys 1981 ("Cubic convolution interpolation") with a = -0.5."""
+    distance = offset.abs().clamp_max(_SUPPORT[interpolation])
+    if interpolation == "bilinear":
+        return 1.0 - distance
+    near = (1.5 * distance - 2.5) * distance * distance + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    return torch.where(distance < 1.0, near, far)

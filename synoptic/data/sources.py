@@ -1,0 +1,355 @@
+"""What a DIR argument means: pictures with what is known of them, in parts for training, validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from synoptic.data.listing import expand, list_images, missing, pictures_in
+from synoptic.data.pictures import PictureError, UnreadableLog, read_picture
+
+__all__ = ["Source", "concatenate", "list_images", "open_source", "parts_of"]
+
+logger = logging.getLogger(__name__)
+
+_SCENES = "scenes:"
+SPLITS = ("train", "validation", "test", "all")
+_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+_Parts = Mapping[str, Callable[[], "Source"]]
+
+
+class Source:
+    """Pictures and what is known of them; picture i of `paths` has label i, captions i and mask i.
+
+    Args:
+        root: what the paths are below; names the source in messages.
+        paths: the picture files.
+        classes: names of the classes; empty without labels.
+        labels: (n,) int64 class of each picture, or None.
+        captions: any number of captions a picture.
+        masks: the mask file of each picture, or None.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[Path],
+        classes: Sequence[str] = (),
+        labels: np.ndarray | None = None,
+        captions: Sequence[tuple[str, ...]] | None = None,
+        masks: Sequence[Path] | None = None,
+    ):
+        self.root = root
+        self.paths = list(paths)
+        self.classes = tuple(classes)
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.captions = [()] * len(self.paths) if captions is None else list(captions)
+        self.masks = None if masks is None else list(masks)
+        self.errors = UnreadableLog(str(root), len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The picture's path, for messages."""
+        return str(self.paths[index])
+
+    def read(self, index: int, longest: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8, upright RGB, its longer side at most `longest` pixels.
+
+        Raises:
+            PictureError: the picture cannot be used.
+        """
+        return read_picture(self.paths[index], longest)
+
+    def pictures(self, longest: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Every readable picture once, in order, with its index; the others are recorded (see `record_errors`).
+
+        Raises:
+            ValueError: over 5 % cannot be read.
+        """
+        for index in range(len(self)):
+            try:
+                picture = self.read(index, longest)
+            except PictureError as error:
+                self.errors.note([index], [(index, error)])
+            else:
+                self.errors.note([index])
+                yield index, picture
+
+    def record_errors(self, path: Path) -> None:
+        """Lists unreadable files in `path` (JSON lines of `path` and `reason`) from now on, once each."""
+        self.errors.write_to(path)
+
+    def select(self, indices: Sequence[int]) -> Source:
+        """The source that holds these pictures alone, in this order."""
+        return Source(
+            self.root,
+            [self.paths[index] for index in indices],
+            self.classes,
+            None if self.labels is None else self.labels[list(indices)],
+            [self.captions[index] for index in indices],
+            None if self.masks is None else [self.masks[index] for index in indices],
+        )
+
+
+def concatenate(sources: Sequence[Source]) -> Source:
+    """Several sources one after the other.
+
+    Labels are kept where all have the same classes, masks where all have masks.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    labels = [source.labels for source in sources if source.labels is not None]
+    masks = [source.masks for source in sources if source.masks is not None]
+    same_classes = len(labels) == len(sources) and len({source.classes for source in sources}) == 1
+    roots = ",".join(str(source.root) for source in sources)
+    if labels and not same_classes:
+        logger.warning("no labels are used: the class folders of %s differ", roots)
+    return Source(
+        Path(roots),
+        list(chain.from_iterable(source.paths for source in sources)),
+        sources[0].classes if same_classes else (),
+        np.concatenate(labels) if same_classes else None,
+        list(chain.from_iterable(source.captions for source in sources)),
+        list(chain.from_iterable(masks)) if len(masks) == len(sources) else None,
+    )
+
+
+def open_source(spec: str, split: str = "train", *, captions: bool = False, validation: float = 0.1) -> Source:
+    """Opens what a DIR argument names.
+
+    Args:
+        spec: a folder of pictures; a data set (a folder with `train/` inside, and `validation/`, `val/` or `test/`);
+            a captions or instances JSON of COCO's form, whose pictures are in `images/` beside it; `scenes:` with
+            settings (`scenes:count=2000,size=96,objects=1,seed=0`); or several of them, comma-separated.
+        split: train, validation, test, or all: everything but the test part.
+        captions: keep only pictures that have captions.
+        validation: share of the training pictures, in (0, 1), set apart for validation where the set has no such part.
+            It depends on the pictures' names alone.
+
+    Raises:
+        ValueError: nothing there, no picture, no such part, or no captions where they are asked for.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split} is none of {', '.join(SPLITS)}")
+    if not 0 < validation < 1:
+        raise ValueError(f"validation={validation:g} is not a share between 0 and 1")
+    return concatenate([_open(part, split, captions, validation) for part in _split_spec(spec)])
+
+
+def parts_of(spec: str) -> tuple[str, ...]:
+    """The parts that every set of a DIR argument brings along, of train, validation and test; at least train."""
+    found = [_parts(part) for part in _split_spec(spec)]
+    return tuple(name for name in _FOLDERS if all(name in parts for parts in found))
+
+
+def _split_spec(spec: str) -> list[str]:
+    """The sets of a comma-separated list; a comma may also belong to a path or to the settings of `scenes:`."""
+    if not spec.strip():
+        raise ValueError("data is empty: name a folder of pictures")
+    if os.path.exists(expand(spec)):
+        return [spec]
+    parts: list[str] = []
+    for piece in (piece.strip() for piece in spec.split(",")):
+        joined = f"{parts[-1]},{piece}" if parts else ""
+        is_setting = joined.startswith(_SCENES) and re.fullmatch(r"\w+=\S*", piece)
+        if joined and (is_setting or os.path.exists(expand(joined))):
+            parts[-1] = joined
+        elif piece:
+            parts.append(piece)
+    return parts
+
+
+def _open(spec: str, split: str, captions: bool, validation: float) -> Source:
+    source = _take(spec, _parts(spec), split, validation)
+    if not captions:
+        return source
+    captioned = [index for index, texts in enumerate(source.captions) if texts]
+    if not captioned:
+        raise ValueError(_no_captions(spec))
+    if len(captioned) < len(source):
+        logger.info("%s: %d of %d pictures have captions", spec, len(captioned), len(source))
+    return source.select(captioned)
+
+
+def _take(spec: str, parts: _Parts, split: str, validation: float) -> Source:
+    if split == "test":
+        if "test" not in parts:
+            raise ValueError(f"{spec} has no test part: a data set has folders train/ and test/")
+        return parts["test"]()
+    if split == "validation" and "validation" in parts:
+        return parts["validation"]()
+    source = parts["train"]()
+    if "validation" in parts:
+        return source if split == "train" else concatenate([source, parts["validation"]()])
+    if split == "all":
+        return source
+    held_out = _held_out(source, validation)
+    if split == "validation" and not held_out:
+        raise ValueError(f"{spec} holds a single picture: none is left for validation")
+    return source.select([index for index in range(len(source)) if (index in held_out) == (split == "validation")])
+
+
+def _held_out(source: Source, share: float) -> set[int]:
+    """Which pictures are set apart: those whose names hash lowest, so that a new picture moves few of the others."""
+    count = min(max(round(share * len(source)), 1), len(source) - 1)
+    keys = [unicodedata.normalize("NFC", key) for key in _keys(source.paths, source.root)]
+    digests = [hashlib.sha256(key.encode(errors="surrogateescape")).digest() for key in keys]
+    return set(sorted(range(len(keys)), key=digests.__getitem__)[:count])
+
+
+def _keys(paths: Sequence[Path], root: Path) -> list[str]:
+    """What tells pictures apart wherever their folder lies: their paths below it, with slashes."""
+    start = len((root / "x").as_posix()) - 1
+    return [path.as_posix()[start:] for path in paths]
+
+
+def _parts(spec: str) -> _Parts:
+    """How to open each part of one set."""
+    path = _scenes(spec) if spec.startswith(_SCENES) else expand(spec)
+    if os.path.isfile(path):
+        return {"train": partial(_open_json, path)}
+    if not os.path.isdir(path):
+        raise missing(path)
+    folders = _split_folders(path)
+    if not folders:
+        return {"train": partial(_open_folder, path)}
+    return {name: partial(_open_folder, folder, folders["train"]) for name, folder in folders.items()}
+
+
+def _scenes(spec: str) -> Path:
+    """The folder of built-in scenes with the settings of `spec`, drawn when it is asked for the first time."""
+    from synoptic.data import scenes  # here, since only the generator needs pycocotools
+
+    settings: dict[str, Any] = {"count": 2000}
+    for setting in filter(None, spec.removeprefix(_SCENES).split(",")):
+        name, _, value = setting.partition("=")
+        if name == "objects":
+            settings[name] = scenes.parse_objects(value)
+        elif name in ("count", "size", "seed") and value.isdecimal():
+            settings[name] = int(value)
+        else:
+            raise ValueError(f"{spec}: {setting} is none of count=N, size=PIXELS, objects=1..6, seed=N")
+    config = scenes.SceneConfig(**settings)
+    few, many = config.objects
+    cache = expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "synoptic" / "scenes"
+    folder = cache / f"v{scenes.FORMAT}-count{config.count}-size{config.size}-objects{few}..{many}-seed{config.seed}"
+    if not folder.exists():
+        logger.info("drawing %d scenes into %s", config.count, folder)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            scenes.write(folder, config, workers=1)  # more would start the caller's script again in each process
+        except OSError as error:
+            if not folder.exists():  # otherwise another process was first
+                raise ValueError(f"{spec}: cannot write {folder}: {error.strerror}; set XDG_CACHE_HOME") from None
+    return folder
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of a data set with parts; empty where `root` is a plain folder of pictures."""
+    found = {part: root / name for part, names in _FOLDERS.items() for name in names[::-1] if (root / name).is_dir()}
+    if "train" not in found:
+        return {}
+    others = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    return found if len(found) > 1 or len(others) == 1 else {}
+
+
+def _open_folder(folder: Path, train: Path | None = None) -> Source:
+    """One folder of pictures; a class has the number that it has in `train`, even where a part lacks some classes."""
+    root = folder / "images" if (folder / "images").is_dir() else folder
+    paths = pictures_in(root)
+    keys = _keys(paths, root)
+    classes, labels = _classes(keys, () if train in (None, folder) else _open_folder(train).classes)
+    masks = _masks(keys, folder / "masks") if root != folder and (folder / "masks").is_dir() else None
+    captions = _captions(keys, folder / "captions.json") if (folder / "captions.json").is_file() else None
+    return Source(root, paths, classes, labels, captions, masks)
+
+
+def _captions(keys: Sequence[str], path: Path) -> list[tuple[str, ...]]:
+    texts = _read_coco(path)
+    captions = [texts.pop(key, ()) for key in keys]
+    if texts:
+        logger.warning("%s lists %d pictures that are not there, such as %s", path, len(texts), next(iter(texts)))
+    return captions
+
+
+def _open_json(path: Path) -> Source:
+    if path.suffix.lower() != ".json":
+        raise ValueError(f"{path} is a file: data is a folder of pictures or a captions JSON")
+    root = path.parent / "images"
+    if not root.is_dir():
+        raise ValueError(f"{path} describes pictures in {root}, which is not there")
+    captions = _read_coco(path)
+    names = sorted(captions)
+    return Source(root, [root / name for name in names], captions=[captions[name] for name in names])
+
+
+def _classes(keys: Sequence[str], known: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Class folders: where every picture lies exactly one folder deep, the folder is its class."""
+    if any(key.count("/") != 1 for key in keys):
+        return (), None
+    folders = [key.partition("/")[0] for key in keys]
+    classes = (*known, *sorted(set(folders) - set(known)))
+    number = {name: index for index, name in enumerate(classes)}
+    return classes, np.array([number[name] for name in folders], dtype=np.int64)
+
+
+def _masks(keys: Sequence[str], folder: Path) -> list[Path]:
+    masks = [folder / f"{os.path.splitext(key)[0]}.png" for key in keys]
+    lacking = [mask for mask in masks if not mask.is_file()]
+    if lacking:
+        raise ValueError(f"{len(lacking)} of {len(masks)} masks are missing, such as {lacking[0]}")
+    return masks
+
+
+def _read_coco(path: Path) -> dict[str, tuple[str, ...]]:
+    """The captions of every picture that a JSON of COCO's form lists, by its file name; () where it has none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    try:
+        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        notes = [(names.get(note["image_id"]), note.get("caption")) for note in content.get("annotations", ())]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is not of COCO's form: images with id and file_name, annotations") from None
+    if not names:
+        raise ValueError(f"{path} lists no picture")
+    captions: dict[str, list[str]] = {name: [] for name in names.values()}
+    for name, caption in notes:
+        if name is not None and isinstance(caption, str) and caption.strip():
+            captions[name].append(caption.strip())
+    strays = sum(name is None for name, _ in notes)
+    if strays:
+        logger.warning("%s: %d annotations belong to pictures that it does not list", path, strays)
+    return {_inside(name, path): tuple(texts) for name, texts in captions.items()}
+
+
+def _inside(name: str, where: Path) -> str:
+    """A file name that stays below its folder, since a data set may come from anywhere."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{where}: file_name {name!r} points outside its folder")
+    return path.as_posix()
+
+
+def _no_captions(spec: str) -> str:
+    path = expand(spec)
+    if path.is_file():
+        return f"{spec} has no captions: none of its annotations has one"
+    others = [str(other) for other in sorted(path.glob("*captions*.json"))] if path.is_dir() else []
+    if others:
+        return f"{spec} has no captions for its pictures; name a captions file as data: {' or '.join(others)}"
+    return f"{spec} has no captions: put a captions.json of COCO's form beside images/, or name such a file as data"

@@ -1,0 +1,308 @@
+"""What happens to a batch between the loader and the model: random crops for training, fixed ones for evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from synoptic.data import colour
+from synoptic.data.draws import Draws
+from synoptic.data.resample import interleaved, resized_crop
+from synoptic.types import Batch
+
+_TRIES = 10
+_CACHED_VALUES = 1 << 18  # on a CPU, pictures are coloured few at a time, so that they stay in its cache
+
+
+def random_boxes(
+    sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws, name: str
+) -> Tensor:
+    """Boxes of random area, shape and place, distributed as torchvision's RandomResizedCrop draws them.
+
+    Args:
+        sizes: (B, 2) height and width of each picture.
+        scale: smallest and largest share of the picture's area, in (0, 1].
+        ratio: narrowest and widest shape, width over height, drawn evenly on a logarithmic scale.
+        draws: the batch's random numbers.
+        name: of these draws, unlike any other of the batch.
+
+    Returns:
+        (B, 4) float32, whole pixels: left, top, right, bottom. Where ten draws do not fit into the picture, the
+        largest centred box of an allowed shape.
+    """
+    height, width = sizes.cpu().double().unsqueeze(2).unbind(1)  # (B, 1)
+    area = height * width * draws.uniform(f"{name}.area", *scale, count=_TRIES)
+    shape = draws.uniform(f"{name}.shape", math.log(ratio[0]), math.log(ratio[1]), count=_TRIES).double().exp()
+    wide, high = (area * shape).sqrt().round(), (area / shape).sqrt().round()
+    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    fitting = fits.any(1, keepdim=True)
+    wide = torch.where(fitting, wide.gather(1, first), (height * ratio[1]).round().minimum(width).clamp_min(1))
+    high = torch.where(fitting, high.gather(1, first), (width / ratio[0]).round().minimum(height).clamp_min(1))
+    slack_x, slack_y = width - wide, height - high
+    place = draws.uniform(f"{name}.place", count=2).double()
+    left = torch.where(fitting, (place[:, :1] * (slack_x + 1)).floor(), (slack_x / 2).floor())
+    top = torch.where(fitting, (place[:, 1:] * (slack_y + 1)).floor(), (slack_y / 2).floor())
+    return torch.cat((left, top, left + wide, top + high), dim=1).float()
+
+
+def fit(images: Tensor, sizes: Tensor, size: int, mode: Literal["crop", "squash"] = "crop") -> Tensor:
+    """Brings pictures to one size for evaluation, without chance.
+
+    Args:
+        images: (B, C, H, W) uint8, or float in [0, 1], zero-padded on the right and below.
+        sizes: (B, 2) height and width of each picture inside the padding.
+        size: side of the result in pixels.
+        mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape.
+
+    Returns:
+        (B, C, size, size) float32 in [0, 1].
+    """
+    if mode not in ("crop", "squash"):
+        raise ValueError(f"mode {mode!r} of fit is unknown: choose crop or squash")
+    height, width = sizes.cpu().unbind(1)
+    if mode == "squash":
+        left, top = torch.zeros_like(width), torch.zeros_like(height)
+    else:
+        side = torch.minimum(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        height, width = side, side
+    return resized_crop(images, torch.stack((left, top, left + width, top + height), dim=1), size)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """One random crop of every picture, resized: the whole augmentation of CLIP and AM-RADIO.
+
+    Attributes:
+        size: side of the crop in pixels.
+        scale: share of the picture's area, smallest and largest.
+        ratio: width over height, smallest and largest.
+        flip: share of the crops that are mirrored.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_span("scale", self.scale, 1.0)
+        _check_span("ratio", self.ratio, math.inf)
+
+    def __call__(self, batch: Batch, seed: int) -> Batch:
+        """The batch with images (B, C, size, size) float32 in [0, 1]."""
+        images, sizes, position = _opened(batch)
+        draws = Draws(seed, position)
+        boxes = random_boxes(sizes, self.scale, self.ratio, draws, "crop.box")
+        images = resized_crop(images, boxes, self.size, draws.flags("crop.flip", self.flip))
+        return replace(batch, images=images, sizes=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiCropConfig:
+    """Two large and several small crops of every picture, each with colours of its own (DINO, arXiv 2104.14294).
+
+    Attributes:
+        global_size: side of the two large crops in pixels.
+        global_scale: their share of the picture's area, smallest and largest.
+        local_count: small crops a picture.
+        local_size: side of the small crops in pixels.
+        local_scale: their share of the picture's area.
+        ratio: width over height of all crops.
+        flip: share of the crops that are mirrored.
+        jitter: share of the crops whose colours are jittered.
+        brightness, contrast, saturation: a factor is drawn within this distance of 1.
+        hue: the hue is turned by up to this share of the circle, either way.
+        gray: share of the crops that lose their colour.
+        sigma: standard deviation of the Gaussian blur in pixels, smallest and largest.
+        augmentation: how often first, second and small crops are blurred: "paper" as DINO's paper and code say
+            (1, 0.1, 0.5), "released" as the released DINOv2 models were trained, whose code took the probabilities
+            for their opposites (0, 0.9, 0.5; facebookresearch/dinov2 issue 411). A fifth of the second crops is
+            solarized in both.
+    """
+
+    global_size: int = 224
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_count: int = 8
+    local_size: int = 96
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    gray: float = 0.2
+    sigma: tuple[float, float] = (0.1, 2.0)
+    augmentation: Literal["paper", "released"] = "paper"
+
+    def __post_init__(self) -> None:
+        _check_span("global_scale", self.global_scale, 1.0)
+        _check_span("local_scale", self.local_scale, 1.0)
+        _check_span("ratio", self.ratio, math.inf)
+        _check_span("sigma", self.sigma, math.inf)
+        if self.augmentation not in _BLUR:
+            raise ValueError(f"augmentation {self.augmentation!r} is unknown: choose one of {', '.join(_BLUR)}")
+
+
+_BLUR = {"paper": (1.0, 0.1, 0.5), "released": (0.0, 0.9, 0.5)}  # first, second, small crops
+_SOLARIZE = (0.0, 0.2, 0.0)
+
+
+class MultiCrop:
+    """DINO's augmentation: every picture becomes two large and several small crops.
+
+    What a sample becomes depends on the seed and its position in the run alone, never on the batch around it.
+    """
+
+    def __init__(self, config: MultiCropConfig):
+        self.config = config
+
+    def __call__(self, batch: Batch, seed: int) -> Batch:
+        """The batch with its crops, large ones first, in place of its images."""
+        images, sizes, position = _opened(batch)
+        images = interleaved(images)
+        crops = [crop for plan in plan_crops(self.config, sizes, position, seed) for crop in make_crops(images, plan)]
+        return replace(batch, images=None, sizes=None, crops=tuple(crops))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of some pictures of a batch.
+
+    Attributes:
+        change: a function of `synoptic.data.colour`.
+        chosen: (B,) bool, which pictures it changes.
+        amount: (B,) how much, for changes that take an amount.
+    """
+
+    change: Callable[..., Tensor]
+    chosen: Tensor
+    amount: Tensor | None = None
+
+    def at(self, place: slice) -> Step:
+        """The same change of a part of the batch."""
+        return Step(self.change, self.chosen[place], None if self.amount is None else self.amount[place])
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """Everything random about `count` crops of one size of each of B pictures: first crops, then second ones, ...
+
+    Attributes:
+        size: side of the crops in pixels.
+        count: crops a picture.
+        boxes: (count * B, 4) left, top, right, bottom in pixels.
+        flips: (count * B,) bool, which crops are mirrored.
+        steps: what is done to their colours, in order.
+    """
+
+    size: int
+    count: int
+    boxes: Tensor
+    flips: Tensor
+    steps: tuple[Step, ...]
+
+
+def plan_crops(config: MultiCropConfig, sizes: Tensor, position: Tensor, seed: int) -> tuple[CropPlan, CropPlan]:
+    """Draws the large and the small crops of pictures of the given sizes (B, 2) at the given positions (B,) of a run."""
+    numbers = torch.arange(2 + config.local_count)
+
+    def plan(numbers: Tensor, size: int, scale: tuple[float, float]) -> CropPlan:
+        # Every crop draws as a sample of its own.
+        crop = numbers.repeat_interleave(len(position))
+        draws = Draws(seed, position.cpu().repeat(len(numbers)) * (2 + config.local_count) + crop)
+        boxes = random_boxes(sizes.repeat(len(numbers), 1), scale, config.ratio, draws, "multicrop")
+        flips = draws.flags("multicrop.flip", config.flip)
+        return CropPlan(size, len(numbers), boxes, flips, plan_colours(config, crop.clamp_max(2), draws))
+
+    return (
+        plan(numbers[:2], config.global_size, config.global_scale),
+        plan(numbers[2:], config.local_size, config.local_scale),
+    )
+
+
+def make_crops(images: Tensor, plan: CropPlan) -> list[Tensor]:
+    """The crops of a plan: `count` tensors (B, 3, size, size) float32 in [0, 1] of images (B, 3, H, W) uint8."""
+    crops = []
+    for number in range(plan.count):
+        here = slice(number * len(images), (number + 1) * len(images))
+        crop = resized_crop(images, plan.boxes[here], plan.size, plan.flips[here])
+        recolour(crop, [step.at(here) for step in plan.steps])
+        crops.append(crop)
+    return crops
+
+
+def plan_colours(config: MultiCropConfig, kinds: Tensor, draws: Draws) -> tuple[Step, ...]:
+    """What is done to the colours of crops, in order: jitter, gray, blur, solarize.
+
+    Args:
+        config: strengths and probabilities.
+        kinds: (B,) int64, 0 for first, 1 for second and 2 for small crops.
+        draws: the crops' random numbers.
+    """
+    jitter = (
+        (colour.adjust_brightness, 1.0, config.brightness),
+        (colour.adjust_contrast, 1.0, config.contrast),
+        (colour.adjust_saturation, 1.0, config.saturation),
+        (colour.adjust_hue, 0.0, config.hue),
+    )
+    amounts = draws.uniform("colour.amounts", -1.0, 1.0, count=len(jitter))
+    order = draws.uniform("colour.order", count=len(jitter)).argsort(1)
+    jittered = draws.flags("colour.jitter", config.jitter)
+    steps = [
+        Step(change, jittered & (order[:, slot] == which), centre + spread * amounts[:, which])
+        for slot in range(len(jitter))
+        for which, (change, centre, spread) in enumerate(jitter)
+    ]
+    blur = torch.tensor(_BLUR[config.augmentation])[kinds]
+    solarize = torch.tensor(_SOLARIZE)[kinds]
+    return (
+        *steps,
+        Step(colour.grayscale, draws.flags("colour.gray", config.gray)),
+        Step(colour.gaussian_blur, draws.uniform("colour.blur") < blur, draws.uniform("colour.sigma", *config.sigma)),
+        Step(colour.solarize, draws.uniform("colour.solarize") < solarize),
+    )
+
+
+@torch.no_grad()
+def recolour(images: Tensor, steps: Sequence[Step]) -> None:
+    """Changes pictures (B, 3, H, W) float in [0, 1] in place; only the chosen ones of each step are computed."""
+    at_once = len(images) if images.device.type != "cpu" else max(1, _CACHED_VALUES // images[0].numel())
+    chosen = [step.chosen.numpy() for step in steps]
+    for start in range(0, len(images), at_once):
+        place = slice(start, start + at_once)
+        part = before = images[place]
+        for step, flags in zip(steps, chosen, strict=True):
+            places = flags[place].nonzero()[0]
+            if len(places) == 0:
+                continue
+            amount = () if step.amount is None else (step.amount[start + places],)
+            if len(places) == len(before):
+                part = step.change(part, *amount)
+            else:
+                index = torch.from_numpy(places).to(images.device)
+                part.index_copy_(0, index, step.change(part.index_select(0, index), *amount))
+        if part is not before:
+            before.copy_(part)
+
+
+def _opened(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    assert batch.images is not None and batch.position is not None, "the loader gives images and positions"
+    sizes = batch.sizes
+    if sizes is None:
+        sizes = torch.tensor([batch.images.shape[-2:]]).expand(len(batch.images), 2)
+    return batch.images, sizes, batch.position
+
+
+def _check_span(name: str, span: tuple[float, float], largest: float) -> None:
+    if not 0.0 < span[0] <= span[1] <= largest:
+        upper = "" if largest == math.inf else f" <= {largest:g}"
+        raise ValueError(f"{name} {tuple(span)} is not a span: give two numbers with 0 < low <= high{upper}")

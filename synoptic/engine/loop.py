@@ -1,0 +1,251 @@
+"""The training loop, the same for every method."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from synoptic.config import TrainConfig
+from synoptic.engine import checkpoint, optim, settings
+from synoptic.engine.observe import Meter, Observer, announce
+from synoptic.engine.stopping import Interrupted, NonFiniteLoss, stop_signal
+from synoptic.methods.base import Task
+from synoptic.types import Batch
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+class Loader(Protocol):
+    """Batches that depend on nothing but the seed and the step."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """One batch an optimiser step, for steps start, ..., stop - 1."""
+        ...
+
+    def names(self, step: int) -> list[str]:
+        """The files of that step's batch."""
+        ...
+
+
+def train(
+    task: Task,
+    loader: Loader,
+    config: TrainConfig,
+    out: Path | str,
+    evaluate: Evaluate | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Trains a task to its end, going on from the newest checkpoint in `out` where there is one.
+
+    Args:
+        task: the method; moved to `device`, and trained in place.
+        loader: gives the batches.
+        config: with everything resolved that the loop reads: `steps`, `optim.lr`, `precision`, `checkpoint_every`,
+            `evaluate_every`, `checkpoint.metric`.
+        out: the run folder.
+        evaluate: scores of the exported model in evaluation mode (or of the average of its weights), by name.
+        device: where to train.
+
+    Returns:
+        "steps" and "seconds" of the run, "evaluation" (the last scores), "best" ({"step", "metric", "score"} or None).
+
+    Raises:
+        NonFiniteLoss: at the first look at the metrics after a term was not finite. Nothing is saved after it.
+        Interrupted: after SIGINT or SIGTERM, with the state saved. A second signal stops at once.
+        ValueError: if the run in `out` was begun with other settings.
+    """
+    run = _Run(task, config, Path(out), torch.device(device))
+    with checkpoint.sole_writer(run.checkpoints.folder):
+        done, seconds = run.restore()
+        if done == run.steps:
+            announce(f"{out}: this run is finished ({done} steps)")
+        else:
+            with Observer(run.out, run.steps, config.batch, done, seconds) as observer:
+                _loop(run, loader, evaluate, observer, done)
+            seconds = observer.seconds
+    return {"steps": run.steps, "seconds": seconds, "evaluation": run.scores, "best": run.best}
+
+
+def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observer, done: int) -> None:
+    config = run.config
+    if done:
+        observer.say(f"going on after step {done} of {run.steps}")
+    with stop_signal() as stop:
+        for batch in observer.batches(loader.batches(done, run.steps)):
+            run.meter.add(done, run.step(batch, done))
+            done += 1
+            last = done == run.steps
+            stopping = stop.is_set()  # a signal after this counts for the next step
+            logs = last or done == 1 or done % config.log_every == 0
+            evaluates = last or done % run.evaluate_every == 0
+            saves = last or stopping or done % run.checkpoint_every == 0
+            if logs or evaluates or saves:  # nothing else waits for the device
+                terms = run.read_terms(loader)
+            if logs:
+                run.meter.reset()
+                observer.metrics(done, terms, optim.rates(config.optim, done - 1, run.steps))
+            observer.tick(done)
+            if evaluates and evaluate:
+                with observer.pause():
+                    saves |= run.evaluate(evaluate, done)
+                observer.evaluation(done, run.scores)
+            if saves:
+                with observer.pause():
+                    run.save(done, observer.seconds)
+                observer.flush()
+            if stopping:
+                break
+        if stop.is_set():
+            message = f"stopped and saved after step {done}; the same command goes on from there"
+            observer.say(message)
+            raise Interrupted(message)
+
+
+def best_model(task: Task, config: TrainConfig, out: Path | str) -> nn.Module:
+    """What a run is exported as: the model, or the average of its weights, of its best checkpoint, which is loaded."""
+    run = _Run(task, config, Path(out), next(task.parameters()).device)
+    run.load(checkpoint.load(run.checkpoints.best()))
+    return run.model()
+
+
+class _Run:
+    """The state of a run: what a checkpoint keeps, and what changes it."""
+
+    def __init__(self, task: Task, config: TrainConfig, out: Path, device: torch.device):
+        settings.check(config)
+        for resolved in (config.steps, config.checkpoint_every, config.evaluate_every, config.optim.lr):
+            assert resolved is not None, "resolved when the run is built"
+        self.steps = config.steps
+        self.checkpoint_every, self.evaluate_every = config.checkpoint_every, config.evaluate_every
+        self.task = task.to(device).train()
+        self.config = config
+        self.out = out
+        self.device = device
+        self.optimizer = optim.build_optimizer(task, config.optim)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.ema = optim.Ema(task.exported(), config.optim.ema) if config.optim.ema is not None else None
+        self.meter = Meter(device)
+        self.checkpoints = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep)
+        self.best: dict[str, Any] | None = None
+        self.scores: dict[str, float] = {}
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One optimiser step; returns the reported terms, with "grad_norm" before clipping."""
+        config = self.config
+        progress = step / self.steps
+        _seed(config.seed, step)
+        optim.set_rates(self.optimizer, **optim.rates(config.optim, step, self.steps))
+        terms: dict[str, Tensor] = {}
+        for part in batch.split(config.accumulate):
+            share = len(part) / len(batch)
+            # Draws are made on the host from the position: reading it back from the device would wait for the device.
+            part = self.task.prepare(replace(part.to(self.device), position=part.position), config.seed)
+            for losses in self.losses(part, progress):
+                (losses["loss"] * share).backward()
+                for name, value in losses.items():
+                    value = value.detach() * share
+                    terms[name] = terms[name] + value if name in terms else value
+        self.task.before_step(progress)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        terms["grad_norm"] = get_total_norm(gradients)
+        if config.optim.clip is not None:
+            clip_grads_with_norm_(self.parameters, config.optim.clip, terms["grad_norm"])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step(progress)
+        if self.ema:
+            self.ema.update(step)
+        return terms
+
+    def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
+        """The task's losses, computed in half precision where the run is; backward belongs outside of that."""
+        losses = iter(self.task.losses(batch, progress))
+        while True:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                terms = next(losses, None)
+            if terms is None:
+                return
+            yield terms
+
+    def read_terms(self, loader: Loader) -> dict[str, float]:
+        """The means of the reported terms; raises if one was not finite."""
+        means, bad = self.meter.read()
+        if not bad:
+            return means
+        step = min(bad.values())
+        terms = [name for name, first in bad.items() if first == step]
+        saved = self.checkpoints.steps()
+        kept = (
+            f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "nothing was saved before"
+        )
+        advice = f"{kept}; try a lower optim.lr (now {self.config.optim.lr:g}) or precision=fp32"
+        raise NonFiniteLoss(step + 1, terms, loader.names(step), advice, self.out / "non_finite.json")
+
+    def model(self) -> nn.Module:
+        return self.ema.model if self.ema else self.task.exported()
+
+    def evaluate(self, evaluate: Evaluate, step: int) -> bool:
+        """Takes the scores of the model after `step` steps; says whether they are the best so far."""
+        model = self.model()
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        with torch.no_grad():
+            self.scores = {name: float(score) for name, score in evaluate(model).items()}
+        for module, mode in modes:
+            module.training = mode
+        metric = self.config.checkpoint.metric
+        if metric is not None and metric not in self.scores:
+            log.warning("checkpoint.metric=%s is not among the scores (%s)", metric, ", ".join(self.scores))
+        if metric is None or not checkpoint.better(self.scores.get(metric), self.best):
+            return False
+        self.best = {"step": step, "metric": metric, "score": self.scores[metric]}
+        return True
+
+    def save(self, step: int, seconds: float) -> None:
+        state = {
+            "step": step,
+            "seconds": seconds,
+            "identity": checkpoint.identity(self.config),
+            "task": self.task.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else None,
+            "meter": self.meter.state(),
+            "scores": self.scores,
+            "best": self.best,
+        }
+        self.checkpoints.save(state)
+
+    def restore(self) -> tuple[int, float]:
+        """Goes back to the newest checkpoint; returns the steps done and the seconds they took."""
+        state = self.checkpoints.latest()
+        if state is None:
+            return 0, 0.0
+        if self.config.resume == "never":
+            raise ValueError(f"{self.out}: holds a run; resume=auto goes on with it, overwrite=true throws it away")
+        checkpoint.check_identity(state["identity"], checkpoint.identity(self.config), self.out)
+        self.load(state)
+        self.checkpoints.note_best(self.best)
+        return state["step"], state["seconds"]
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.task.load_state_dict(state["task"])
+        optim.load_moments(self.optimizer, state["optimizer"])
+        if self.ema:
+            self.ema.model.load_state_dict(state["ema"])
+        self.meter.load(state["meter"])
+        self.scores, self.best = state["scores"], state["best"]
+
+
+def _seed(seed: int, step: int) -> None:
+    """What dropout and drop path draw in a step depends on the step alone, so that resuming repeats it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,67 @@
+"""Why a run may stop before its end: it was asked to, or its numbers broke."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop, and did after saving; the message says how to go on."""
+
+
+class NonFiniteLoss(ValueError):
+    """A reported term was infinite or not a number.
+
+    Args:
+        step: the first step in which it was, counted from 1.
+        terms: which ones were in that step.
+        files: the pictures of that step's batch.
+        advice: what to do about it.
+        record: a JSON file that takes all of the above, since the message names only the first files.
+    """
+
+    def __init__(self, step: int, terms: Sequence[str], files: Sequence[str], advice: str, record: Path):
+        self.step, self.terms, self.files = step, tuple(terms), tuple(files)
+        record.write_text(json.dumps({"step": step, "terms": terms, "files": files}, indent=2) + "\n")
+        shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        super().__init__(f"step {step}: {', '.join(terms)} not finite, on {shown} (see {record}); {advice}")
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one does what it would do without this."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    process = os.getpid()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        restore()
+        if os.getpid() != process:  # a reading process, forked with this handler, that is told to end
+            os.kill(os.getpid(), number)
+            return
+        stop.set()
+        log.warning("stopping after this step; a second signal stops at once, without saving")
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,128 @@
+"""CLIP: pictures and captions find each other in one space (arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from synoptic.config import OptimConfig, TrainConfig
+from synoptic.data.draws import Draws
+from synoptic.data.sources import Source
+from synoptic.data.transforms import RandomCrop
+from synoptic.losses import contrastive
+from synoptic.methods.base import Method, Task, resolve_common
+from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.text import TextConfig
+from synoptic.models.tokenizers import Tokenizer
+from synoptic.models.vit import vit_config
+from synoptic.types import Batch
+
+LARGEST_LOGIT_SCALE = math.log(100.0)  # CLIP sec. 2.5: logits are never scaled by more than 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTrainConfig(TrainConfig):
+    """Contrastive training on captioned pictures.
+
+    Attributes:
+        embedding: width of the space shared by pictures and words.
+        text_width, text_depth, text_heads: of the text transformer; None follows the picture encoder.
+        vocabulary: most tokens of the byte-pair encoding learned from the captions.
+        context: most tokens of a caption.
+        crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
+    """
+
+    embedding: int | None = None
+    text_width: int | None = None
+    text_depth: int | None = None
+    text_heads: int | None = None
+    vocabulary: int = 8192
+    context: int = 32
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.2, betas=(0.9, 0.98), clip=1.0))
+
+
+class ClipTask(Task):
+    """Trains a Clip on one random caption of each picture.
+
+    Args:
+        config: resolved configuration.
+        model: the two towers and the tokenizer.
+    """
+
+    def __init__(self, config: ClipTrainConfig, model: Clip):
+        super().__init__()
+        assert config.size is not None
+        self.config = config
+        self.model = model
+        self.crop = RandomCrop(config.size, scale=config.crop_scale)
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        counts = torch.tensor([len(captions) for captions in batch.captions])
+        chosen = Draws(seed, batch.position).integers("caption", counts)
+        texts = [captions[place] for captions, place in zip(batch.captions, chosen.tolist(), strict=True)]
+        cropped = self.crop(batch, seed)
+        return replace(cropped, tokens=self.model.tokenizer(texts).to(cropped.images.device))
+
+    def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
+        images = self.model(batch.images).summary
+        texts = self.model.encode_text(batch.tokens)
+        loss = contrastive.clip(images, texts, self.model.logit_scale)
+        yield {"loss": loss, "contrastive": loss.detach(), "logit_scale": self.model.logit_scale.detach().exp()}
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        self.model.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
+
+    def shard_units(self) -> Iterator[nn.Module]:
+        yield from self.model.image.blocks
+        yield from self.model.text.blocks
+
+    def exported(self) -> nn.Module:
+        return self.model
+
+
+def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
+    """Fills what is None: learning rate 5e-4 (CLIP, table 20), 32 epochs, a text tower as wide as CLIP's is to its ViT."""
+    config = resolve_common(config, samples, lr=5e-4, epochs=32, size=224)
+    image = vit_config(config.model)
+    # CLIP's text towers are two thirds as wide as their ViT; 64 channels a head.
+    width = config.text_width or max(round(image.width * 2 / 3 / 64), 1) * 64
+    return replace(
+        config,
+        embedding=config.embedding or width,
+        text_width=width,
+        text_depth=config.text_depth or min(image.depth, 12),
+        text_heads=config.text_heads or max(width // 64, 1),
+    )
+
+
+def build(config: ClipTrainConfig, source: Source) -> ClipTask:
+    """The task for a resolved configuration, its tokenizer learned from the captions of `source`."""
+    tokenizer = Tokenizer.learn((text for texts in source.captions for text in texts), config.vocabulary, config.context)
+    text = TextConfig(
+        vocabulary=tokenizer.vocabulary,
+        context=config.context,
+        end=tokenizer.end,
+        width=config.text_width,
+        depth=config.text_depth,
+        heads=config.text_heads,
+        embedding=config.embedding,
+    )
+    image = vit_config(config.model, image_size=config.size)
+    return ClipTask(config, Clip(ClipConfig(image=image, text=text), tokenizer))
+
+
+METHOD = Method(
+    name="clip",
+    summary="learn to see with words, from captioned pictures",
+    config=ClipTrainConfig,
+    resolve=resolve,
+    build=build,
+    presets={},
+    captions=True,
+)

@@ -1,0 +1,173 @@
+"""DINO: a student learns to say of one crop what its own slow average says of another (arXiv 2104.14294)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from synoptic.config import OptimConfig, TrainConfig
+from synoptic.data.sources import Source
+from synoptic.data.transforms import MultiCrop, MultiCropConfig
+from synoptic.losses import ssl
+from synoptic.methods.base import Method, ParamGroup, Task, resolve_common, split_by_decay, update_average
+from synoptic.models.heads import DinoHead
+from synoptic.models.vit import ViT, vit_config
+from synoptic.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoConfig(TrainConfig):
+    """Self-distillation without labels.
+
+    Attributes:
+        prototypes: K, outputs of the head; None takes about a quarter of the number of pictures, between 256 and the
+            paper's 65,536.
+        head_hidden: width of the head's MLP.
+        bottleneck: width in which prototypes are compared.
+        fixed_norm: prototypes stay of unit length.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's softmax, after its warm-up; above 0.07 training is unstable, and lower
+            values help against collapse to the uniform distribution.
+        teacher_temperature_start: where the warm-up begins.
+        teacher_temperature_warmup: share of the run that the warm-up takes.
+        momentum: of the teacher's average of the student at the start; rises to 1 on a cosine.
+        centre_momentum: of the running mean of teacher outputs.
+        freeze_last_layer: share of the run in which the prototypes stand still.
+        koleo: weight of the KoLeo regulariser on the student's summaries (DINOv2); 0 in the paper.
+        drop_path: stochastic depth of the student.
+        crops: multi-crop augmentation; its sizes follow `size` unless given.
+    """
+
+    size: int | None = None
+    prototypes: int | None = None
+    head_hidden: int = 2048
+    bottleneck: int = 256
+    fixed_norm: bool = True
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    teacher_temperature_start: float = 0.04
+    teacher_temperature_warmup: float = 0.1
+    momentum: float = 0.996
+    centre_momentum: float = 0.9
+    freeze_last_layer: float = 0.01
+    koleo: float = 0.0
+    drop_path: float = 0.1
+    crops: MultiCropConfig | None = None
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(weight_decay=0.04, final_weight_decay=0.4, final_lr=2e-3, clip=3.0)
+    )
+
+
+class DinoTask(Task):
+    """Student and teacher of DINO.
+
+    Args:
+        config: resolved configuration.
+        backbone: the student's ViT; the teacher starts as its copy without stochastic depth.
+    """
+
+    def __init__(self, config: DinoConfig, backbone: ViT):
+        super().__init__()
+        assert config.prototypes is not None and config.crops is not None
+        self.config = config
+        self.multi_crop = MultiCrop(config.crops)
+        head = DinoHead(
+            backbone.summary_width, config.prototypes, config.head_hidden, config.bottleneck, config.fixed_norm
+        )
+        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.register_buffer("centre", torch.zeros(1, config.prototypes))
+        self._teacher_logits: list[Tensor] = []
+
+    def train(self, mode: bool = True) -> DinoTask:
+        super().train(mode)
+        self.teacher.eval()  # the teacher answers without stochastic depth
+        return self
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        return self.multi_crop(batch, seed)
+
+    def teacher_temperature(self, progress: float) -> float:
+        config = self.config
+        share = min(progress / config.teacher_temperature_warmup, 1.0) if config.teacher_temperature_warmup else 1.0
+        start = config.teacher_temperature_start
+        return start + share * (config.teacher_temperature - start)
+
+    def teacher_momentum(self, progress: float) -> float:
+        return 1.0 - (1.0 - self.config.momentum) * (math.cos(math.pi * progress) + 1.0) / 2.0
+
+    def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
+        with torch.no_grad():
+            logits = self.teacher["head"](self.teacher["backbone"](torch.cat(batch.crops[:2])).summary).float()
+            targets = ssl.sharpened(logits, self.centre, self.teacher_temperature(progress))
+            self._teacher_logits.append(logits)
+        summaries = [self.student["backbone"](crops).summary for crops in self._stacked(batch.crops)]
+        student = torch.cat([self.student["head"](summary) for summary in summaries])
+        size = len(batch.crops[0])
+        loss = ssl.dino(student.split(size), targets.split(size), self.config.student_temperature)
+        terms = {"loss": loss, "dino": loss.detach(), "target_entropy": ssl.entropy(targets)}
+        if self.config.koleo:
+            spread = torch.stack([ssl.koleo(view) for view in summaries[0].split(size)]).mean()
+            terms["loss"] = loss + self.config.koleo * spread
+            terms["koleo"] = spread.detach()
+        yield terms
+
+    @staticmethod
+    def _stacked(crops: tuple[Tensor, ...]) -> list[Tensor]:
+        """Crops of one size in one tensor, in order, so that the backbone runs once a size."""
+        sizes = list(dict.fromkeys(crop.shape[-2:] for crop in crops))
+        return [torch.cat([crop for crop in crops if crop.shape[-2:] == size]) for size in sizes]
+
+    def before_step(self, progress: float) -> None:
+        if progress < self.config.freeze_last_layer:
+            for parameter in self.student["head"].last_layer.parameters():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        update_average(self.teacher, self.student, self.teacher_momentum(progress))
+        centre = torch.cat(self._teacher_logits).mean(dim=0, keepdim=True)
+        self.centre.lerp_(centre, 1.0 - self.config.centre_momentum)
+        self._teacher_logits.clear()
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        return split_by_decay(self.student.named_parameters())
+
+    def shard_units(self) -> Iterator[nn.Module]:
+        yield from self.student["backbone"].blocks
+
+    def exported(self) -> nn.Module:
+        return self.teacher["backbone"]
+
+
+def resolve(config: DinoConfig, samples: int) -> DinoConfig:
+    """Fills what the data decide: learning rate 5e-4 * batch / 256 and 100 epochs (paper), prototypes, crop sizes."""
+    config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=224)
+    assert config.size is not None
+    prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
+    # Global and local sides keep the paper's ratio of 224 to 96, rounded to whole patches.
+    patch = vit_config(config.model).patch_size
+    local = max(round(config.size * 96 / 224 / patch), 1) * patch
+    crops = config.crops or MultiCropConfig(global_size=config.size, local_size=local)
+    return replace(config, prototypes=prototypes, crops=crops)
+
+
+def build(config: DinoConfig, source: Source) -> DinoTask:
+    """The task for a resolved configuration; the pictures themselves play no part in it."""
+    vit = vit_config(config.model, drop_path=config.drop_path, image_size=config.size)
+    return DinoTask(config, ViT(vit))
+
+
+METHOD = Method(
+    name="dino",
+    summary="learn to see without labels, by self-distillation over crops",
+    config=DinoConfig,
+    resolve=resolve,
+    build=build,
+    presets={},
+)

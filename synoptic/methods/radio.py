@@ -1,0 +1,187 @@
+"""AM-RADIO: several frozen teachers are distilled into one student that answers for all of them (arXiv 2312.06709)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from synoptic.config import OptimConfig, TrainConfig
+from synoptic.data.draws import Draws
+from synoptic.data.sources import Source
+from synoptic.data.transforms import random_boxes, resized_crop
+from synoptic.losses import distillation
+from synoptic.methods.base import Method, ParamGroup, Task, resolve_common, split_by_decay
+from synoptic.methods.teachers import Teacher, Words, load_teachers, words_of
+from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
+from synoptic.models.vit import vit_config
+from synoptic.types import Batch, Features
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadioConfig(TrainConfig):
+    """Distillation of several teachers into one student.
+
+    Attributes:
+        teachers: `name:MODEL,name:MODEL`; the names are those of the student's adaptors.
+        teacher_sizes: `name:PIXELS,...`, the side of the pictures that a teacher sees, where it is not the one it was
+            trained with.
+        weights: `name.summary:W,name.patches:W,...`, the weight of a loss term where it is not 1.
+        head_hidden: width inside the heads; None takes the widest of the teachers and the student.
+        crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
+        flip: share of the crops that are mirrored.
+        position: "learned" position embeddings, or "cpe", which lets the student see any size.
+    """
+
+    teachers: str = ""
+    teacher_sizes: str = ""
+    weights: str = ""
+    head_hidden: int | None = None
+    crop_scale: tuple[float, float] = (0.4, 1.0)
+    flip: float = 0.5
+    position: str = "cpe"
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.02, clip=1.0))
+
+
+def parse_numbers(key: str, spec: str) -> dict[str, float]:
+    """`name:number,...` as a dictionary.
+
+    Raises:
+        ValueError: naming `key` and the entry that is wrong.
+    """
+    numbers = {}
+    for entry in filter(None, (part.strip() for part in spec.split(","))):
+        name, _, value = entry.partition(":")
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            raise ValueError(f"{key}={spec!r}: {entry!r} is not of the form name:number") from None
+    return numbers
+
+
+class RadioTask(Task):
+    """A student and its teachers; every teacher sees the same crop of each picture as the student, in its own size.
+
+    Args:
+        config: resolved configuration.
+        student: one adaptor a teacher.
+        teachers: by the adaptors' names.
+        weights: `name.summary` and `name.patches` -> weight of that term, 1 where absent.
+    """
+
+    def __init__(
+        self, config: RadioConfig, student: Student, teachers: Mapping[str, Teacher], weights: Mapping[str, float]
+    ):
+        super().__init__()
+        assert config.size is not None
+        self.config = config
+        self.student = student
+        self.teachers = dict(teachers)  # not submodules: they are neither trained nor saved with the run
+        self.weights = dict(weights)
+        self.sizes = sorted({config.size, *(teacher.size for teacher in teachers.values())})
+
+    def _apply(self, *args, **kwargs):  # the teachers follow the student to its device
+        for teacher in self.teachers.values():
+            teacher._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        """Crops each picture once at random, and resamples the crop to every size that student and teachers read."""
+        draws = Draws(seed, batch.position)
+        boxes = random_boxes(batch.sizes, self.config.crop_scale, (3 / 4, 4 / 3), draws, "crop")
+        flip = draws.flags("flip", self.config.flip)
+        views = tuple(resized_crop(batch.images, boxes, size, flip) for size in self.sizes)
+        return replace(batch, images=None, crops=views)
+
+    def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
+        views = dict(zip(self.sizes, batch.crops, strict=True))
+        answers = self.student(views[self.config.size]).adaptors
+        terms: dict[str, Tensor] = {}
+        for name, teacher in self.teachers.items():
+            terms.update(self._terms(name, answers[name].float(), teacher(views[teacher.size])))
+        loss = torch.stack([self.weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        yield {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+
+    def _terms(self, name: str, student: Features, teacher: Features) -> dict[str, Tensor]:
+        mine, theirs = distillation.to_larger_grid(student.patches, student.grid, teacher.patches, teacher.grid)
+        terms = {f"{name}.patches": distillation.patch_match(mine, theirs)}
+        if teacher.summary is not None:
+            terms[f"{name}.summary"] = distillation.summary_match(student.summary, teacher.summary)
+        return terms
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        return split_by_decay(self.student.named_parameters())
+
+    def shard_units(self) -> Iterator[nn.Module]:
+        yield from self.student.backbone.blocks
+
+    def exported(self) -> nn.Module:
+        return self.student
+
+
+def resolve(config: RadioConfig, samples: int) -> RadioConfig:
+    """Fills what is None: learning rate 1e-3 (AM-RADIO sec. 4), 100 epochs."""
+    return resolve_common(config, samples, lr=1e-3, epochs=100, size=224)
+
+
+def build(config: RadioConfig, source: Source) -> RadioTask:
+    """The task for a resolved configuration: loads the teachers, and a student with one summary token for each."""
+    if not config.teachers:
+        raise ValueError("teachers= is missing; give at least one, such as teachers=clip:runs/clip,dino:runs/dino")
+    sizes = {name: int(size) for name, size in parse_numbers("teacher_sizes", config.teacher_sizes).items()}
+    teachers = load_teachers(config.teachers, sizes)
+    weights = parse_numbers("weights", config.weights)
+    _check_names("teacher_sizes", sizes, list(teachers))
+    _check_names("weights", weights, [f"{name}.{term}" for name in teachers for term in ("summary", "patches")])
+    return RadioTask(config, _student(config, teachers), teachers, weights)
+
+
+def _check_names(key: str, given: Mapping[str, float], known: list[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{key}: {name!r} is none of {', '.join(known)}")
+
+
+def _student(config: RadioConfig, teachers: Mapping[str, Teacher]) -> Student:
+    backbone = vit_config(
+        config.model, image_size=config.size, summary_tokens=len(teachers), position=config.position
+    )
+    probes = {name: teacher.probe() for name, teacher in teachers.items()}
+    widths = [features.patches.shape[-1] for features in probes.values()]
+    hidden = config.head_hidden or max(*widths, backbone.width)
+    words = {name: words_of(teacher.model) for name, teacher in teachers.items()}
+    adaptors = {
+        name: AdaptorConfig(
+            patches=features.patches.shape[-1],
+            summary=None if features.summary is None else features.summary.shape[-1],
+            hidden=hidden,
+            text=known.config if (known := words[name]) else None,
+        )
+        for name, features in probes.items()
+    }
+    student = Student(
+        StudentConfig(backbone=backbone, adaptors=adaptors),
+        {name: known.tokenizer for name, known in words.items() if known},
+    )
+    _keep_words(student, words)
+    return student
+
+
+def _keep_words(student: Student, words: Mapping[str, Words | None]) -> None:
+    """Copies the teachers' text towers into the student, which then needs its teachers no more."""
+    for name, known in words.items():
+        if known is not None:
+            student.adaptors[name].text.load_state_dict(known.weights)
+            student.adaptors[name].logit_scale.copy_(known.logit_scale)
+
+
+METHOD = Method(
+    name="radio",
+    summary="merge several teachers into one student that answers for all of them",
+    config=RadioConfig,
+    resolve=resolve,
+    build=build,
+    presets={},
+)

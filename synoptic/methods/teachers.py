@@ -1,0 +1,84 @@
+"""Frozen teachers: each sees the student's picture in its own size and normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from synoptic.models.text import TextConfig
+from synoptic.models.tokenizers import Tokenizer
+from synoptic.predict import load
+from synoptic.types import Features
+
+
+class Teacher(nn.Module):
+    """A model that is asked but never trained; it stays in evaluation mode.
+
+    Args:
+        model: answers with Features for pictures in [0, 1]; its normalisation is inside.
+        size: side of the pictures it reads, in pixels.
+    """
+
+    def __init__(self, model: nn.Module, size: int):
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.size = size
+
+    def train(self, mode: bool = True) -> Teacher:
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:  # (B, C, size, size) -> float32 features
+        return self.model(images).float()
+
+    @torch.no_grad()
+    def probe(self) -> Features:
+        """Features of one black picture: tells the widths of summary and patches."""
+        device = next(self.model.parameters()).device
+        return self(torch.zeros(1, self.model.channels, self.size, self.size, device=device))
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a student keeps of a teacher that knows words."""
+
+    config: TextConfig
+    weights: dict[str, Tensor]
+    logit_scale: Tensor
+    tokenizer: Tokenizer
+
+
+def words_of(model: nn.Module) -> Words | None:
+    """The text tower of a teacher, or None."""
+    text = getattr(model, "text", None)
+    if text is None:
+        return None
+    return Words(text.config, text.state_dict(), model.logit_scale.detach(), model.tokenizer)
+
+
+def parse_teachers(spec: str) -> dict[str, str]:
+    """`clip:MODEL,dino:MODEL` as name -> MODEL.
+
+    Raises:
+        ValueError: for an entry without a name, and for a name that occurs twice.
+    """
+    teachers: dict[str, str] = {}
+    for entry in spec.split(","):
+        name, colon, model = entry.strip().partition(":")
+        if not (name and colon and model) or not name.isidentifier():
+            raise ValueError(f"teachers={spec!r}: {entry!r} is not of the form name:MODEL, such as clip:runs/clip")
+        if name in teachers:
+            raise ValueError(f"teachers={spec!r}: the name {name!r} occurs twice")
+        teachers[name] = model
+    return teachers
+
+
+def load_teachers(spec: str, sizes: dict[str, int]) -> dict[str, Teacher]:
+    """Loads the teachers of `name:MODEL,...`, each at the size its weights were trained for unless `sizes` names one."""
+    teachers = {}
+    for name, model in parse_teachers(spec).items():
+        vision = load(model)
+        teachers[name] = Teacher(vision.model, sizes.get(name, vision.preprocess.size))
+    return teachers

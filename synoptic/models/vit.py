@@ -1,0 +1,261 @@
+"""The Vision Transformer: any patch size, any size of picture that the patches tile, any number of bands.
+
+Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); registers: Darcet et al. 2024 (arXiv 2309.16588); convolutional
+stem: Xiao et al. 2021 (arXiv 2106.14881).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from synoptic.models.layers import Activation, Block, FeedForward, Normalize, init_linear
+from synoptic.models.positions import CroppedPositions, Interpolation, LearnedPositions
+from synoptic.types import Features
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Everything that decides a ViT's function, beside its weights.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        width: channels D of the tokens.
+        depth: transformer blocks.
+        heads: attention heads; divides `width`.
+        hidden: width of the feed-forward layers; None takes four times `width`.
+        image_size: side of the picture that the position table covers, in pixels.
+        channels: bands of the pictures.
+        mean, std: pixel statistics a band, of pictures in [0, 1], with which the input is normalised.
+        stem: "patch" cuts patches with one strided convolution; "conv" halves the picture with 3x3 convolutions,
+            which small models learn much faster with.
+        summary_tokens: learned tokens that gather the summary; several are concatenated; with 0 there is none.
+        registers: further learned tokens that are thrown away (they take over what models else keep in patches).
+        position: "learned" or "cpe".
+        interpolation, antialias, position_offset: see LearnedPositions.
+        align_corners, position_dropout: see CroppedPositions.
+        feed_forward, activation, qkv_bias, layer_scale, norm_eps: see layers.Block.
+        drop_path: stochastic depth of the last block, rising linearly from zero at the first.
+        pre_norm: LayerNorm before the first block (CLIP).
+        final_norm: LayerNorm after the last block (RADIO has none).
+        mask_token: a learned token in place of masked patches.
+        patch_bias: bias of the patch embedding (CLIP and RADIO have none).
+    """
+
+    patch_size: int = 16
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    hidden: int | None = None
+    image_size: int = 224
+    channels: int = 3
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    stem: Literal["patch", "conv"] = "patch"
+    summary_tokens: int = 1
+    registers: int = 0
+    position: Literal["learned", "cpe"] = "learned"
+    interpolation: Interpolation = "bicubic"
+    antialias: bool = False
+    position_offset: float = 0.0
+    align_corners: bool = True
+    position_dropout: float = 0.1
+    feed_forward: FeedForward = "mlp"
+    activation: Activation = "gelu"
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0
+    pre_norm: bool = False
+    final_norm: bool = True
+    mask_token: bool = False
+    patch_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"channels={self.channels} needs as many values in mean={self.mean} and std={self.std}")
+        if self.stem == "conv" and self.patch_size not in (4, 8, 16, 32):
+            raise ValueError(f"stem='conv' halves the picture, so patch_size={self.patch_size} must be 4, 8, 16 or 32")
+
+
+# width, depth, heads, hidden
+_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "mini": (192, 4, 3, 768),
+    "ti": (192, 12, 3, 768),
+    "s": (384, 12, 6, 1536),
+    "b": (768, 12, 12, 3072),
+    "l": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "h": (1280, 32, 16, 5120),
+    "g": (1536, 40, 24, 6144),
+}
+_PATCHES: dict[str, tuple[int, ...]] = {"mini": (8, 16)}
+NAMES: tuple[str, ...] = tuple(f"vit_{size}{patch}" for size in _SIZES for patch in _PATCHES.get(size, (8, 14, 16, 32)))
+
+
+def vit_config(name: str, **changes: Any) -> ViTConfig:
+    """The configuration of a built-in architecture, such as `vit_s14`, with `changes` to its fields.
+
+    `vit_mini*` have the convolutional stem, and positions for 96-pixel pictures; `vit_g*` have SwiGLU layers (DINOv2).
+
+    Raises:
+        ValueError: for a name that is not in `NAMES`.
+    """
+    match = re.fullmatch(r"vit_([a-z]+|so400m)(\d+)", name)
+    if match is None or name not in NAMES:
+        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(NAMES)}")
+    size, patch = match[1], int(match[2])
+    width, depth, heads, hidden = _SIZES[size]
+    config = ViTConfig(patch_size=patch, width=width, depth=depth, heads=heads, hidden=hidden)
+    if size == "mini":
+        config = replace(config, stem="conv", image_size=96)
+    if size == "g":
+        config = replace(config, feed_forward="swiglu")
+    return replace(config, **changes)
+
+
+class ConvStem(nn.Sequential):
+    """Strided 3x3 convolutions with GroupNorm and ReLU, then a 1x1 one; no BatchNorm, since batches may be small."""
+
+    def __init__(self, channels: int, width: int, patch_size: int):
+        steps = patch_size.bit_length() - 1
+        widths = [max(width >> (steps - 1 - step), 16) for step in range(steps)]
+        parts: list[nn.Module] = []
+        for before, after in zip([channels, *widths], widths, strict=False):
+            parts += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, after), nn.ReLU()]
+        super().__init__(*parts, nn.Conv2d(widths[-1], width, 1))
+
+
+class ViT(nn.Module):
+    """A Vision Transformer that answers with Features.
+
+    Attributes:
+        width: channels D of a patch.
+        stride: pixels from one patch to the next, equal to the patch size.
+        channels: bands of the pictures.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config = config
+        self.width, self.stride, self.channels = config.width, config.patch_size, config.channels
+        self.summary_width = config.width * config.summary_tokens
+        self.normalize = Normalize(config.mean, config.std)
+        self.patch_embed = self._stem(config)
+        self.summary_token = self._tokens(config.summary_tokens, config.width)
+        self.register_token = self._tokens(config.registers, config.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, config.width)) if config.mask_token else None
+        side = config.image_size // config.patch_size
+        self.positions = self._positions(config, (side, side))
+        self.pre_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(self._block(config, index) for index in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else nn.Identity()
+        self.blocks.apply(init_linear)
+
+    @staticmethod
+    def _tokens(count: int, width: int) -> nn.Parameter | None:  # (1, count, D)
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02)) if count else None
+
+    @staticmethod
+    def _stem(config: ViTConfig) -> nn.Module:
+        if config.stem == "conv":
+            return ConvStem(config.channels, config.width, config.patch_size)
+        size = config.patch_size
+        return nn.Conv2d(config.channels, config.width, size, stride=size, bias=config.patch_bias)
+
+    @staticmethod
+    def _positions(config: ViTConfig, grid: tuple[int, int]) -> LearnedPositions | CroppedPositions:
+        if config.position == "cpe":
+            return CroppedPositions(config.width, grid, config.align_corners, config.position_dropout)
+        return LearnedPositions(
+            config.width, grid, config.summary_tokens, config.interpolation, config.antialias, config.position_offset
+        )
+
+    @staticmethod
+    def _block(config: ViTConfig, index: int) -> Block:
+        return Block(
+            config.width,
+            config.heads,
+            config.hidden or 4 * config.width,
+            act=config.activation,
+            feed_forward=config.feed_forward,
+            qkv_bias=config.qkv_bias,
+            layer_scale=config.layer_scale,
+            drop_path=config.drop_path * index / max(config.depth - 1, 1),
+            norm_eps=config.norm_eps,
+        )
+
+    def forward(self, images: Tensor, masks: Tensor | None = None, layers: Sequence[int] = ()) -> Features:
+        """Encodes pictures.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1]; H and W are multiples of the patch size.
+            masks: (B, h*w) bool, patches replaced by the mask token.
+            layers: blocks whose features are wanted too, counted from 0 or, if negative, from the end.
+        Returns:
+            Features; intermediate ones pass the final norm as well.
+        Raises:
+            ValueError: for sizes that the patches do not tile, a wrong number of bands, layers that do not exist, or
+                masks without a mask token.
+        """
+        grid = self._grid(images)
+        tokens = self.patch_embed(self.normalize(images)).flatten(2).transpose(1, 2)  # (B, h*w, D)
+        if masks is not None:
+            if self.mask_token is None:
+                raise ValueError("masks were given to a ViT whose configuration has mask_token=False")
+            tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
+        summary, tokens = self.positions(self.summary_token, tokens, grid)
+        learned = [
+            part.to(tokens.dtype).expand(len(tokens), -1, -1)
+            for part in (summary, self.register_token)
+            if part is not None
+        ]
+        tokens = self.pre_norm(torch.cat([*learned, tokens], dim=1))  # (B, T + R + h*w, D)
+
+        wanted = self._layers(layers)
+        kept: dict[int, Features] = {}
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in wanted:
+                kept[index] = self._features(tokens, grid)
+        features = self._features(tokens, grid)
+        return Features(features.patches, grid, features.summary, tuple(kept[index] for index in wanted))
+
+    def _layers(self, layers: Sequence[int]) -> list[int]:
+        depth = len(self.blocks)
+        for index in layers:
+            if not -depth <= index < depth:
+                raise ValueError(f"there is no layer {index}; this network has {depth}, 0 to {depth - 1}")
+        return [index % depth for index in layers]
+
+    def _features(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
+        tokens = self.norm(tokens)
+        count = self.config.summary_tokens
+        summary = tokens[:, :count].flatten(1) if count else None  # (B, T*D)
+        return Features(tokens[:, count + self.config.registers :], grid, summary)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"expected pictures of shape (B, {self.channels}, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        patch = self.stride
+        if height % patch or width % patch or not height or not width:
+            low_h, low_w = max(height // patch, 1) * patch, max(width // patch, 1) * patch
+            high_h, high_w = -(-height // patch) * patch, -(-width // patch) * patch
+            raise ValueError(
+                f"pictures of {height}x{width} are not tiled by patches of {patch}; "
+                f"the nearest sizes that work are {low_h}x{low_w} and {high_h}x{high_w}"
+            )
+        return height // patch, width // patch

@@ -1,0 +1,218 @@
+"""One training run, from a configuration to a folder with weights; and the evaluation of a model on a data set."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from synoptic.config import TrainConfig, from_dict, nested, save_json, to_dict
+from synoptic.data.loader import Loader
+from synoptic.data.sources import Source, open_source
+from synoptic.engine import loop
+from synoptic.evaluation.protocols import build_evaluator
+from synoptic.evaluation.recognition import KNN
+from synoptic.methods import get_method
+from synoptic.methods.base import Method, Task
+from synoptic.predict import Preprocess, VisionModel, load
+from synoptic.weights import formats
+
+log = logging.getLogger(__name__)
+
+BANK, QUERIES = 2000, 500  # pictures used for k-NN while training: enough for a steady score, quick on a CPU
+LONGEST = 2.0  # pictures are read at up to this times the training size: a crop of a quarter of the area loses nothing
+
+
+def train(method: str, config: TrainConfig | None = None, **keys: Any) -> Path:
+    """Trains a model, or goes on with the run that stands in `out`.
+
+    Args:
+        method: dino, clip or radio.
+        config: its configuration; or the same as keywords, nested ones with double underscores (`optim__lr=1e-3`).
+    Returns:
+        The run folder: its `weights/` hold the best model, and the folder itself is a MODEL.
+    Raises:
+        ValueError: for what cannot be trained so, in one line.
+    """
+    recipe = get_method(method)
+    if config is None:
+        values = {key.replace("__", "."): value for key, value in keys.items()}
+        config = from_dict(recipe.config, nested(values), f"train {method}")
+    out = Path(config.out)
+    _claim(out, config)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    source, config = _resolve(recipe, config)
+    source.record_errors(out / "data_errors.jsonl")
+    torch.manual_seed(config.seed)
+    task = recipe.build(config, source)
+    validation = _validation_scores(config, source)
+    if config.checkpoint.metric is None and validation is not None:
+        config = replace(config, checkpoint=replace(config.checkpoint, metric=recipe.metric))
+    save_json(config, out / "config.json")
+    _write_environment(out / "environment.json")
+    assert config.size is not None
+    device = torch.device(config.device)
+    loader = Loader(
+        source, config.batch, config.seed, int(LONGEST * config.size), config.loader, pin=device.type == "cuda"
+    )
+    result = loop.train(task, loader, config, out, validation, device)
+    _export(task, recipe, config, out, result)
+    return out
+
+
+def plan(method: str, config: TrainConfig) -> dict[str, Any]:
+    """What a run would be: its configuration as resolved, pictures, steps per epoch, parameters."""
+    recipe = get_method(method)
+    source, config = _resolve(recipe, config)
+    task = recipe.build(config, source)
+    trained = sum(parameter.numel() for group in task.parameter_groups() for parameter in group.params)
+    return {
+        "config": to_dict(config),
+        "pictures": len(source),
+        "steps_per_epoch": len(source) / config.batch,
+        "parameters": {"exported": _count(task.exported().parameters()), "trained": trained},
+    }
+
+
+def evaluate(
+    model: str | Path | VisionModel, on: Iterable[str], data: str, out: Path | str | None = None
+) -> dict[str, float]:
+    """Scores of a model on the test part of a data set.
+
+    Args:
+        model: a MODEL or one that is loaded.
+        on: names of evaluations: knn, zeroshot, segmentation.
+        data: a data set with labels, words or masks, as the evaluations need.
+        out: JSON file for the scores.
+    Raises:
+        ValueError: for an unknown evaluation, and for data that lack what it needs.
+    """
+    vision = model if isinstance(model, VisionModel) else load(model)
+    scores: dict[str, float] = {}
+    for evaluator in [build_evaluator(name, data) for name in on]:  # all are built first: mistakes show at once
+        scores.update(evaluator.run(vision))
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps({"model": vision.name, "data": data, **scores}, indent=2) + "\n")
+    return scores
+
+
+def _resolve(recipe: Method, config: Any) -> tuple[Source, Any]:
+    """The training pictures, and the configuration with everything derived from them and from the machine."""
+    source = open_source(config.data, "train", captions=recipe.captions, validation=config.loader.validation)
+    config = recipe.resolve(config, len(source))
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    precision = _fast_precision(device) if config.precision == "auto" else config.precision
+    return source, replace(config, device=device, precision=precision)
+
+
+def _fast_precision(device: str) -> str:
+    """bf16 where the hardware multiplies it natively, else fp32."""
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def _claim(out: Path, config: TrainConfig) -> None:
+    """Makes the run folder, and sees to it that nothing that stands there is lost unasked."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out}: is a file; give a folder for the run")
+    is_run = (out / "config.json").exists() or (out / "checkpoints").exists()
+    if is_run and config.overwrite:
+        shutil.rmtree(out)
+    elif is_run and config.resume == "never":
+        raise ValueError(f"out={out}: holds a run; resume=auto goes on with it, overwrite=true throws it away")
+    elif not is_run and out.exists() and any(out.iterdir()):
+        raise ValueError(f"out={out}: holds files that are no run; give a new or an empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _validation_scores(config: TrainConfig, source: Source) -> Callable[[nn.Module], Mapping[str, float]] | None:
+    """k-NN of the validation part among training pictures; None where there are no labels to vote with."""
+    if source.labels is None:
+        return None
+    validation = open_source(config.data, "validation", validation=config.loader.validation)
+    if validation.labels is None or not len(validation):
+        return None
+    knn = KNN(_spread(source, BANK), _spread(validation, QUERIES))
+    assert config.size is not None
+    preprocess = Preprocess(config.size)
+
+    def scores(model: nn.Module) -> Mapping[str, float]:
+        return dict(knn.run(VisionModel(model, preprocess, config.model)))
+
+    return scores
+
+
+def _spread(source: Source, count: int) -> Source:
+    """At most `count` pictures, evenly from the whole source."""
+    if len(source) <= count:
+        return source
+    return source.select([place * len(source) // count for place in range(count)])
+
+
+def _export(task: Task, recipe: Method, config: TrainConfig, out: Path, result: Mapping[str, Any]) -> None:
+    """Writes the best model of a finished run to `weights/`."""
+    assert config.size is not None
+    facts = {
+        "name": out.name,
+        "method": recipe.name,
+        "architecture": config.model,
+        "data": config.data,
+        "steps": config.steps,
+        "batch": config.batch,
+        "seed": config.seed,
+        "seconds": round(result["seconds"], 1),
+        "scores": result["evaluation"],
+    }
+    formats.save(out / "weights", loop.best_model(task, config, out), Preprocess(config.size), facts)
+
+
+def _write_environment(path: Path) -> None:
+    packages = ("synoptic-vision", "torch", "numpy", "pillow", "transformers", "tokenizers", "kornia")
+    environment = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "commit": _commit(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    path.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, where it is one."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -1,0 +1,185 @@
+"""Key maps between our weights and other makers' files: written once as a table, used both ways.
+
+In the keys of a table `{i}` stands for a number, and any other `{name}` for one part of a key between dots.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Change:
+    """How their tensors become one of ours, and how they come out of it again."""
+
+    join: Callable[[Sequence[Tensor]], Tensor]
+    split: Callable[[Tensor], Sequence[Tensor]]
+
+
+SAME = Change(lambda parts: parts[0], lambda tensor: (tensor,))
+STACKED_QKV = Change(lambda parts: torch.cat(list(parts)), lambda tensor: tensor.chunk(3))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a table.
+
+    Attributes:
+        ours: our key.
+        theirs: their key, or the keys of the tensors that ours is made of.
+        change: what is done to the tensors on their way.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    change: Change = SAME
+
+
+@dataclass(frozen=True)
+class Table:
+    """How one family's files relate to our model.
+
+    Attributes:
+        rules: every key that both have.
+        ignored: keys of theirs that our model has no use for.
+    """
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+
+
+def _same(ours: str, theirs: str) -> Rule:
+    return Rule(ours, (theirs,))
+
+
+def _qkv(attention: str, *names: str) -> Rule:
+    return Rule("blocks.{i}.attn.qkv.{p}", tuple(f"{attention}.{name}.{{p}}" for name in names), STACKED_QKV)
+
+
+# ViTModel of transformers, as its files have it (its modules are named otherwise since version 5).
+HUGGINGFACE_VIT = Table(
+    rules=(
+        _same("summary_token", "embeddings.cls_token"),
+        _same("positions.table", "embeddings.position_embeddings"),
+        _same("patch_embed.{p}", "embeddings.patch_embeddings.projection.{p}"),
+        _same("blocks.{i}.norm1.{p}", "encoder.layer.{i}.layernorm_before.{p}"),
+        _qkv("encoder.layer.{i}.attention.attention", "query", "key", "value"),
+        _same("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
+        _same("blocks.{i}.norm2.{p}", "encoder.layer.{i}.layernorm_after.{p}"),
+        _same("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.intermediate.dense.{p}"),
+        _same("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.output.dense.{p}"),
+        _same("norm.{p}", "layernorm.{p}"),
+    ),
+    ignored=("pooler.dense.{p}", "embeddings.mask_token"),
+)
+
+# CLIPTextModelWithProjection of transformers.
+HUGGINGFACE_CLIP_TEXT = Table(
+    rules=(
+        _same("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+        _same("positions", "text_model.embeddings.position_embedding.weight"),
+        _same("blocks.{i}.norm1.{p}", "text_model.encoder.layers.{i}.layer_norm1.{p}"),
+        _same("blocks.{i}.norm2.{p}", "text_model.encoder.layers.{i}.layer_norm2.{p}"),
+        _qkv("text_model.encoder.layers.{i}.self_attn", "q_proj", "k_proj", "v_proj"),
+        _same("blocks.{i}.attn.proj.{p}", "text_model.encoder.layers.{i}.self_attn.out_proj.{p}"),
+        _same("blocks.{i}.mlp.{layer}.{p}", "text_model.encoder.layers.{i}.mlp.{layer}.{p}"),
+        _same("norm.{p}", "text_model.final_layer_norm.{p}"),
+        _same("projection.weight", "text_projection.weight"),
+    ),
+    ignored=("text_model.embeddings.position_ids",),
+)
+
+
+def to_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Tensors of a file of theirs under our keys.
+
+    Raises:
+        ValueError: for keys that the table does not know, or where some of the tensors that make one of ours lack.
+    """
+    gathered: dict[tuple[str, Rule], dict[str, Tensor]] = {}  # (our key, rule) -> their pattern -> tensor
+    unknown = []
+    for key, tensor in state.items():
+        found = _find(key, ((part, rule) for rule in table.rules for part in rule.theirs))
+        if found is not None:
+            part, rule, names = found
+            gathered.setdefault((rule.ours.format(**names), rule), {})[part] = tensor
+        elif not any(_pattern(ignored).fullmatch(key) for ignored in table.ignored):
+            unknown.append(key)
+    partial = [key for (key, rule), parts in gathered.items() if len(parts) < len(rule.theirs)]
+    _refuse("the keys do not fit the table", unknown=unknown, incomplete=partial)
+    return {key: rule.change.join([parts[part] for part in rule.theirs]) for (key, rule), parts in gathered.items()}
+
+
+def from_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Our tensors under their keys: what `to_ours` turns into `state`.
+
+    Raises:
+        ValueError: for keys that the table does not know, since their model has no place for those tensors.
+    """
+    converted: dict[str, Tensor] = {}
+    unknown = []
+    for key, tensor in state.items():
+        found = _find(key, ((rule.ours, rule) for rule in table.rules))
+        if found is None:
+            unknown.append(key)
+            continue
+        _, rule, names = found
+        parts = rule.change.split(tensor)
+        converted |= {part.format(**names): piece for part, piece in zip(rule.theirs, parts, strict=True)}
+    _refuse("the keys do not fit the table", unknown=unknown)
+    return converted
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Gives a model its weights, every one of them and no other. The tensors become the model's own, uncopied.
+
+    Args:
+        model: built anywhere, on the meta device too.
+        state: its tensors by key.
+        where: told in errors, the file.
+    Raises:
+        ValueError: naming the keys that are missing, unexpected, or of another shape.
+    """
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    _refuse(f"{where}: the weights do not fit the model", missing=missing, unexpected=unexpected, misshapen=misshapen)
+    model.load_state_dict(dict(state), assign=True)
+
+
+def _find(key: str, patterns: Iterable[tuple[str, Rule]]) -> tuple[str, Rule, dict[str, str]] | None:
+    for pattern, rule in patterns:
+        match = _pattern(pattern).fullmatch(key)
+        if match:
+            return pattern, rule, match.groupdict()
+    return None
+
+
+@cache
+def _pattern(key: str) -> re.Pattern[str]:
+    """`a.{i}.{p}` as a regular expression with the groups i (digits) and p (no dots)."""
+    parts = re.split(r"\{(\w+)\}", key)
+    groups = [f"(?P<{name}>{r'[0-9]+' if name == 'i' else r'[^.]+'})" for name in parts[1::2]]
+    literals = [re.escape(part) for part in parts[::2]]
+    return re.compile("".join(text for pair in zip(literals, [*groups, ""], strict=True) for text in pair))
+
+
+def _refuse(what: str, **problems: list[str]) -> None:
+    told = [
+        f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for problem, keys in problems.items()
+        if keys
+    ]
+    if told:
+        raise ValueError(f"{what}: {'; '.join(told)}")

@@ -1,0 +1,326 @@
+"""Weights on disk: one folder that holds everything a model needs, written whole or not at all.
+
+weights/
+    model.safetensors       float32
+    config.json             format, version, kind, name, model, preprocess, trained
+    tokenizer.json          of a CLIP; `tokenizer.<adaptor>.json` of a student's adaptor that knows words
+    README.md               the model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from synoptic.config import from_dict, load_json, nearest, to_dict
+from synoptic.models.adaptors import Adaptor, Student, StudentConfig
+from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.text import TextConfig
+from synoptic.models.tokenizers import Tokenizer
+from synoptic.models.vit import ViT, ViTConfig
+from synoptic.weights.convert import load_state
+
+FORMAT, VERSION = "synoptic", 1
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture of any size becomes what the model was trained to read.
+
+    Attributes:
+        size: side in pixels.
+        mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape.
+    """
+
+    size: int
+    mode: Literal["crop", "squash"] = "crop"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size} should be a number of pixels")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a model beside its function.
+
+    Attributes:
+        kind: its key in `KINDS`.
+        name: what people call it.
+        trained: facts about its training, as JSON values: method, data, steps, scores, ...
+    """
+
+    kind: str
+    name: str
+    trained: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model that can lie in a weights folder.
+
+    Attributes:
+        config: its configuration class.
+        model: its class.
+        build: (configuration, tokenizers by adaptor, "" for the model's own) -> the model.
+    """
+
+    config: type
+    model: type[nn.Module]
+    build: Callable[[Any, Mapping[str, Tokenizer]], nn.Module]
+
+
+KINDS: dict[str, Kind] = {
+    "vit": Kind(ViTConfig, ViT, lambda config, tokenizers: ViT(config)),
+    "clip": Kind(ClipConfig, Clip, lambda config, tokenizers: Clip(config, tokenizers[""])),
+    "student": Kind(StudentConfig, Student, Student),
+}
+
+
+def kind_of(model: nn.Module) -> str:
+    """The key in `KINDS` of a model."""
+    found = [name for name, kind in KINDS.items() if type(model) is kind.model]
+    assert found, f"{type(model).__name__} is no kind of model that can be saved"
+    return found[0]
+
+
+def text_towers(model: nn.Module) -> dict[str, Any]:
+    """The parts of a model that know words, by adaptor, "" for the model itself.
+
+    Each has `encode_text`, `tokenizer` and `logit_scale`.
+    """
+    if isinstance(model, Clip):
+        return {"": model}
+    adaptors = model.adaptors.items() if isinstance(model, Student) else ()
+    return {name: adaptor for name, adaptor in adaptors if adaptor.text is not None}
+
+
+def save(folder: str | Path, model: nn.Module, preprocess: Preprocess, card: Mapping[str, Any] | None = None) -> None:
+    """Writes a weights folder in place of the one that may lie there; it is the old one or the new one, always whole.
+
+    Args:
+        folder: new, empty, or an older weights folder.
+        model: of one of the `KINDS`; floating-point tensors are written as float32.
+        preprocess: what its pictures go through.
+        card: facts for the model card, as JSON values: `name`, and whatever should be known of the training.
+    Raises:
+        ValueError: `folder` is a file, or holds files of another sort, which would be lost.
+    """
+    folder = Path(folder).expanduser().absolute()
+    _check_replaceable(folder)
+    trained = dict(card or {})
+    record = Record(kind_of(model), str(trained.pop("name", folder.name)), trained)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.new")
+    fresh.mkdir()
+    try:
+        _write(fresh, model, preprocess, record)
+        _replace(folder, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
+    """Reads a weights folder: the model on the CPU, in evaluation mode, with what belongs to it.
+
+    Raises:
+        ValueError: something is missing, damaged, of a newer version, or does not fit together.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    header = load_json(path)
+    record, kind = _check_header(header, path)
+    config: Any = from_dict(kind.config, _mapping(header, "model", path), f"{path}: model")
+    preprocess = from_dict(Preprocess, _mapping(header, "preprocess", path), f"{path}: preprocess")
+    state = _read_tensors(folder / WEIGHTS)
+    with torch.device("meta"):  # no memory and no time for random weights
+        model = kind.build(config, _read_tokenizers(folder, config))
+    load_state(model, state, str(folder / WEIGHTS))
+    return model.eval(), preprocess, record
+
+
+def weights_hash(model: nn.Module) -> str:
+    """16 hexadecimal digits that tell weights apart: SHA-256 of names, shapes and float32 values, in order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(model).items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.numpy().reshape(-1).view("uint8").data)
+    return digest.hexdigest()[:16]
+
+
+def is_weights_folder(folder: Path) -> bool:
+    """Whether a folder looks like one that `save` has written."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the weights")
+    others = [entry.name for entry in folder.iterdir() if not _is_ours(entry.name)] if folder.is_dir() else []
+    if others:
+        raise ValueError(f"{folder} holds other files, such as {min(others)}; name a new folder for the weights")
+
+
+def _is_ours(name: str) -> bool:
+    return name in (WEIGHTS, CONFIG, CARD) or (name.startswith("tokenizer.") and name.endswith(".json"))
+
+
+def _write(folder: Path, model: Any, preprocess: Preprocess, record: Record) -> None:
+    save_file(_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
+    for adaptor, tower in text_towers(model).items():
+        (folder / _tokenizer_file(adaptor)).write_text(tower.tokenizer.to_json() + "\n", encoding="utf-8")
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": record.kind,
+        "name": record.name,
+        "model": to_dict(model.config),
+        "preprocess": to_dict(preprocess),
+        "trained": dict(record.trained),
+    }
+    (folder / CONFIG).write_text(json.dumps(header, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_card(model, preprocess, record), encoding="utf-8")
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _replace(folder: Path, fresh: Path) -> None:
+    """Puts `fresh` where `folder` is; a process killed between the renames leaves the old one beside it, as `.old`."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = fresh.with_suffix(".old")
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors on the CPU, contiguous, floats as float32, none sharing memory with another."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu()
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return tensors
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file, so the weights folder is not whole") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged weights file ({error})") from None
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _check_header(header: Mapping[str, Any], path: Path) -> tuple[Record, Kind]:
+    if header.get("format") != FORMAT:
+        raise ValueError(f'{path}: is no model of this library, whose files say "format": "{FORMAT}"')
+    if header.get("version") != VERSION:
+        raise ValueError(f"{path}: version {header.get('version')!r} is unknown; this synoptic reads version {VERSION}")
+    kind = header.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"{path}: unknown kind={kind!r}{nearest(str(kind), KINDS)}")
+    return Record(kind, str(header.get("name", "")), dict(_mapping(header, "trained", path))), KINDS[kind]
+
+
+def _mapping(header: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
+    value = header.get(key)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path}: {key!r} should hold an object of keys and values, not {value!r}")
+    return value
+
+
+def _texts(config: Any) -> dict[str, TextConfig]:
+    """Configurations of the text towers by adaptor, "" for the model's own."""
+    if isinstance(config, ClipConfig):
+        return {"": config.text}
+    adaptors = config.adaptors if isinstance(config, StudentConfig) else {}
+    return {name: part.text for name, part in adaptors.items() if part.text is not None}
+
+
+def _tokenizer_file(adaptor: str) -> str:
+    return f"tokenizer.{adaptor}.json" if adaptor else "tokenizer.json"
+
+
+def _read_tokenizers(folder: Path, config: Any) -> dict[str, Tokenizer]:
+    tokenizers = {}
+    for adaptor, text in _texts(config).items():
+        path = folder / _tokenizer_file(adaptor)
+        try:
+            tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror}), so the weights folder is not whole") from None
+        except Exception as error:  # the engine raises plain Exception on a definition that it cannot read
+            raise ValueError(f"{path}: damaged tokenizer ({error})") from None
+        if (tokenizer.vocabulary, tokenizer.end) != (text.vocabulary, text.end):
+            raise ValueError(
+                f"{path}: {tokenizer.vocabulary} tokens, of which {tokenizer.end} ends a text, do not fit a text tower "
+                f"of {text.vocabulary} tokens ended by {text.end}"
+            )
+        tokenizers[adaptor] = tokenizer
+    return tokenizers
+
+
+_CARD = """# {name}
+
+A {kind} of {parameters:.1f} M parameters for synoptic (`pip install synoptic-vision`). It reads pictures of
+{size} x {size} pixels ({mode}) in patches of {patch}, and any other size that these patches tile.
+
+```python
+import synoptic
+
+model = synoptic.load("path/to/this/folder")
+model.embed(["a.jpg"])  # (1, {summary}) float32, L2-normalised
+```
+"""
+
+
+def _card(model: Any, preprocess: Preprocess, record: Record) -> str:
+    """The model card, in Markdown."""
+    parts = [
+        _CARD.format(
+            name=record.name,
+            kind={"vit": "vision transformer", "clip": "CLIP", "student": "student of several teachers"}[record.kind],
+            parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+            size=preprocess.size,
+            mode={"crop": "the largest centred square", "squash": "the whole picture"}[preprocess.mode],
+            patch=model.stride,
+            summary=model.summary_width,
+        )
+    ]
+    if isinstance(model, Student):
+        lines = [f"- `{name}`: {_channels(adaptor)}" for name, adaptor in model.adaptors.items()]
+        parts.append("## Adaptors\n\nIt answers in the space of each of its teachers:\n\n" + "\n".join(lines) + "\n")
+    if record.trained:
+        lines = [f"- {key}: {value}" for key, value in record.trained.items()]
+        parts.append("## Training\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _channels(adaptor: Adaptor) -> str:
+    summary = f"summary of {adaptor.config.summary} channels, " if adaptor.config.summary else ""
+    return f"{summary}patches of {adaptor.config.patches}{', words' if adaptor.text is not None else ''}"

@@ -1,0 +1,112 @@
+"""Models by name: what a MODEL argument stands for, wherever it is given."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from synoptic.config import nearest
+from synoptic.models.vit import NAMES, ViT, vit_config
+from synoptic.weights import formats
+from synoptic.weights.formats import Preprocess, Record
+
+FORMS = "a name that `synoptic models` lists, a run folder, or a weights folder with its model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A line of the list of models.
+
+    Attributes:
+        name: what users type.
+        task: what it answers with.
+        parameters: how many it has.
+        resolution: side in pixels of the pictures that it is made for.
+        licence: of its weights; random ones carry the library's.
+        local: whether it is on this machine.
+    """
+
+    name: str
+    task: str
+    parameters: int
+    resolution: int
+    licence: str
+    local: bool
+
+
+def list_models(pattern: str = "") -> list[ModelRecord]:
+    """The built-in models, small ones first.
+
+    Args:
+        pattern: part of a name, or a glob such as `vit_*16`.
+    Raises:
+        ValueError: nothing matches.
+    """
+    wanted = pattern if glob.has_magic(pattern) else f"*{pattern}*"
+    names = [name for name in NAMES if fnmatchcase(name, wanted)]
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}{nearest(pattern, NAMES)}")
+    return [
+        ModelRecord(name, "features", _parameters(name), vit_config(name).image_size, "Apache-2.0", True)
+        for name in names
+    ]
+
+
+def resolve(model: str | Path) -> str | Path:
+    """What a MODEL argument means: the name of a built-in architecture, or a weights folder.
+
+    Raises:
+        ValueError: it means nothing, naming the nearest names and what would.
+    """
+    if model in NAMES:
+        return str(model)
+    path = Path(model).expanduser()
+    if path.name == formats.WEIGHTS:
+        path = path.parent
+    found = [folder for folder in (path, path / "weights") if formats.is_weights_folder(folder)]
+    if found:
+        return found[0]
+    if path.is_dir():
+        raise ValueError(f"{path}: {_what_lacks(path)}; a model is {FORMS}")
+    if path.exists():
+        raise ValueError(f"{path}: is no weights file of this library; a model is {FORMS}")
+    raise ValueError(f"there is no model {str(model)!r}{nearest(str(model), NAMES)}; a model is {FORMS}")
+
+
+def load(model: str | Path) -> tuple[nn.Module, Preprocess, Record]:
+    """The model that a MODEL argument means, on the CPU, in evaluation mode; a built-in one with random weights.
+
+    Raises:
+        ValueError: it means nothing, or its files are not whole.
+    """
+    place = resolve(model)
+    if isinstance(place, Path):
+        return formats.load(place)
+    return build(place).eval(), Preprocess(vit_config(place).image_size), Record("vit", place)
+
+
+def build(name: str) -> nn.Module:
+    """A built-in architecture with random weights.
+
+    Raises:
+        ValueError: for a name that `list_models` does not know.
+    """
+    return ViT(vit_config(name))
+
+
+@cache
+def _parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(name).parameters())
+
+
+def _what_lacks(folder: Path) -> str:
+    if (folder / "checkpoints").is_dir():
+        return "this run has no weights/ yet, since it has not ended; start it again to go on with it"
+    return f"neither it nor its weights/ holds {formats.CONFIG} and {formats.WEIGHTS}"
