@@ -189,8 +189,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     same = [other for other in names if other.rpartition(".")[2] == name.rpartition(".")[2]]
     close = same[:3] or difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; valid are {', '.join(names)}" if 0 < len(names) <= 12 else ""
+        return f" (did you mean {' or '.join(close)}?)"
+    return f" (valid are {', '.join(names)})" if 0 < len(names) <= 12 else ""
 
 
 def to_dict(config: Any) -> dict[str, Any]:

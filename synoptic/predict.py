@@ -86,6 +86,15 @@ class VisionModel:
         return tuple(self.model.adaptors) if isinstance(self.model, Student) else ()
 
     @property
+    def text_space(self) -> str | None:
+        """The adaptor in whose space words lie; None where they lie in the model's own.
+
+        Raises:
+            ValueError: for a model that knows no words, or knows them in several spaces.
+        """
+        return self._text_tower(None)[0]
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.model.parameters()).device

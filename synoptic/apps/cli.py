@@ -50,7 +50,7 @@ def _run(arguments: Sequence[str]) -> None:
         return _print_verbs(Console())
     name, rest = arguments[0], arguments[1:]
     if name in ("-V", "--version"):
-        return Console().print(f"synoptic {synoptic.__version__}", highlight=False)
+        return print(f"synoptic {synoptic.__version__}")
     if name not in VERBS:
         raise ValueError(f"unknown verb {name!r}{nearest(name, VERBS)}")
     verb = VERBS[name]

@@ -37,7 +37,8 @@ class Train:
             plan = run.plan(method, config)
             print(json.dumps(plan, indent=2))
         else:
-            run.train(method, config)
+            out = run.train(method, config)
+            print(f"done: model={out}")
 
     def help(self, words: Words) -> list[Any]:
         """The keys of the method that is named, else those that all methods share."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,10 +82,9 @@ def scenes(options: ScenesOptions) -> None:
     from synoptic.data.scenes import SceneConfig, parse_objects, write
 
     config = SceneConfig(options.count, options.size, options.seed, parse_objects(options.objects), options.views)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("drawing", total=config.count)
-        out = write(Path(options.out), config, progress=lambda done, total: bar.update(task, completed=done))
-    Console().print(f"{config.count} pictures in {out}", highlight=False, soft_wrap=True)
+    with _bar("drawing") as advance:
+        out = write(Path(options.out), config, progress=advance)
+    print(f"{config.count} pictures in {out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +108,13 @@ class EmbedOptions:
 
 def embed(options: EmbedOptions) -> None:
     """Embeddings of pictures into a Parquet file."""
-    from synoptic.run import embed
+    from synoptic.apps.embeddings import embed
 
-    embed(options.images, options.model, Path(options.out), options.tokens, options.adaptor)
+    with _bar("embedding") as advance:
+        left_out = embed(
+            options.images, options.model, Path(options.out), options.tokens, options.adaptor, progress=advance
+        )
+    print(f"{options.out}{f', without {left_out} unreadable pictures' if left_out else ''}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +196,7 @@ def report(options: ReportOptions) -> None:
     from synoptic.apps.report import report
 
     page = report([Path(run) for run in options.runs], options.out and Path(options.out))
-    Console().print(str(page), highlight=False, soft_wrap=True)
+    print(page)
 
 
 SIMPLE_VERBS = (
@@ -204,6 +208,14 @@ SIMPLE_VERBS = (
     OptionsVerb(evaluate, EvaluateOptions, "model"),
     OptionsVerb(report, ReportOptions, "runs"),
 )
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing elsewhere: to be told how many of how many are done."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

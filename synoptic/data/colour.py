@@ -40,7 +40,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     turns = 6.0 * shift[:, None] - torch.tensor([0.0, 2.0, 4.0], device=shift.device)
     turns = torch.remainder(turns + 3.0, 6.0) - 3.0  # in [-3, 3], so that one fold finds the distance on the circle
     share = (hue + turns.to(images)[:, :, None, None]).abs_().sub_(3.0).abs_().clamp_(1.0, 2.0)
-    return torch.addcmul(low.sub_(chroma), chroma, share)
+    return share.mul_(chroma).add_(low.sub_(chroma))
 
 
 def grayscale(images: Tensor) -> Tensor:

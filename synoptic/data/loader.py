@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -103,7 +107,9 @@ class Loader:
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # its own, since a loader draws from the global one otherwise
         )
-        yield from reading
+        with _interrupts_held():
+            arriving = iter(reading)
+        yield from arriving
 
     def _finish(self, step: int, read: _Read) -> Batch:
         self.source.errors.note(read.indices, read.failures)
@@ -205,6 +211,29 @@ def _default_workers() -> int:
     return max(0, min(MAX_WORKERS, count - 1))
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Lets Ctrl-C wait while processes start, since half of them cannot be ended in order."""
+    if threading.current_thread() is not threading.main_thread():  # the others are not interrupted
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends its workers
+    sys.excepthook = _without_broken_pipes
     torch.set_num_threads(1)
+
+
+def _without_broken_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An interrupted main process stops listening at any moment, of which its workers have nothing to tell."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

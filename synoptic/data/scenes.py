@@ -152,7 +152,8 @@ def write(
     or the category of each pixel), `depth/` (16-bit PNG, millimetres along the camera's axis, 0 for the backdrop),
     `normals/` (PNG, round((n + 1) / 2 * 255) in the camera's frame), `instances.json` and `captions.json` (COCO).
     With two views also `views/` (JPEG) and `correspondences/` (.npy, see `SecondView`). Files of one picture have the
-    same name everywhere; where each picture shows one object, they lie in folders named after its shape.
+    same name everywhere; where each picture shows one object, they lie in folders named after its shape. The same
+    settings give the same bytes, with however many processes, under the same versions of NumPy and Pillow.
 
     Args:
         out: a folder that is empty, or does not exist yet, or holds this very data set: then nothing is done.

@@ -16,7 +16,8 @@ from synoptic.data.resample import interleaved, resized_crop
 from synoptic.types import Batch
 
 _TRIES = 10
-_CACHED_VALUES = 1 << 18  # on a CPU, pictures are coloured few at a time, so that they stay in its cache
+_CACHED_VALUES = 1 << 20  # on a CPU, only as many pictures are coloured together as stay in its cache,
+_ENOUGH_VALUES = 1 << 16  # and larger ones singly: they keep a core busy without company, and need no gathering
 
 
 def random_boxes(
@@ -275,7 +276,7 @@ def plan_colours(config: MultiCropConfig, kinds: Tensor, draws: Draws) -> tuple[
 @torch.no_grad()
 def recolour(images: Tensor, steps: Sequence[Step]) -> None:
     """Changes pictures (B, 3, H, W) float in [0, 1] in place; only the chosen ones of each step are computed."""
-    at_once = len(images) if images.device.type != "cpu" else max(1, _CACHED_VALUES // images[0].numel())
+    at_once = _pictures_at_once(images)
     chosen = [step.chosen.numpy() for step in steps]
     for start in range(0, len(images), at_once):
         place = slice(start, start + at_once)
@@ -292,6 +293,13 @@ def recolour(images: Tensor, steps: Sequence[Step]) -> None:
                 part.index_copy_(0, index, step.change(part.index_select(0, index), *amount))
         if part is not before:
             before.copy_(part)
+
+
+def _pictures_at_once(images: Tensor) -> int:
+    if images.device.type != "cpu":
+        return max(1, len(images))
+    values = images.shape[1:].numel()
+    return 1 if values > _ENOUGH_VALUES else _CACHED_VALUES // values
 
 
 def _opened(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

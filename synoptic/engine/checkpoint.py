@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +63,11 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: if the file is damaged.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums that it writes
+            if broken := archive.testzip():
+                raise zipfile.BadZipFile(f"checksum of {broken} does not fit")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: damaged checkpoint ({reason})") from error
 

@@ -123,8 +123,7 @@ class _Run:
 
     def __init__(self, task: Task, config: TrainConfig, out: Path, device: torch.device):
         settings.check(config)
-        for resolved in (config.steps, config.checkpoint_every, config.evaluate_every, config.optim.lr):
-            assert resolved is not None, "resolved when the run is built"
+        assert config.steps and config.checkpoint_every and config.evaluate_every, "resolved when the run is built"
         self.steps = config.steps
         self.checkpoint_every, self.evaluate_every = config.checkpoint_every, config.evaluate_every
         self.task = task.to(device).train()

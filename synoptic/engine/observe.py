@@ -236,7 +236,8 @@ class Observer:
         self._board.flush()
 
     def _line(self, step: int) -> str:
-        return f"step {step}/{self._steps}  {self._text}  left {_clock(self._left(step))}"
+        parts = (f"step {step}/{self._steps}", self._text, f"left {_clock(self._left(step))}")
+        return "  ".join(part for part in parts if part)
 
     def _left(self, step: int) -> float:
         """Seconds to the end at the recent speed, evaluation and saving taking the share of time they took so far."""

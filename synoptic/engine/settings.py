@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
+from operator import attrgetter
 
 from synoptic.config import TrainConfig
 
@@ -33,7 +33,7 @@ def check(config: TrainConfig) -> None:
         ValueError: naming the setting, its value and its range.
     """
     for key, (least, greatest) in RANGES.items():
-        value = reduce(getattr, key.split("."), config)
+        value = attrgetter(key)(config)
         if value is not None and not least <= value <= greatest:
             upper = "" if greatest == math.inf else f" and at most {greatest:g}"
             raise ValueError(f"{key}={value}: must be at least {least:g}{upper}")

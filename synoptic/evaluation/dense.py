@@ -25,7 +25,7 @@ BALANCE = 0.5
 FURTHER = (0.0, 0.125, 0.25, 0.375, 0.5)
 RIDGES = (1e-4, 1e-2, 1.0)
 HELD_OUT = 5  # every fifth training picture
-HELD_OUT_SIDE = 128  # pixels: from larger masks, the choice takes every second, third ... pixel
+HELD_OUT_SIDE = 64  # pixels: of larger masks, the choice looks at every second, third ... pixel
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,13 @@ class Segmentation:
             mask = mask[stride // 2 :: stride, stride // 2 :: stride]
             pixels = _resized(logits, mask.shape)
             for further, found in zip(FURTHER, counts, strict=True):
-                said = (pixels * self._factors(further).to(pixels)[:, None, None]).argmax(0)
+                said = (pixels * self._factors(further).to(pixels)[:, None, None]).max(0).indices
                 _tally(found, mask, said.cpu().numpy())
 
 
 def segment(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
     """(height, width) int64, the likeliest class of each pixel, from (C, h, w) logits of patches."""
-    return _resized(logits, size).argmax(0).cpu().numpy()
+    return _resized(logits, size).max(0).indices.cpu().numpy()
 
 
 def class_shares(mask: np.ndarray, grid: tuple[int, int], classes: int) -> Tensor:

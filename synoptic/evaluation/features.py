@@ -163,7 +163,7 @@ def embed(
 
 @dataclass(frozen=True)
 class RawPixels:
-    """The baseline that every model should beat: the picture itself, made small, minus its mean colour.
+    """The baseline that every model should beat: the picture itself, made small, minus its mean brightness.
 
     Its summary is all pixels, its patches are single pixels.
 
@@ -180,7 +180,7 @@ class RawPixels:
 
     def encode_image(self, images: Tensor) -> Features:
         """Features of (B, 3, size, size) pictures."""
-        centred = images - images.mean((2, 3), keepdim=True)
+        centred = images - images.mean((1, 2, 3), keepdim=True)
         return Features(images.flatten(2).transpose(1, 2), (self.size, self.size), centred.flatten(1))
 
 

@@ -23,6 +23,25 @@ def sharpened(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
     return ((logits.detach().float() - centre) / temperature).softmax(dim=-1)
 
 
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Targets that use all prototypes equally within the batch: centring by optimal transport.
+
+    Args:
+        logits: (B, K), computed further in float32.
+        temperature: the lower, the sharper.
+        iterations: alternating normalisations of prototypes and samples.
+    Returns:
+        (B, K) float32 probabilities, detached; each row sums to 1.
+    Source: SwAV (arXiv 2006.09882, sec. 3.1); DINOv2 sec. 4 (arXiv 2304.07193), with three iterations.
+    """
+    logits = logits.detach().float() / temperature
+    # In the log domain no sharp logit can overflow.
+    for _ in range(iterations):
+        logits = logits - logits.logsumexp(dim=0, keepdim=True)  # each prototype has the same mass
+        logits = logits - logits.logsumexp(dim=1, keepdim=True)  # each sample has the same mass
+    return logits.exp()
+
+
 def dino(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float = 0.1) -> Tensor:
     """Cross entropy between the teacher's view of one crop and the student's view of every other.
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class DinoConfig(TrainConfig):
             paper's 65,536.
         head_hidden: width of the head's MLP.
         bottleneck: width in which prototypes are compared.
+        head_norm: batch normalisation in the head's MLP, which steadies short runs with small batches.
         fixed_norm: prototypes stay of unit length.
         student_temperature: of the student's softmax.
         teacher_temperature: of the teacher's softmax, after its warm-up; above 0.07 training is unstable, and lower
@@ -36,6 +38,8 @@ class DinoConfig(TrainConfig):
         teacher_temperature_start: where the warm-up begins.
         teacher_temperature_warmup: share of the run that the warm-up takes.
         momentum: of the teacher's average of the student at the start; rises to 1 on a cosine.
+        centring: what keeps any prototype from winning: "mean" subtracts the running mean of the teacher's outputs
+            (the paper); "sinkhorn" balances the batch over the prototypes (DINOv2), steadier in short runs.
         centre_momentum: of the running mean of teacher outputs.
         freeze_last_layer: share of the run in which the prototypes stand still.
         koleo: weight of the KoLeo regulariser on the student's summaries (DINOv2); 0 in the paper.
@@ -47,12 +51,14 @@ class DinoConfig(TrainConfig):
     prototypes: int | None = None
     head_hidden: int = 2048
     bottleneck: int = 256
+    head_norm: bool = False
     fixed_norm: bool = True
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
     teacher_temperature_start: float = 0.04
     teacher_temperature_warmup: float = 0.1
     momentum: float = 0.996
+    centring: Literal["mean", "sinkhorn"] = "mean"
     centre_momentum: float = 0.9
     freeze_last_layer: float = 0.01
     koleo: float = 0.0
@@ -77,16 +83,22 @@ class DinoTask(Task):
         self.config = config
         self.multi_crop = MultiCrop(config.crops)
         head = DinoHead(
-            backbone.summary_width, config.prototypes, config.head_hidden, config.bottleneck, config.fixed_norm
+            backbone.summary_width,
+            config.prototypes,
+            config.head_hidden,
+            config.bottleneck,
+            norm=config.head_norm,
+            fixed_norm=config.fixed_norm,
         )
         self.student = nn.ModuleDict({"backbone": backbone, "head": head})
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher["backbone"].eval()
         self.register_buffer("centre", torch.zeros(1, config.prototypes))
         self._teacher_logits: list[Tensor] = []
 
     def train(self, mode: bool = True) -> DinoTask:
         super().train(mode)
-        self.teacher.eval()  # the teacher answers without stochastic depth
+        self.teacher["backbone"].eval()  # without stochastic depth; batch norms in the head use the batch, as the student's
         return self
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
@@ -104,7 +116,7 @@ class DinoTask(Task):
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
         with torch.no_grad():
             logits = self.teacher["head"](self.teacher["backbone"](torch.cat(batch.crops[:2])).summary).float()
-            targets = ssl.sharpened(logits, self.centre, self.teacher_temperature(progress))
+            targets = self._targets(logits, self.teacher_temperature(progress))
             self._teacher_logits.append(logits)
         summaries = [self.student["backbone"](crops).summary for crops in self._stacked(batch.crops)]
         student = torch.cat([self.student["head"](summary) for summary in summaries])
@@ -116,6 +128,11 @@ class DinoTask(Task):
             terms["loss"] = loss + self.config.koleo * spread
             terms["koleo"] = spread.detach()
         yield terms
+
+    def _targets(self, logits: Tensor, temperature: float) -> Tensor:
+        if self.config.centring == "sinkhorn":
+            return ssl.sinkhorn_knopp(logits, temperature)
+        return ssl.sharpened(logits, self.centre, temperature)
 
     @staticmethod
     def _stacked(crops: tuple[Tensor, ...]) -> list[Tensor]:

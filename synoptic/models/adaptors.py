@@ -118,7 +118,5 @@ class Student(nn.Module):
             raise ValueError(f"no adaptor {unknown[0]!r}; this student has {', '.join(self.adaptors)}")
         tokens = features.summary.unflatten(1, (len(self.adaptors), self.width))  # (B, T, D)
         slots = {name: slot for slot, name in enumerate(self.adaptors)}
-        answers = {
-            name: self.adaptors[name](tokens[:, slots[name]], features.patches, features.grid) for name in names
-        }
+        answers = {name: self.adaptors[name](tokens[:, slots[name]], features.patches, features.grid) for name in names}
         return replace(features, adaptors=answers)

@@ -18,18 +18,27 @@ class DinoHead(nn.Module):
         prototypes: K, the number of outputs.
         hidden: width of the MLP.
         bottleneck: width in which prototypes are compared.
+        norm: batch normalisation before each activation (the paper's choice for convolutional backbones).
         fixed_norm: the prototypes stay of unit length (paper's default; steadier, slightly worse on small models).
 
     Source: Caron et al. 2021, sec. 3.1 and appendix C (arXiv 2104.14294).
     """
 
     def __init__(
-        self, width: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256, fixed_norm: bool = True
+        self,
+        width: int,
+        prototypes: int,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        *,
+        norm: bool = False,
+        fixed_norm: bool = True,
     ):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+        parts: list[nn.Module] = []
+        for before in (width, hidden):
+            parts += [nn.Linear(before, hidden), *([nn.BatchNorm1d(hidden)] if norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*parts, nn.Linear(hidden, bottleneck))
         self.mlp.apply(init_linear)
         self.last_layer = weight_norm(nn.Linear(bottleneck, prototypes, bias=False))
         norms = self.last_layer.parametrizations.weight.original0  # (K, 1), the lengths of the prototypes

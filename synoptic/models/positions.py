@@ -53,7 +53,7 @@ class LearnedPositions(nn.Module):
         table = self.table[:, self.prefix :]
         if grid == self.grid:
             return table
-        planes = table.float().reshape(1, *self.grid, -1).permute(0, 3, 1, 2)  # (1, D, H, W)
+        planes = _planes(table, self.grid)
         if self.offset:
             factors = tuple((want + self.offset) / have for want, have in zip(grid, self.grid, strict=True))
             planes = F.interpolate(planes, scale_factor=factors, mode=self.interpolation, antialias=self.antialias)
@@ -88,33 +88,43 @@ class CroppedPositions(nn.Module):
 
     def forward(self, prefix: Tensor | None, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
         """Adds positions to (B, h*w, D) patches; summary tokens pass."""
-        positions = self._viewports(len(patches), grid) if self.training else self._resized(grid)
-        return prefix, patches + positions.to(patches.dtype)
-
-    def _planes(self) -> Tensor:  # (1, D, H, W)
-        return self.table.float().reshape(1, *self.grid, -1).permute(0, 3, 1, 2)
+        if not self.training:
+            return prefix, patches + self._resized(grid).to(patches.dtype)
+        positions = self._sampled(self._viewports(len(patches)), grid)
+        seen = torch.rand(len(patches), 1, 1, device=patches.device) >= self.dropout
+        return prefix, patches + (positions * seen).to(patches.dtype)
 
     def _resized(self, grid: tuple[int, int]) -> Tensor:  # (1, h*w, D)
-        planes = self._planes()
+        planes = _planes(self.table, self.grid)
         side = max(grid)
         if self.grid != (side, side):
             planes = F.interpolate(planes, size=(side, side), mode="bilinear", align_corners=self.align_corners)
         return planes[..., : grid[0], : grid[1]].flatten(2).transpose(1, 2)
 
-    def _viewports(self, batch: int, grid: tuple[int, int]) -> Tensor:  # (B, h*w, D)
-        device = self.table.device
+    def _viewports(self, batch: int) -> Tensor:
+        """(B, 4): left, top, width, height of each picture's part of the table, which is a unit square."""
 
         def uniform(low: float, high: float) -> Tensor:
-            return torch.rand(batch, device=device) * (high - low) + low
+            return torch.rand(batch, device=self.table.device) * (high - low) + low
 
         scale = uniform(math.sqrt(0.1), 1.0)
         aspect = uniform(math.log(3 / 4), math.log(4 / 3)).exp()
-        width, height = (scale * aspect).clamp(0, 1), (scale / aspect).clamp(0, 1)
-        left, top = torch.rand(batch, device=device) * (1 - width), torch.rand(batch, device=device) * (1 - height)
-        x = left[:, None] + width[:, None] * torch.linspace(0, 1, grid[1], device=device)  # (B, w)
-        y = top[:, None] + height[:, None] * torch.linspace(0, 1, grid[0], device=device)  # (B, h)
+        width, height = (scale * aspect).clamp_max(1), (scale / aspect).clamp_max(1)
+        left, top = uniform(0, 1) * (1 - width), uniform(0, 1) * (1 - height)
+        return torch.stack((left, top, width, height), dim=1)
+
+    def _sampled(self, viewports: Tensor, grid: tuple[int, int]) -> Tensor:  # (B, 4) -> (B, h*w, D)
+        left, top, width, height = viewports[:, :, None].unbind(1)  # each (B, 1)
+        x = left + width * torch.linspace(0, 1, grid[1], device=viewports.device)  # (B, w)
+        y = top + height * torch.linspace(0, 1, grid[0], device=viewports.device)  # (B, h)
         where = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1) * 2 - 1  # (B, h, w, 2)
-        planes = self._planes().expand(batch, -1, -1, -1)
-        positions = F.grid_sample(planes, where, mode="bilinear", padding_mode="zeros", align_corners=True)
-        positions = positions.flatten(2).transpose(1, 2)
-        return positions * (torch.rand(batch, 1, 1, device=device) >= self.dropout)
+        planes = _planes(self.table, self.grid).expand(len(viewports), -1, -1, -1)
+        # Viewports end inside the table, so the padding only keeps rounding errors from reaching beyond its border.
+        positions = F.grid_sample(planes, where.to(planes.dtype), padding_mode="border", align_corners=True)
+        return positions.flatten(2).transpose(1, 2)
+
+
+def _planes(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(1, H*W, D) as (1, D, H, W), in float32 or better."""
+    table = table.to(torch.promote_types(table.dtype, torch.float32))
+    return table.reshape(1, *grid, -1).permute(0, 3, 1, 2)

@@ -137,6 +137,9 @@ class ConvStem(nn.Sequential):
             parts += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, after), nn.ReLU()]
         super().__init__(*parts, nn.Conv2d(widths[-1], width, 1))
 
+    def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, D, h, w)
+        return super().forward(images.contiguous(memory_format=torch.channels_last))  # up to a quarter faster on CPUs
+
 
 class ViT(nn.Module):
     """A Vision Transformer that answers with Features.

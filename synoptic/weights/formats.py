@@ -233,7 +233,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: no such file, so the weights folder is not whole") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged weights file ({error})") from None
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    # Copied, since these tensors are windows on the file: who writes into it later would change the model.
+    return {name: (tensor.float() if tensor.is_floating_point() else tensor).clone() for name, tensor in state.items()}
 
 
 def _check_header(header: Mapping[str, Any], path: Path) -> tuple[Record, Kind]:

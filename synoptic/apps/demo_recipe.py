@@ -1,0 +1,107 @@
+"""What the demo trains: how many pictures, which models, for how long. Step counts are fixed; nothing watches a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Words = Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides the demo's outcome, beside its seed.
+
+    The keys of the trainings are those of `synoptic train`, with their values as typed there; `data` names the sets
+    of pictures, comma-separated: "single", "multi", or both.
+
+    Attributes:
+        size: side of the pictures in pixels.
+        single: pictures of one object each, in class folders by shape.
+        multi: pictures of one to six objects.
+        clip: keys of the teacher that learns from captions.
+        dino: keys of the teacher that learns from pictures alone.
+        radio: keys of the student that both are merged into.
+    """
+
+    size: int
+    single: int
+    multi: int
+    clip: Words
+    dino: Words
+    radio: Words
+
+
+FULL = Recipe(
+    size=96,
+    single=7500,
+    multi=1500,
+    clip={
+        "data": "single",
+        "model": "vit_mini16",
+        "size": 64,
+        "steps": 600,
+        "batch": 128,
+        "optim.lr": "1e-3",
+        "embedding": 128,
+        "text_width": 128,
+        "text_depth": 2,
+        "text_heads": 2,
+        "loader.validation": 0.05,
+    },
+    dino={
+        "data": "single",
+        "model": "vit_mini16",
+        "size": 64,
+        "steps": 400,
+        "batch": 64,
+        "optim.lr": "1e-3",
+        "crops.local_count": 4,
+        "crops.local_size": 32,
+        "head_hidden": 512,
+        "bottleneck": 128,
+        "prototypes": 256,
+        "loader.validation": 0.05,
+    },
+    radio={
+        "data": "single",
+        "model": "vit_mini8",
+        "size": 64,
+        "steps": 500,
+        "batch": 64,
+        "optim.lr": "1e-3",
+        "loader.validation": 0.05,
+    },
+)
+
+_BRIEF = {"size": 32, "batch": 16, "optim.lr": "1e-3", "evaluate_every": 12, "log_every": 4}
+
+QUICK = Recipe(
+    size=48,
+    single=240,
+    multi=60,
+    clip={
+        "data": "single",
+        "model": "vit_mini16",
+        **_BRIEF,
+        "steps": 24,
+        "embedding": 64,
+        "text_width": 64,
+        "text_depth": 1,
+        "text_heads": 1,
+    },
+    dino={
+        "data": "single",
+        "model": "vit_mini16",
+        **_BRIEF,
+        "steps": 24,
+        "crops.local_count": 2,
+        "crops.local_size": 16,
+        "head_hidden": 64,
+        "bottleneck": 32,
+        "prototypes": 64,
+    },
+    radio={"data": "single,multi", "model": "vit_mini8", **_BRIEF, "steps": 24},
+)
+
+RECIPES: Mapping[str, Recipe] = {"full": FULL, "quick": QUICK}

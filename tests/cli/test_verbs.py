@@ -1,0 +1,166 @@
+"""From pictures to a model to its use, as a user types it; everything tiny."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from synoptic.apps import cli
+
+CLIP = "train clip data=pictures model=vit_mini16 size=32 batch=4 vocabulary=300 threads=1 device=cpu precision=fp32"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pictures`, and `clip`, a model trained on them for two steps."""
+    folder = tmp_path_factory.mktemp("workshop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["scenes", "out=pictures", "count=40", "size=32", "objects=1"]) == 0
+        assert cli.main([*CLIP.split(), "out=clip", "steps=2"]) == 0
+    return folder
+
+
+@pytest.fixture
+def type_in(workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Types a command in the workshop; returns what it printed after checking its exit code."""
+    monkeypatch.chdir(workshop)
+
+    def typed(command: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert cli.main(command.split()) == code
+        out, err = capsys.readouterr()
+        if code:
+            assert err.count("\n") == 1
+        return err if code else out
+
+    return typed
+
+
+def test_a_run_folder_is_whole(workshop: Path) -> None:
+    run = workshop / "clip"
+    assert {"config.json", "environment.json", "train.log", "metrics.jsonl", "checkpoints", "weights"} <= {
+        path.name for path in run.iterdir()
+    }
+    assert {"model.safetensors", "config.json", "README.md"} <= {path.name for path in (run / "weights").iterdir()}
+
+
+def test_a_finished_run_is_left_alone(type_in, workshop: Path) -> None:
+    weights = workshop / "clip" / "weights" / "model.safetensors"
+    before = weights.read_bytes()
+    type_in(f"{CLIP} out=clip steps=2")
+    assert weights.read_bytes() == before
+    assert "resume=auto" in type_in(f"{CLIP} out=clip steps=2 resume=never", code=2)
+    assert weights.read_bytes() == before
+
+
+def test_a_resolved_configuration_trains_again(type_in, workshop: Path) -> None:
+    plan = json.loads(type_in("train clip config=clip/config.json out=again --dry-run"))
+    resolved = json.loads((workshop / "clip" / "config.json").read_text())
+    assert plan["config"] == resolved | {"out": "again"}
+
+
+def test_a_dry_run_tells_the_parameters_and_writes_nothing(type_in, workshop: Path) -> None:
+    plan = json.loads(type_in("train dino data=pictures out=dry model=vit_mini16 size=32 --dry-run"))
+    assert plan["config"]["optim"]["lr"] is not None
+    assert 1_000_000 <= plan["parameters"]["exported"] <= 3_000_000
+    assert not (workshop / "dry").exists()
+
+
+def test_pictures_become_a_table(type_in, workshop: Path) -> None:
+    type_in("embed pictures/test/images model=clip out=e.parquet")
+    table = pq.read_table(workshop / "e.parquet")
+    assert table.column_names == ["path", "content_hash", "width", "height", "model", "weights_hash", "embedding"]
+    assert len(table) == 8
+    assert set(table["width"].to_pylist()) == {32}
+
+
+def test_pictures_become_a_table_of_patches(type_in, workshop: Path) -> None:
+    type_in("embed pictures/test/images model=clip out=p.parquet tokens=patches")
+    table = pq.read_table(workshop / "p.parquet")
+    assert len(table) == 8 * 4
+    assert {"row", "column"} <= set(table.column_names)
+
+
+def test_pictures_get_labels(type_in, workshop: Path) -> None:
+    printed = type_in("classify pictures/test/images model=clip labels=cone,cube out=labels.json")
+    header, *rows = [line.split("\t") for line in printed.splitlines()]
+    assert header == ["picture", "label", "score"]
+    scores = json.loads((workshop / "labels.json").read_text())
+    assert [row[0] for row in rows] == list(scores)
+    for path, label, score in rows:
+        assert {entry["label"] for entry in scores[path]} == {"cone", "cube"}
+        assert scores[path][0]["label"] == label
+        assert float(score) == pytest.approx(scores[path][0]["score"], abs=1e-4)
+
+
+def test_one_picture_gets_a_label(type_in, workshop: Path) -> None:
+    picture = next((workshop / "pictures" / "test" / "images").rglob("*.jpg")).relative_to(workshop)
+    assert len(type_in(f"classify {picture} model=clip/weights labels=cone,cube").splitlines()) == 2
+
+
+def test_a_model_is_judged(type_in, workshop: Path) -> None:
+    printed = type_in("evaluate clip on=knn,zeroshot data=pictures out=scores.json")
+    scores = dict(line.split("\t") for line in printed.splitlines()[1:])
+    assert {"knn", "zeroshot"} <= set(scores)
+    assert all(0 <= float(score) <= 1 for score in scores.values())
+    written = json.loads((workshop / "scores.json").read_text())
+    assert {name: f"{written[name]:.4f}" for name in scores} == scores
+
+
+def test_a_run_gets_its_page(type_in, workshop: Path) -> None:
+    page = workshop / type_in("report clip out=page.html").strip()
+    assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train dino data=picturez out=new model=vit_mini16", "picturez does not exist"),
+        ("train dino data=pictures out=new model=vit_mini61", "vit_mini61"),
+        ("train dino data=pictures out=pictures/scenes.json model=vit_mini16", "is a file"),
+        ("train dino data=pictures out=pictures model=vit_mini16", "holds files that are no run"),
+        ("train radio data=pictures out=new model=vit_mini16", "teachers= is missing"),
+        ("train radio data=pictures out=new model=vit_mini16 teachers=clip", "is not of the form name:MODEL"),
+        ("train radio data=pictures out=new model=vit_mini16 teachers=a:nowhere", "there is no model 'nowhere'"),
+        ("embed nothing model=clip out=x.parquet", "nothing does not exist"),
+        ("embed pictures model=vit_mini61 out=x.parquet", "did you mean vit_mini16"),
+        ("classify pictures/test/images model=vit_mini16 labels=a,b", "knows no words"),
+        ("classify pictures/test/images model=clip labels=", "label"),
+        ("evaluate clip on=knnn data=pictures", "knn"),
+        ("evaluate nowhere on=knn data=pictures", "there is no model 'nowhere'"),
+        ("report nowhere", "nowhere"),
+    ],
+)
+def test_a_mistake_is_told_where_it_is(type_in, workshop: Path, command: str, told: str) -> None:
+    assert told in type_in(command, code=2)
+    assert not (workshop / "new").exists()
+    assert not (workshop / "x.parquet").exists()
+
+
+def test_an_interrupted_run_is_saved_and_goes_on(type_in, workshop: Path) -> None:
+    command = f"{CLIP} out=stopped steps=2000 evaluate_every=2000 checkpoint_every=2000 log_every=1"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synoptic", *command.split()],
+        cwd=workshop,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert rest.splitlines()[-1].startswith("synoptic: ")
+    assert "Traceback" not in rest
+    assert list((workshop / "stopped" / "checkpoints").iterdir())

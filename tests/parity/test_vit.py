@@ -1,0 +1,191 @@
+"""Our ViT against its makers' own: transformers in the same process, and recorded outputs of DINO and DINOv2."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import ViTConfig as TheirConfig
+from transformers import ViTModel
+
+from synoptic.models.vit import ViT, ViTConfig
+from synoptic.types import Features
+from synoptic.weights.convert import HUGGINGFACE_VIT, Rule, Table, from_ours, load_state, to_ours
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of the reference's largest absolute value
+HALVES = (0.5, 0.5, 0.5)
+
+
+def assert_equal(ours: Tensor, theirs: Tensor) -> None:
+    bound = TOLERANCE[theirs.dtype] * theirs.abs().max().item()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
+
+
+def file_of(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """The model's tensors under the names that its files have."""
+    model.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def pair(folder: Path, act: str = "gelu", dtype: torch.dtype = torch.float64) -> tuple[ViT, ViTModel]:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    theirs = ViTModel(TheirConfig(**sizes, image_size=32, patch_size=8, hidden_act=act), add_pooling_layer=False)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    ours = ViT(
+        ViTConfig(
+            patch_size=8,
+            width=24,
+            depth=2,
+            heads=3,
+            hidden=40,
+            image_size=32,
+            mean=HALVES,
+            std=HALVES,
+            activation=act,
+            norm_eps=1e-12,
+        )
+    )
+    load_state(ours, to_ours(file_of(theirs, folder), HUGGINGFACE_VIT), "transformers")
+    return ours.to(dtype).eval(), theirs.to(dtype).eval()
+
+
+def tokens_of(features: Features) -> Tensor:
+    return torch.cat([features.summary[:, None], features.patches], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(32, 32), (24, 56), (64, 16)], ids=str)
+@pytest.mark.parametrize("act", ["gelu", "quick_gelu"])
+def test_equals_transformers_forward_and_backward(
+    tmp_path: Path, act: str, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    ours, theirs = pair(tmp_path, act, dtype)
+    images = torch.rand(2, 3, *size, dtype=dtype)
+    answer = tokens_of(ours(images))
+    expected = theirs((images - 0.5) / 0.5, interpolate_pos_encoding=True).last_hidden_state
+    assert_equal(answer, expected)
+
+    weights = torch.randn_like(expected)
+    (answer * weights).sum().backward()
+    (expected * weights).sum().backward()
+    with torch.no_grad():  # gradients go through the same converter as weights
+        for parameter in theirs.parameters():
+            parameter.copy_(parameter.grad)
+    expected_gradients = to_ours(file_of(theirs, tmp_path), HUGGINGFACE_VIT)
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        assert_equal(gradient, expected_gradients[name])
+
+
+def test_layers_equal_transformers(tmp_path: Path) -> None:
+    ours, theirs = pair(tmp_path)
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    hidden = theirs((images - 0.5) / 0.5, output_hidden_states=True).hidden_states
+    for layer, state in zip(ours(images, layers=(0, 1)).layers, hidden[1:], strict=True):
+        assert_equal(tokens_of(layer), theirs.layernorm(state))
+
+
+def test_weights_survive_the_way_there_and_back(tmp_path: Path) -> None:
+    ours, theirs = pair(tmp_path, dtype=torch.float32)
+    back = from_ours(ours.state_dict(), HUGGINGFACE_VIT)
+    file = file_of(theirs, tmp_path)
+    assert back.keys() == file.keys()
+    assert all(torch.equal(back[name], file[name]) for name in file)
+
+
+def test_a_wrong_epsilon_would_be_seen(tmp_path: Path) -> None:
+    """Guards the tolerance: it must be finer than the mistakes that weights of this kind are converted with."""
+    ours, theirs = pair(tmp_path)
+    wrong = copy.deepcopy(ours)
+    for module in wrong.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-6
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    with pytest.raises(AssertionError):
+        assert_equal(tokens_of(wrong(images)), theirs((images - 0.5) / 0.5).last_hidden_state)
+
+
+# What the released DINO and DINOv2 files call things; their attention and feed-forward layers are named as ours.
+FACEBOOK = Table(
+    rules=(
+        Rule("summary_token", ("cls_token",)),
+        Rule("register_token", ("register_tokens",)),
+        Rule("mask_token", ("mask_token",)),
+        Rule("positions.table", ("pos_embed",)),
+        Rule("patch_embed.{p}", ("patch_embed.proj.{p}",)),
+        Rule("blocks.{i}.{part}.{p}", ("blocks.{i}.{part}.{p}",)),
+        Rule("blocks.{i}.{part}.{layer}.{p}", ("blocks.{i}.{part}.{layer}.{p}",)),
+        Rule("norm.{p}", ("norm.{p}",)),
+    )
+)
+
+
+def from_fixture(path: Path, **config: Any) -> ViT:
+    model = ViT(ViTConfig(**config))
+    load_state(model, to_ours(torch.load(path, weights_only=True), FACEBOOK), str(path))
+    return model.eval()
+
+
+def sizes_of(record: dict[str, Tensor]) -> list[str]:
+    return [name.removeprefix("image/") for name in record if name.startswith("image/")]
+
+
+@pytest.mark.parametrize("name", ["vit_p16", "vit_p8"])
+def test_equals_dino(fixtures_dir: Path, name: str) -> None:
+    folder = fixtures_dir / "dino"
+    sizes = json.loads((folder / "config.json").read_text())["vits"][name]
+    model = from_fixture(
+        folder / f"weights.{name}.pth",
+        patch_size=sizes["patch"],
+        width=sizes["dim"],
+        depth=sizes["depth"],
+        heads=sizes["heads"],
+        image_size=sizes["img"],
+        position_offset=0.1,
+    )
+    record = load_file(folder / "io.safetensors")
+    for size in sizes_of(record):
+        features = model(record[f"image/{size}"], layers=(-2,))
+        assert_equal(tokens_of(features), record[f"{name}/tokens/{size}"])
+        if f"{name}/tokens_second_last/{size}" in record:
+            assert_equal(tokens_of(features.layers[0]), record[f"{name}/tokens_second_last/{size}"])
+
+
+@pytest.mark.parametrize("name", ["plain", "reg4", "swiglu", "swiglu_reg4"])
+def test_equals_dinov2(fixtures_dir: Path, name: str) -> None:
+    folder = fixtures_dir / "dinov2"
+    sizes = json.loads((folder / "config.json").read_text())["variants"][name]
+    model = from_fixture(
+        folder / f"weights.{name}.pth",
+        patch_size=sizes["patch"],
+        width=sizes["dim"],
+        depth=sizes["depth"],
+        heads=sizes["heads"],
+        image_size=sizes["img"],
+        registers=sizes["reg"],
+        feed_forward="mlp" if sizes["ffn"] == "mlp" else "swiglu",
+        antialias=sizes["antialias"],
+        position_offset=sizes["offset"],
+        layer_scale=1.0,
+        mask_token=True,
+    )
+    record = load_file(folder / "io.safetensors")
+    for size in sizes_of(record):
+        features = model(record[f"image/{size}"], layers=(0,))
+        assert_equal(features.patches, record[f"{name}/x_norm_patchtokens/{size}"])
+        if f"{name}/x_norm_clstoken/{size}" in record:
+            assert_equal(features.summary, record[f"{name}/x_norm_clstoken/{size}"])
+        if f"{name}/intermediate0_patches/{size}" in record:
+            assert_equal(features.layers[0].patches, record[f"{name}/intermediate0_patches/{size}"])
+        if f"{name}/masked_patches/{size}" in record:
+            masked = model(record[f"image/{size}"], masks=record[f"in/mask/{size}"].bool())
+            assert_equal(masked.patches, record[f"{name}/masked_patches/{size}"])

@@ -1,0 +1,313 @@
+"""k-NN and zero-shot: what they say equals their definitions, and their scores mean what their names say."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from synoptic.data import scenes
+from synoptic.data.sources import Source, open_source
+from synoptic.evaluation import recognition
+from synoptic.evaluation.features import Encoded, RawPixels, Space, embed, encode
+from synoptic.evaluation.protocols import EVALUATIONS, build_evaluator, prompts
+from synoptic.evaluation.recognition import KNN, Neighbours, ZeroShot, class_embeddings, nearest, vote
+from synoptic.evaluation.scenes import seen_pairs
+from synoptic.models.vit import ViT, vit_config
+from synoptic.predict import Preprocess, VisionModel
+from synoptic.types import Features
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (20, 40, 210)}
+WORDS = {name: torch.tensor(rgb, dtype=torch.float32) / 255 for name, rgb in COLOURS.items()}
+
+
+class MeanColour:
+    """Summary: the picture's mean colour, in one space with the words for colours."""
+
+    preprocess = Preprocess(8, "squash")
+    text_space: str | None = None
+
+    def encode_image(self, images: Tensor) -> Features:
+        return Features(images.flatten(2).transpose(1, 2), (8, 8), images.mean((2, 3)))
+
+    def encode_text(self, texts: Sequence[str], adaptor: str | None = None) -> np.ndarray:
+        found = [next(colour for name, colour in WORDS.items() if name in text) for text in texts]
+        return F.normalize(torch.stack(found), dim=1).numpy()
+
+
+class Merged(MeanColour):
+    """A student: black in its own space, the mean colour in the space of its adaptor "clip"."""
+
+    text_space = "clip"
+
+    def encode_image(self, images: Tensor) -> Features:
+        answer = super().encode_image(images)
+        own = torch.ones(len(images), 5)
+        return Features(answer.patches, answer.grid, own, adaptors={"clip": answer})
+
+
+def paint(root: Path, pictures: Mapping[str, tuple[int, int, int]], size: tuple[int, int] = (12, 12)) -> Source:
+    """Writes one-coloured pictures with a little noise and opens them."""
+    rng = np.random.default_rng(0)
+    for name, colour in pictures.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(-12, 13, (size[1], size[0], 3))
+        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(root / name)
+    return open_source(str(root), "all")
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> tuple[Source, Source]:
+    parts = {part: {f"{n}/{i}.png": c for n, c in COLOURS.items() for i in range(6)} for part in ("bank", "queries")}
+    return paint(tmp_path / "bank", parts["bank"]), paint(tmp_path / "queries", parts["queries"])
+
+
+def plain_votes(bank: np.ndarray, labels: np.ndarray, query: np.ndarray, k: int, temperature: float) -> list[float]:
+    """DINO's evaluation as its paper words it, one query, one neighbour at a time."""
+    near = sorted(range(len(bank)), key=lambda i: (-float(bank[i] @ query), i))[:k]
+    votes = [0.0] * (int(labels.max()) + 1)
+    for i in near:
+        votes[labels[i]] += math.exp(float(bank[i] @ query) / temperature)
+    return [value / sum(votes) for value in votes]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5)),
+    k=st.integers(1, 50),
+    temperature=st.sampled_from([0.07, 0.5]),
+    seed=st.integers(0, 10**6),
+    chunk=st.integers(1, 16),
+)
+def test_votes_are_those_of_a_plain_loop(
+    sizes: tuple[int, int, int], k: int, temperature: float, seed: int, chunk: int
+):
+    (n, q, width), rng = sizes, np.random.default_rng(seed)
+    # Vectors on a coarse grid: products are exact, and many neighbours are equally near.
+    bank, queries = (rng.integers(-2, 3, (count, width)).astype(np.float32) / 4 for count in (n, q))
+    labels = rng.integers(0, 4, n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recognition, "BANK_CHUNK", chunk)
+        patch.setattr(recognition, "QUERY_CHUNK", max(1, chunk // 2))
+        found = nearest(torch.from_numpy(bank), torch.from_numpy(queries), k)
+    votes = vote(found, labels, int(labels.max()) + 1, temperature)
+    assert found.index.shape == (q, min(k, n))
+    for query, neighbours, row in zip(queries, found.index, votes, strict=True):
+        near = sorted(range(n), key=lambda i: (-float(bank[i] @ query), i))[:k]
+        assert neighbours.tolist() == near
+        np.testing.assert_allclose(row, plain_votes(bank, labels, query, k, temperature), rtol=1e-5, atol=1e-12)
+    exact = np.take_along_axis(queries @ bank.T, found.index, 1)
+    np.testing.assert_array_equal(found.similarity, exact)
+
+
+def test_near_neighbours_outvote_many_far_ones():
+    similar = Neighbours(np.array([[0, 1, 2]]), np.array([[0.99, 0.5, 0.5]], np.float32))
+    labels = np.array([1, 0, 0])
+    assert vote(similar, labels, 2, temperature=0.07).argmax(1) == [1]
+    assert vote(similar, labels, 2, temperature=10.0).argmax(1) == [0]
+
+
+def test_weights_do_not_overflow_at_a_tiny_temperature():
+    similar = Neighbours(np.array([[0, 1]]), np.array([[1.0, 0.9]], np.float32))
+    np.testing.assert_allclose(vote(similar, np.array([0, 1]), 2, temperature=1e-4), [[1.0, 0.0]])
+
+
+def test_knn_tells_colours_apart_and_shows_its_neighbours(colours: tuple[Source, Source]):
+    bank, queries = colours
+    knn = KNN(bank, queries, k=3)
+    assert dict(knn.run(MeanColour())) == {"knn": 1.0}
+    ((name, recognised),) = knn.judge(MeanColour())
+    assert name == "knn"
+    assert recognised.index.tolist() == list(range(18))
+    assert recognised.neighbours is not None
+    assert (bank.labels[recognised.neighbours.index] == recognised.truth[:, None]).all()
+    assert (np.diff(recognised.neighbours.similarity) <= 0).all()
+
+
+def test_a_model_that_sees_nothing_scores_chance(colours: tuple[Source, Source]):
+    class Blind(MeanColour):
+        def encode_image(self, images: Tensor) -> Features:
+            return Features(torch.ones(len(images), 4, 3), (2, 2), torch.ones(len(images), 3))
+
+    assert dict(KNN(*colours).run(Blind())) == {"knn": pytest.approx(1 / 3)}
+    queries = colours[1]
+    zeroshot = ZeroShot(queries, queries.labels, [["red"], ["green"], ["blue"]])
+    assert dict(zeroshot.run(Blind())) == {"zeroshot": pytest.approx(1 / 3)}
+
+
+def test_spaces_are_judged_in_one_pass(colours: tuple[Source, Source]):
+    model, seen = Merged(), []
+    model.encode_image = lambda images, plain=model.encode_image: (seen.append(len(images)), plain(images))[1]
+    spaces = (Space(), Space("clip"), Space(pooling="patches"), Space("clip", "patches"))
+    scores = dict(KNN(*colours, spaces=spaces).run(model))
+    assert scores == {"knn": pytest.approx(1 / 3), "knn_clip": 1.0, "knn_patches": 1.0, "knn_clip_patches": 1.0}
+    assert sum(seen) == 36
+    with pytest.raises(ValueError, match=r"no adaptor 'sam': its adaptors are clip"):
+        dict(KNN(*colours, spaces=[Space("sam")]).run(model))
+
+
+def test_a_model_without_summary_answers_with_its_mean_patch(colours: tuple[Source, Source]):
+    class Patches(MeanColour):
+        def encode_image(self, images: Tensor) -> Features:
+            return Features(images.flatten(2).transpose(1, 2), (8, 8))
+
+    assert dict(KNN(*colours).run(Patches())) == {"knn": 1.0}
+
+
+def test_unreadable_pictures_are_recorded_and_left_out(tmp_path: Path):
+    source = paint(tmp_path, {f"{n}/{i:02}.png": c for n, c in COLOURS.items() for i in range(10)})
+    (tmp_path / "red" / "03.png").write_bytes(b"no picture")
+    embeddings = embed(MeanColour(), source)
+    assert len(embeddings.index) == 29
+    assert embeddings.vectors[Space()].shape == (29, 3)
+    assert len(source.errors) == 1
+    recognised = next(KNN(source, source).judge(MeanColour()))[1]
+    assert len(recognised.truth) == 29
+    assert recognised.accuracy() == 1.0
+
+
+def test_too_many_unreadable_pictures_are_an_error(tmp_path: Path):
+    source = paint(tmp_path, {f"red/{i}.png": COLOURS["red"] for i in range(4)})
+    for path in source.paths:
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot be read"):
+        embed(MeanColour(), source)
+
+
+def test_an_answer_that_is_not_finite_names_its_picture(colours: tuple[Source, Source]):
+    class Broken(MeanColour):
+        def encode_image(self, images: Tensor) -> Features:
+            answer = super().encode_image(images)
+            answer.summary[4, 1] = float("nan")
+            return answer
+
+    with pytest.raises(ValueError, match=r"blue.4\.png is not finite"):
+        dict(KNN(*colours).run(Broken()))
+
+
+def test_pictures_of_any_shape_reach_the_model_in_its_size_and_in_order(tmp_path: Path):
+    source = paint(tmp_path, {"a/1.png": (250, 0, 0), "a/2.png": (0, 250, 0)}, size=(40, 16))
+    paint(tmp_path, {"a/3.png": (0, 0, 250)}, size=(16, 90))
+    source = open_source(str(tmp_path), "all")
+    batches: list[Encoded] = list(encode(MeanColour(), source, [2, 0]))
+    assert [batch.index for batch in batches] == [[2, 0]]
+    assert batches[0].sizes == [(90, 16), (16, 40)]
+    assert batches[0].features.summary.argmax(1).tolist() == [2, 0]
+
+
+def test_missing_labels_and_other_classes_are_told(tmp_path: Path, colours: tuple[Source, Source]):
+    plain = paint(tmp_path / "plain", {"1.png": (0, 0, 0), "2.png": (0, 0, 0)})
+    with pytest.raises(ValueError, match="has no labels"):
+        KNN(plain, plain)
+    other = paint(tmp_path / "other", {"cat/1.png": (0, 0, 0), "dog/2.png": (0, 0, 0)})
+    with pytest.raises(ValueError, match="other classes"):
+        KNN(colours[0], other)
+    with pytest.raises(ValueError, match="k=0"):
+        KNN(*colours, k=0)
+
+
+def test_class_embeddings_are_mean_directions():
+    vectors = {"a": [3.0, 0.0], "b": [0.0, 0.5], "c": [-1.0, 0.0]}
+    classes = class_embeddings(lambda texts: np.array([vectors[text] for text in texts]), [["a", "b"], ["c"]])
+    torch.testing.assert_close(classes, torch.tensor([[0.5**0.5, 0.5**0.5], [-1.0, 0.0]]))
+
+
+def test_zeroshot_takes_the_nearest_class_among_the_asked(colours: tuple[Source, Source]):
+    queries = colours[1]  # classes in order: blue, green, red
+    sentences = prompts([*queries.classes], ["a photo of {}", "{}"])
+    assert sentences[0] == ["a photo of a blue", "a blue"]
+    assert dict(ZeroShot(queries, queries.labels, sentences).run(MeanColour())) == {"zeroshot": 1.0}
+    labels = np.where(queries.labels == 0, -1, 2)  # green is called red
+    recognised = ZeroShot(queries, labels, sentences).judge(MeanColour())
+    assert len(recognised.truth) == 12
+    assert recognised.accuracy() == 0.5
+    assert recognised.accuracy(within=3) == 1.0
+
+
+def test_zeroshot_of_a_student_asks_in_its_teachers_space(colours: tuple[Source, Source]):
+    queries = colours[1]
+    sentences = prompts(queries.classes, ["{}"])
+    assert dict(ZeroShot(queries, queries.labels, sentences).run(Merged())) == {"zeroshot": 1.0}
+    assert dict(ZeroShot(queries, queries.labels, sentences, adaptor="clip").run(Merged())) == {"zeroshot": 1.0}
+
+
+def test_zeroshot_needs_prompts_and_pictures(colours: tuple[Source, Source]):
+    queries = colours[1]
+    with pytest.raises(ValueError, match="every class needs a prompt"):
+        ZeroShot(queries, queries.labels, [["a"], ["b"], []])
+    with pytest.raises(ValueError, match="every class needs a prompt"):
+        ZeroShot(queries, queries.labels, [["a"], ["b"]])
+    with pytest.raises(ValueError, match="none of its pictures"):
+        ZeroShot(queries, np.full(18, -1), [["a"]])
+
+
+def test_articles():
+    assert prompts(["orange cube", "red torus"], ["there is {}"]) == [
+        ["there is an orange cube"],
+        ["there is a red torus"],
+    ]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty built-in scenes of one object."""
+    config = scenes.SceneConfig(count=60, size=48, objects=(1, 1))
+    return scenes.write(tmp_path_factory.mktemp("scenes") / "single", config, workers=1)
+
+
+def test_pairs_of_scenes_are_the_seen_ones(single: Path):
+    train, test = (open_source(str(single), part) for part in ("train", "test"))
+    labels, names = seen_pairs(train)
+    assert len(names) == 64
+    assert "red cube" in names or "red sphere" in names
+    assert (labels >= 0).all(), "training pictures show seen pairs alone"
+    for path, label in zip(train.paths, labels, strict=True):
+        assert names[label].split(" ", 1)[1] == path.parent.name
+    heldout = {f"{colour} {shape}" for colour, shape in scenes.HELDOUT_PAIRS}
+    assert not heldout & set(names)
+    annotations = json.loads((single / "test" / "instances.json").read_text())["annotations"]
+    shapes = dict(enumerate(scenes.SHAPES, start=1))
+    shown = [f"{a['attributes']['colour']} {shapes[a['category_id']]}" for a in annotations]
+    assert (seen_pairs(test)[0] < 0).sum() == sum(name in heldout for name in shown)
+
+
+def test_scenes_of_several_objects_have_no_pair(tmp_path: Path):
+    folder = scenes.write(tmp_path / "multi", scenes.SceneConfig(count=5, size=32, objects=(2, 2)), workers=1)
+    with pytest.raises(ValueError, match=r"shows 2 objects.*objects=1"):
+        seen_pairs(open_source(str(folder), "test"))
+
+
+def test_an_untrained_network_end_to_end(single: Path):
+    torch.manual_seed(0)
+    model = VisionModel(ViT(vit_config("vit_mini16", depth=1, width=48, hidden=96)), Preprocess(48), "tiny")
+    knn = build_evaluator("knn", str(single))
+    first, second = dict(knn.run(model)), dict(knn.run(model))
+    assert first == second
+    assert 0 <= first["knn"] <= 0.7
+    assert 0 <= dict(knn.run(RawPixels(8)))["knn"] <= 1
+    with pytest.raises(ValueError, match="knows no words"):
+        dict(build_evaluator("zeroshot", str(single)).run(model))
+
+
+def test_evaluations_by_name(tmp_path: Path, colours: tuple[Source, Source]):
+    paint(tmp_path / "set", {f"train/{n}/{i}.png": c for n, c in COLOURS.items() for i in range(10)})
+    data = str(tmp_path / "set" / "train")
+    evaluator = build_evaluator("knn", data)
+    assert isinstance(evaluator, KNN)
+    assert len(evaluator.queries) == 3, "without a test part, a tenth is judged"
+    assert not set(evaluator.queries.paths) & set(evaluator.bank.paths)
+    assert dict(build_evaluator("zeroshot", data).run(MeanColour())) == {"zeroshot": 1.0}
+    with pytest.raises(ValueError, match=f"on=kmeans: .*{', '.join(EVALUATIONS)}"):
+        build_evaluator("kmeans", data)
+    with pytest.raises(ValueError, match="has no masks"):
+        build_evaluator("segmentation", data)

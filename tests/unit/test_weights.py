@@ -1,0 +1,362 @@
+"""Weights on disk: whole or not at all, read back bit for bit, and clear about what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
+from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.text import TextConfig
+from synoptic.models.tokenizers import Tokenizer
+from synoptic.models.vit import NAMES, ViT, ViTConfig
+from synoptic.weights import formats, zoo
+from synoptic.weights.convert import (
+    HUGGINGFACE_CLIP_TEXT,
+    HUGGINGFACE_VIT,
+    Change,
+    Rule,
+    Table,
+    from_ours,
+    load_state,
+    to_ours,
+)
+from synoptic.weights.formats import Preprocess, text_towers, weights_hash
+
+TOKENIZER = Tokenizer.learn(["a red cone", "a blue cube"], vocabulary=300, context=8)
+TEXT = TextConfig(vocabulary=TOKENIZER.vocabulary, context=8, end=TOKENIZER.end, width=8, depth=1, heads=2, embedding=6)
+MODEL, CONFIG = "model.safetensors", "config.json"
+
+
+def vit_config(tokens: int = 1) -> ViTConfig:
+    return ViTConfig(patch_size=4, width=12, depth=1, heads=3, image_size=16, summary_tokens=tokens)
+
+
+def build(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "vit":
+        return ViT(vit_config()).eval()
+    if kind == "clip":
+        return Clip(ClipConfig(image=vit_config(), text=TEXT), TOKENIZER).eval()
+    adaptors = {
+        "clip": AdaptorConfig(patches=10, summary=6, hidden=16, text=TEXT),
+        "dino": AdaptorConfig(patches=7, summary=None, hidden=16),
+    }
+    model = Student(StudentConfig(backbone=vit_config(2), adaptors=adaptors), {"clip": TOKENIZER}).eval()
+    model.adaptors["clip"].logit_scale.fill_(1.5)
+    return model
+
+
+def saved(folder: Path, kind: str = "clip") -> Path:
+    formats.save(folder / "weights", build(kind), Preprocess(16), {"name": kind})
+    return folder / "weights"
+
+
+def answers(model: nn.Module) -> list[Tensor]:
+    features = model(torch.rand(2, 3, 16, 8, generator=torch.Generator().manual_seed(1)))
+    spaces = [features, *features.adaptors.values()]
+    words = [tower.encode_text(tower.tokenizer(["a red cone"])) for tower in text_towers(model).values()]
+    return [tensor for space in spaces for tensor in (space.summary, space.patches) if tensor is not None] + words
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "student"])
+def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    model = build(kind)
+    facts = {"method": "radio", "steps": 100, "scores": {"knn": 0.5}}
+    formats.save(tmp_path / "deep" / "weights", model, Preprocess(16, "squash"), {"name": "mine", **facts})
+    loaded, preprocess, record = formats.load(tmp_path / "deep" / "weights")
+    assert type(loaded) is type(model)
+    assert loaded.config == model.config
+    assert preprocess == Preprocess(16, "squash")
+    assert (record.kind, record.name, record.trained) == (kind, "mine", facts)
+    assert not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(answers(loaded), answers(model), strict=True))
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert [name for name, parameter in loaded.named_parameters() if not parameter.requires_grad] == frozen
+    assert list(tmp_path.iterdir()) == [tmp_path / "deep"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["weights"]
+
+
+def test_a_student_is_whole_without_its_teachers(tmp_path: Path) -> None:
+    formats.save(tmp_path / "teachers" / "clip", build("clip"), Preprocess(16))
+    student = build("student")
+    student.adaptors["clip"].text.load_state_dict(formats.load(tmp_path / "teachers" / "clip")[0].text.state_dict())
+    formats.save(tmp_path / "student", student, Preprocess(16))
+    before = answers(formats.load(tmp_path / "student")[0])
+    shutil.rmtree(tmp_path / "teachers")
+    (tmp_path / "student").rename(tmp_path / "elsewhere")
+    after = answers(formats.load(tmp_path / "elsewhere")[0])
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_model_card_tells_what_it_is(tmp_path: Path) -> None:
+    formats.save(tmp_path / "w", build("student"), Preprocess(16), {"name": "two-in-one", "steps": 300})
+    card = (tmp_path / "w" / "README.md").read_text()
+    assert card.startswith("# two-in-one\n")
+    assert "`clip`: summary of 6 channels, patches of 10, words" in card
+    assert "- steps: 300" in card
+    assert "16 x 16 pixels" in card
+
+
+def test_weights_are_float32_whatever_the_model_was(tmp_path: Path) -> None:
+    formats.save(tmp_path / "w", build("vit").bfloat16(), Preprocess(16))
+    assert {tensor.dtype for tensor in load_file(tmp_path / "w" / MODEL).values()} == {torch.float32}
+    assert formats.load(tmp_path / "w")[0].summary_token.dtype == torch.float32
+
+
+def test_tensors_that_share_memory_or_lie_crossways_are_written_too(tmp_path: Path) -> None:
+    model = build("vit")
+    model.norm.bias = model.norm.weight
+    fc1 = model.blocks[0].mlp.fc1
+    fc1.weight = nn.Parameter(fc1.weight.detach().T.contiguous().T)
+    formats.save(tmp_path / "w", model, Preprocess(16))
+    loaded = formats.load(tmp_path / "w")[0]
+    assert torch.equal(loaded.norm.bias, model.norm.weight)
+    assert torch.equal(loaded.blocks[0].mlp.fc1.weight, fc1.weight)
+
+
+def test_saving_again_replaces_and_a_failed_save_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path, "student")
+    formats.save(folder, build("vit"), Preprocess(8))
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, MODEL]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full_disk(*args: Any, **options: Any) -> None:
+        raise OSError("No space left on device")
+
+    for step in ("_card", "save_file", "_replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(formats, step, full_disk)
+            with pytest.raises(OSError, match="No space"):
+                formats.save(folder, build("clip"), Preprocess(16))
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_rename_that_fails_leaves_the_old_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.suffix == ".new":
+            raise OSError("refused")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="refused"):
+        formats.save(folder, build("vit"), Preprocess(16))
+    monkeypatch.undo()
+    assert formats.load(folder)[2].kind == "clip"
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_folders_of_another_sort_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"precious")
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"holds other files, such as a\.jpg"):
+        formats.save(tmp_path / "photos", build("vit"), Preprocess(16))
+    with pytest.raises(ValueError, match="is a file"):
+        formats.save(tmp_path / "file", build("vit"), Preprocess(16))
+    assert (tmp_path / "photos" / "a.jpg").read_bytes() == (tmp_path / "file").read_bytes() == b"precious"
+
+
+def test_a_loaded_model_does_not_hang_on_its_file(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    model = formats.load(folder)[0]
+    before = answers(model)
+    with (folder / MODEL).open("r+b") as file:
+        file.seek(-2000, 2)
+        file.write(bytes(2000))
+    assert all(torch.equal(a, b) for a, b in zip(answers(model), before, strict=True))
+
+
+def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        values = json.loads((folder / CONFIG).read_text())
+        change(values)
+        (folder / CONFIG).write_text(json.dumps(values))
+
+    return spoil
+
+
+def tensors(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        state = load_file(folder / MODEL)
+        change(state)
+        save_file(state, folder / MODEL)
+
+    return spoil
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40]) and None
+
+
+SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no weights": (lambda f: (f / MODEL).unlink(), r"model\.safetensors: no such file"),
+    "no config": (lambda f: (f / CONFIG).unlink(), r"config\.json: cannot be read"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json: cannot be read"),
+    "cut weights": (cut(MODEL), r"model\.safetensors: damaged weights file"),
+    "empty weights": (lambda f: (f / MODEL).write_bytes(b""), r"model\.safetensors: damaged weights file"),
+    "cut config": (cut(CONFIG), r"config\.json: is not JSON"),
+    "cut tokenizer": (cut("tokenizer.json"), r"tokenizer\.json: damaged tokenizer"),
+    "binary tokenizer": (lambda f: (f / "tokenizer.json").write_bytes(b"\xff\xfe"), "damaged tokenizer"),
+    "another tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text(Tokenizer.learn(["x"], 280, 8).to_json()),
+        "do not fit a text tower of",
+    ),
+    "another format": (edit(lambda c: c.pop("format")), "is no model of this library"),
+    "newer version": (edit(lambda c: c.update(version=2)), "version 2 is unknown; this synoptic reads version 1"),
+    "unknown kind": (edit(lambda c: c.update(kind="clap")), "unknown kind='clap'; did you mean clip"),
+    "a list for a kind": (edit(lambda c: c.update(kind=["vit"])), "unknown kind="),
+    "no model": (edit(lambda c: c.pop("model")), "'model' should hold an object"),
+    "no preprocess": (edit(lambda c: c.pop("preprocess")), "'preprocess' should hold an object"),
+    "unknown key": (edit(lambda c: c["model"]["image"].update(widht=3)), "unknown key image.widht; did you mean"),
+    "wrong value": (edit(lambda c: c["model"]["image"].update(width="big")), "image.width=big should be"),
+    "impossible": (edit(lambda c: c["model"]["image"].update(heads=5)), "heads=5 does not divide width=12"),
+    "wrong mode": (edit(lambda c: c["preprocess"].update(mode="zoom")), "preprocess: mode=zoom"),
+    "no size": (edit(lambda c: c["preprocess"].update(size=0)), "size=0"),
+    "missing tensor": (tensors(lambda t: t.pop("logit_scale")), r"1 missing \(logit_scale\)"),
+    "unexpected tensor": (tensors(lambda t: t.update(extra=torch.ones(1))), r"1 unexpected \(extra\)"),
+    "other shape": (
+        tensors(lambda t: t.update({"projection.weight": torch.ones(6, 13)})),
+        r"1 misshapen \(projection\.weight \(6, 13\) for \(6, 12\)\)",
+    ),
+    "other depth": (edit(lambda c: c["model"]["image"].update(depth=2)), r"12 missing \(.*, \.\.\.\)"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_spoiled_folder_is_refused_in_one_line_that_says_why(tmp_path: Path, case: str) -> None:
+    folder = saved(tmp_path)
+    spoil, message = SPOILED[case]
+    spoil(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        formats.load(folder)
+    assert "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_a_giant_configuration_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "vit")
+    edit(lambda config: config["model"].update(width=3 * 10**6))(folder)
+    with pytest.raises(ValueError, match="misshapen"):
+        formats.load(folder)
+
+
+def test_the_hash_tells_weights_apart(tmp_path: Path) -> None:
+    model = build("clip")
+    first = weights_hash(model)
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    formats.save(tmp_path / "w", model, Preprocess(16))
+    assert weights_hash(formats.load(tmp_path / "w")[0]) == first
+    with torch.no_grad():
+        model.logit_scale.add_(1e-6)
+    assert weights_hash(model) != first
+
+
+def test_the_list_of_models() -> None:
+    records = zoo.list_models()
+    assert [record.name for record in records] == list(NAMES)
+    by_name = {record.name: record for record in records}
+    assert by_name["vit_b16"].parameters == sum(p.numel() for p in zoo.build("vit_b16").parameters())
+    assert (by_name["vit_b16"].resolution, by_name["vit_mini16"].resolution) == (224, 96)
+    assert all(record.local and record.licence and record.task for record in records)
+    assert [record.name for record in zoo.list_models("mini")] == ["vit_mini8", "vit_mini16"]
+    assert [record.name for record in zoo.list_models("vit_?16")] == [
+        "vit_s16",
+        "vit_b16",
+        "vit_l16",
+        "vit_h16",
+        "vit_g16",
+    ]
+    with pytest.raises(ValueError, match="no model matches 'vit_b15'; did you mean vit_b16"):
+        zoo.list_models("vit_b15")
+
+
+def test_a_model_argument_is_a_name_a_run_a_folder_or_a_file(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run")
+    for form in (folder, str(folder), tmp_path / "run", folder / MODEL, f"{tmp_path}/run/"):
+        assert zoo.resolve(form) == folder
+        assert zoo.load(form)[2].name == "clip"
+    assert zoo.resolve("vit_mini16") == "vit_mini16"
+    model, preprocess, record = zoo.load("vit_mini16")
+    assert (preprocess.size, record.kind, record.name, model.training) == (96, "vit", "vit_mini16", False)
+
+
+def test_what_is_no_model_is_told_what_would_be(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("x")
+    cases = {
+        "vit_mini15": "there is no model 'vit_mini15'; did you mean vit_mini16",
+        str(tmp_path / "absent"): "there is no model '.*absent'",
+        str(tmp_path / "run"): "this run has no weights/ yet",
+        str(tmp_path): "neither it nor its weights/ holds config.json and model.safetensors",
+        str(tmp_path / "notes.txt"): "is no weights file of this library",
+    }
+    for form, message in cases.items():
+        with pytest.raises(ValueError, match=message) as error:
+            zoo.resolve(form)
+        assert "a model is a name that `synoptic models` lists, a run folder, or" in str(error.value)
+
+
+def huggingface_keys(table: Table, depth: int) -> list[str]:
+    names = [part for rule in table.rules for part in rule.theirs]
+    return [
+        name.format(i=layer, p=part, layer=fc)
+        for name in names
+        for layer in (range(depth) if "{i}" in name else [0])
+        for part in (("weight", "bias") if "{p}" in name else [""])
+        for fc in (("fc1", "fc2") if "{layer}" in name else [""])
+    ]
+
+
+@given(st.sampled_from([HUGGINGFACE_VIT, HUGGINGFACE_CLIP_TEXT]), st.integers(0, 12), st.randoms())
+def test_tables_go_both_ways_in_any_order(table: Table, depth: int, random: Any) -> None:
+    keys = huggingface_keys(table, depth)
+    random.shuffle(keys)
+    state = {key: torch.full((2, 3), float(place)) for place, key in enumerate(keys)}
+    ours = to_ours(state, table)
+    assert len(ours) == len(keys) - 4 * depth  # query, key and value become one
+    back = from_ours(ours, table)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in keys)
+
+
+def test_query_key_and_value_are_stacked_in_that_order() -> None:
+    name = "encoder.layer.3.attention.attention.{}.weight"
+    state = {name.format(part): torch.full((2, 2), float(n)) for n, part in enumerate(["value", "query", "key"])}
+    ours = to_ours(state, HUGGINGFACE_VIT)
+    assert list(ours) == ["blocks.3.attn.qkv.weight"]
+    assert ours["blocks.3.attn.qkv.weight"][:, 0].tolist() == [1, 1, 2, 2, 0, 0]
+
+
+def test_a_change_is_undone_on_the_way_back() -> None:
+    transposed = Change(lambda parts: parts[0].mT, lambda tensor: (tensor.mT,))
+    table = Table((Rule("head.weight", ("proj",), transposed),), ignored=("step",))
+    theirs = torch.arange(6.0).view(2, 3)
+    ours = to_ours({"proj": theirs, "step": torch.ones(())}, table)
+    assert torch.equal(ours["head.weight"], theirs.T)
+    assert torch.equal(from_ours(ours, table)["proj"], theirs)
+
+
+def test_keys_that_a_table_does_not_know_are_named() -> None:
+    query = "encoder.layer.0.attention.attention.query.weight"
+    with pytest.raises(ValueError, match=r"1 unknown \(nonsense\); 1 incomplete \(blocks\.0\.attn\.qkv\.weight\)"):
+        to_ours({query: torch.ones(1), "nonsense": torch.ones(1), "pooler.dense.bias": torch.ones(1)}, HUGGINGFACE_VIT)
+    with pytest.raises(ValueError, match=r"1 unknown \(register_token\)"):
+        from_ours({"register_token": torch.ones(1)}, HUGGINGFACE_VIT)
+    with pytest.raises(ValueError, match=r"file: the weights do not fit the model: 1 missing \(bias\); 1 misshapen"):
+        load_state(nn.Linear(2, 3), {"weight": torch.ones(3, 3)}, "file")
