@@ -1,4 +1,4 @@
-"""What all benchmarks share: fair timing of two rivals in one process, and a dated record of what was measured where."""
+"""What all benchmarks share: fair timing of two rivals in one process, and a dated record of what was measured."""
 
 from __future__ import annotations
 

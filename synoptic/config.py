@@ -10,9 +10,9 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import Field as Bound
@@ -214,6 +214,38 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         return _adapter(kind).validate_python(_over_defaults(kind, nested(values)), extra="forbid")
     except ValidationError as error:
         raise ValueError(f"{where}: {_explain(kind, error)}") from None
+
+
+def from_layers(
+    kind: type[T],
+    values: Mapping[str, Any],
+    where: str,
+    *,
+    file: str | Path | None = None,
+    preset: str | None = None,
+    presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> T:
+    """Builds and checks a configuration from a file, a preset over it, and values over both.
+
+    Args:
+        kind, values, where: see `from_dict`.
+        file: JSON file with values, such as the `config.json` of a run.
+        preset: one of the names in `presets`.
+        presets: name -> values.
+
+    Raises:
+        ValueError: see `from_dict` and `load_json`; and for an unknown preset.
+    """
+    layers: list[Mapping[str, Any]] = []
+    if file is not None:
+        where = f"{where} config={file}"
+        layers.append(load_json(Path(file)))
+    if preset is not None:
+        if preset not in presets:
+            raise ValueError(f"{where}: unknown preset {preset!r}{nearest(preset, presets) or ' (there is none)'}")
+        where = f"{where} preset={preset}"
+        layers.append(presets[preset])
+    return from_dict(kind, reduce(merged, map(nested, [*layers, values])), where)
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -356,14 +356,15 @@ def _is_single(inputs: Pictures) -> bool:
 
 def _as_tensor(item: Picture) -> Tensor:
     """(C, H, W), uint8 or float32 in [0, 1]."""
-    if isinstance(item, np.ndarray):
-        if item.ndim == 2:  # grey
-            item = item[..., None].repeat(3, axis=-1)
-        item = torch.from_numpy(np.ascontiguousarray(item.transpose(2, 0, 1))) if item.ndim == 3 else torch.empty(0)
-    elif not isinstance(item, Tensor):
+    if isinstance(item, str | Path | Image.Image):
         return torch.from_numpy(read_picture(item)).permute(2, 0, 1)
-    if item.ndim != 3 or not item.numel():
+    if item.ndim not in (2, 3) or 0 in item.shape or (item.ndim == 2 and isinstance(item, Tensor)):
         raise ValueError(f"expected an array (H, W, C) or a tensor (C, H, W), got the shape {tuple(item.shape)}")
+    if isinstance(item, np.ndarray):
+        if item.dtype.kind not in "uifb":
+            raise ValueError(f"pixels should be uint8, or floats in [0, 1], not {item.dtype}")
+        bands = item[None].repeat(3, axis=0) if item.ndim == 2 else item.transpose(2, 0, 1)  # 2: grey
+        item = torch.from_numpy(bands.astype(item.dtype.newbyteorder("="), order="C"))
     item = item.detach().cpu()
     if item.dtype == torch.uint8:
         return item

@@ -16,7 +16,7 @@ from synoptic.apps.demo_steps import SUBJECTS, TEACHERS, Demo
 from synoptic.config import nearest
 from synoptic.engine.checkpoint import sole_writer, write_atomically
 
-SCORES = ("knn", "segmentation_miou", "zeroshot")
+SCORES = ("zeroshot", "knn", "segmentation_miou")
 
 
 def demo(out: Path | str = "runs/demo", preset: str = "full", seed: int = 0) -> Path:
@@ -107,8 +107,8 @@ def _conclude(demo: Demo) -> None:
     rows = {**found["teachers"], **{name: found[name] for name in ("student", "untrained", "raw_pixels", "chance")}}
     _say(f"\n{'':12}{'zero-shot':>12}{'k-NN':>12}{'segmentation':>14}")
     for name, scores in rows.items():
-        cells = [f"{scores[score]:.1%}" if score in scores else "" for score in ("zeroshot", "knn", "segmentation_miou")]
-        _say(f"{name.replace('_', ' '):12}{cells[0]:>12}{cells[1]:>12}{cells[2]:>14}")
+        zeroshot, knn, miou = (f"{scores[score]:.1%}" if score in scores else "" for score in SCORES)
+        _say(f"{name.replace('_', ' '):12}{zeroshot:>12}{knn:>12}{miou:>14}")
     _say(f"\ndone in {found['seconds'] / 60:.1f} minutes; open the report: {demo.report}")
 
 

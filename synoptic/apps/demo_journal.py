@@ -96,7 +96,8 @@ def _check_same(out: Path, record: Mapping[str, Any], made: Mapping[str, Any]) -
     mend = "choose another out=, or remove that folder to begin anew"
     for key in ("preset", "seed"):
         if record.get(key) != made[key]:
-            raise ValueError(f"out={out}: holds a demo of {key}={record.get(key)}, and not of {key}={made[key]}; {mend}")
+            there = f"holds a demo of {key}={record.get(key)}, and not of {key}={made[key]}"
+            raise ValueError(f"out={out}: {there}; {mend}")
     if record.get("recipe") != made["recipe"]:
         raise ValueError(f"out={out}: holds a demo of another version of its recipe; {mend}")
 

@@ -1,4 +1,4 @@
-"""What the demo trains: how many pictures, which models, for how long. Step counts are fixed; nothing watches a clock."""
+"""What the demo trains: how many pictures, which models, how many steps. Nothing in it watches a clock."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ FULL = Recipe(
     },
 )
 
-_BRIEF = {"size": 32, "batch": 16, "optim.lr": "1e-3", "evaluate_every": 12, "log_every": 4}
+_BRIEF: Words = {"size": 32, "batch": 16, "optim.lr": "1e-3", "evaluate_every": 12, "log_every": 4}
 
 QUICK = Recipe(
     size=48,

@@ -19,7 +19,7 @@ import torch
 from synoptic.apps.demo_journal import open_demo
 from synoptic.apps.demo_steps import TEACHERS, Demo
 from synoptic.config import from_dict, load_json
-from synoptic.data.sources import Source, open_source
+from synoptic.data.sources import open_source
 from synoptic.engine.checkpoint import write_atomically
 from synoptic.evaluation.dense import Confusion, Segmentation, read_mask, segment
 from synoptic.evaluation.features import Encoder, RawPixels, Space, encode
@@ -113,7 +113,9 @@ def _save(
     path = demo.scores(subject)
     path.parent.mkdir(exist_ok=True)
     if evidence:
-        write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **evidence))
+        write_atomically(
+            path.with_suffix(".npz"), lambda file: np.savez_compressed(file, allow_pickle=False, **evidence)
+        )
     counts = {name: len(evidence[f"{name}_truth"]) for name in scores if f"{name}_truth" in evidence}
     record = {"scores": scores, "pictures": counts, "weights": demo.weights_hash(subject), "seconds": round(seconds, 1)}
     write_atomically(path, lambda file: file.write((json.dumps(record, indent=2) + "\n").encode()))

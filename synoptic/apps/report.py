@@ -1,5 +1,200 @@
+"""One self-contained HTML page about a run, several runs side by side, or a demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-def report(runs, out=None):
-    p = Path(runs[0]) / "report.html"
-    p.write_text("x")
-    return p
+
+import numpy as np
+
+from synoptic.apps import report_demo, report_page
+from synoptic.apps.demo_journal import is_demo
+from synoptic.apps.report_page import Block, Cards, Cell, Facts, Gallery, Page, Picture, Section, Table
+from synoptic.apps.report_parts import (
+    NOTHING,
+    PATCH_NOTE,
+    Run,
+    configurations,
+    duration,
+    patch_columns,
+    patch_gallery,
+    percent,
+    read_run,
+    shown,
+    squares,
+    training_curves,
+    words_cards,
+)
+from synoptic.data.sources import Source, open_source
+from synoptic.evaluation.features import embed
+from synoptic.evaluation.protocols import SCENE_TEMPLATES, TEMPLATES, prompts
+from synoptic.evaluation.recognition import nearest
+from synoptic.evaluation.scenes import is_scenes
+from synoptic.methods.teachers import parse_teachers
+from synoptic.predict import VisionModel, load
+from synoptic.weights.formats import text_towers
+
+PICTURES = 6  # whose patches are shown
+QUERIES, BANK, NEAREST = 4, 1000, 5  # pictures whose neighbours are shown, pictures searched, neighbours
+ASKED, CAPTIONS = 6, 50  # pictures asked about in words, captions to choose from where there are no classes
+
+
+def report(runs: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Writes a report.
+
+    Args:
+        runs: run folders of `synoptic train`, finished or not; or the folder of one demo.
+        out: the page; None writes `report.html` into the first folder.
+    Returns:
+        The page.
+    Raises:
+        ValueError: a folder is no run, or a demo that is not finished.
+    """
+    folders = [Path(run) for run in runs]
+    if not folders:
+        raise ValueError("report: name a run folder")
+    path = Path(out) if out is not None else folders[0] / "report.html"
+    demos = [folder for folder in folders if is_demo(folder)]
+    if demos and len(folders) > 1:
+        raise ValueError(f"report: {demos[0]} is a demo, which has a page of its own; name it alone")
+    page = report_demo.story(folders[0]) if demos else runs_page(folders)
+    report_page.write(page, path)
+    return path
+
+
+def runs_page(folders: Sequence[Path]) -> Page:
+    """The page about runs, the first one deciding which pictures are shown."""
+    names = [folder.resolve().name for folder in folders]
+    unique = len(set(names)) == len(names)
+    runs = [read_run(folder, name if unique else str(folder)) for folder, name in zip(folders, names, strict=True)]
+    tones = list(range(len(runs)))
+    sections = [
+        Section("Scores", [], [_scores(runs)]),
+        Section("While training", [], [training_curves(runs, tones)]),
+        *_seen(runs),
+        Section("How it was made", [], [_facts(run) for run in runs] + list(configurations(runs))),
+    ]
+    lead = [] if len(runs) > 1 else [f"{runs[0].title}, trained on {runs[0].config['data']}."]
+    title = names[0] if len(runs) == 1 else f"{len(runs)} runs side by side"
+    return Page("synoptic report", title, lead, sections, foot="Written by `synoptic report`.")
+
+
+def _scores(runs: Sequence[Run]) -> Table:
+    """The last scores of the validation of each run."""
+    names = sorted({name for run in runs for _, scores in run.scores() for name in scores})
+    rows: list[list[Cell | str]] = []
+    for run in runs:
+        last = run.scores()[-1][1] if run.scores() else {}
+        cells = [Cell(percent(last[name])) if last.get(name) is not None else Cell(NOTHING) for name in names]
+        loss = next((line["loss"] for line in reversed(run.metrics) if line.get("loss") is not None), None)
+        steps = run.metrics[-1]["step"] if run.metrics else 0
+        done = Cell(f"{steps} of {run.config['steps']}", "" if run.is_finished else "not finished")
+        rows.append([run.name, done, Cell(NOTHING if loss is None else f"{loss:.3f}"), *cells])
+    note = "Scores of validation pictures, which decide what checkpoint is kept; `synoptic evaluate` takes a test part."
+    return Table(["run", "steps", "loss", *names], rows, note)
+
+
+def _facts(run: Run) -> Facts:
+    machine = run.environment
+    facts = {
+        "run": run.name,
+        "trained": run.title,
+        "data": str(run.config["data"]),
+        "time": duration(run.trained["seconds"]) if "seconds" in run.trained else "not finished",
+        "steps, batch": f"{run.config['steps']}, {run.config['batch']}",
+        "machine": ", ".join(f"{machine[key]} {key}" for key in ("cores", "gpu") if machine.get(key)),
+    }
+    return Facts(list(facts.items()))
+
+
+def _seen(runs: Sequence[Run]) -> list[Section]:
+    """What the finished runs' models make of validation pictures."""
+    models = {run.name: load(run.folder, "cpu") for run in runs if run.is_finished}
+    if not models:
+        return []
+    first = next(run for run in runs if run.is_finished)
+    share = first.config["loader"]["validation"]
+    try:
+        train = open_source(first.config["data"], "train", validation=share)
+        validation = open_source(first.config["data"], "validation", validation=share)
+    except ValueError as error:  # a run outlives its pictures
+        return [Section("Pictures", [f"None can be shown: {error}"], [])]
+    sections = [_patches(runs, models, validation), _neighbours(models, train, validation)]
+    return sections + [section for name in models if (section := _words(name, models[name], validation))]
+
+
+def _patches(runs: Sequence[Run], models: Mapping[str, VisionModel], validation: Source) -> Section:
+    pictures = squares(validation, _spread(validation, PICTURES))
+    blocks: list[Block] = []
+    for run in runs:
+        if run.name in models:
+            columns = patch_columns(pictures, models[run.name], _teachers(run))
+            blocks.append(patch_gallery(pictures, columns, PATCH_NOTE))
+    return Section("Patches as colours", [], blocks)
+
+
+def _teachers(run: Run) -> dict[str, VisionModel]:
+    """A student's teachers, as far as they are still there."""
+    found = {}
+    for name, model in parse_teachers(run.config["teachers"]).items() if run.config.get("teachers") else ():
+        try:
+            found[name] = load(model, "cpu")
+        except ValueError:
+            continue
+    return found
+
+
+def _neighbours(models: Mapping[str, VisionModel], train: Source, validation: Source) -> Section:
+    bank = train.select(_spread(train, BANK))
+    queries = validation.select(_spread(validation, QUERIES))
+    galleries = []
+    for name, model in models.items():
+        there, asked = embed(model, bank), embed(model, queries)
+        (space,) = there.vectors
+        found = there.index[nearest(there.vectors[space], asked.vectors[space], NEAREST).index]
+        rows = [
+            [_labelled(queries, query), *(_labelled(bank, index, _class_of(queries, query)) for index in row)]
+            for query, row in zip(asked.index.tolist(), found.tolist(), strict=True)
+        ]
+        head = ["picture", *(f"{name}: nearest" if not place else f"{place + 1}" for place in range(NEAREST))]
+        galleries.append(Gallery(head, rows, [1]))
+    text = f"Validation pictures, and those among {len(bank)} training pictures whose summaries are the most similar."
+    return Section("Nearest neighbours", [text], galleries)
+
+
+def _labelled(source: Source, index: int, wanted: str | None = None) -> Picture:
+    label = _class_of(source, index)
+    right = None if label is None or wanted is None else label == wanted
+    return shown(squares(source, [index])[0], label or source.paths[index].name, label or "", right)
+
+
+def _class_of(source: Source, index: int) -> str | None:
+    return None if source.labels is None else source.classes[source.labels[index]].replace("_", " ")
+
+
+def _words(name: str, model: VisionModel, validation: Source) -> Section | None:
+    """Pictures with the class names, or else the captions of others, that fit them best."""
+    templates: Sequence[str]
+    if not text_towers(model.model):
+        return None
+    if validation.labels is not None:
+        labels = [prompts([each.replace("_", " ")], ["{}"])[0][0] for each in validation.classes]
+        asked = _spread(validation, ASKED)
+        truths = [labels[validation.labels[index]] for index in asked]
+        templates = SCENE_TEMPLATES if is_scenes(validation) else TEMPLATES
+    else:
+        captioned = [index for index, captions in enumerate(validation.captions) if captions][:CAPTIONS]
+        asked = captioned[:ASKED]
+        labels = list(dict.fromkeys(validation.captions[index][0] for index in captioned))
+        truths, templates = [validation.captions[index][0] for index in asked], ("{}",)
+    if not labels:
+        return None
+    pictures = squares(validation, asked)
+    cards = words_cards(model, pictures, truths, labels, templates)
+    kind = "classes" if validation.labels is not None else "captions of validation pictures"
+    return Section(f"Asked in words: {name}", [f"{len(labels)} {kind} to choose from."], [Cards(cards)])
+
+
+def _spread(source: Source, count: int) -> list[int]:
+    """At most `count` indices, evenly from the whole source."""
+    return np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int).tolist()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from synoptic.apps.arguments import Words, key_table, show, summary, two_columns, typed
-from synoptic.config import TrainConfig, from_dict, load_json, merged, nearest, nested
+from synoptic.config import TrainConfig, from_layers
 
 USAGE = "synoptic train {} data=DIR out=RUN [key=value ...]"
 ABOVE_KEYS = (
@@ -64,16 +63,12 @@ def configure(words: Words) -> tuple[str, TrainConfig]:
         given = f"got {' '.join(words.plain)}" if words.plain else "got none"
         raise ValueError(f"train: give one method, one of {', '.join(_names())} ({given})")
     method = _method(words.plain[0])
-    where = f"train {method.name}"
     texts = dict(words.values)
     file, preset = texts.pop("config", None), texts.pop("preset", None)
-    values = nested(load_json(Path(file))) if file else {}
-    if preset is not None:
-        if preset not in method.presets:
-            raise ValueError(f"{where}: unknown preset {preset!r}{nearest(preset, method.presets)}")
-        values = merged(values, nested(method.presets[preset]))
-    values = merged(values, nested(typed(method.config, texts, where)))
-    return method.name, from_dict(method.config, values, where)
+    where = f"train {method.name}"
+    values = typed(method.config, texts, where)
+    config = from_layers(method.config, values, where, file=file, preset=preset, presets=method.presets)
+    return method.name, config
 
 
 def _names() -> tuple[str, ...]:

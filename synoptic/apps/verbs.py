@@ -145,7 +145,7 @@ def classify(options: ClassifyOptions) -> None:
 
     paths = [str(path) for path in list_images(options.images)]
     model = load(options.model)
-    ranked = model.classify(paths, options.labels, options.templates, options.adaptor)
+    ranked: Any = model.classify(paths, options.labels, options.templates, options.adaptor)
     scores = dict(zip(paths, ranked, strict=True))
     if options.out:
         Path(options.out).write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -213,7 +213,8 @@ SIMPLE_VERBS = (
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere: to be told how many of how many are done."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -1,4 +1,9 @@
-"""Changes of colour and sharpness for batches of pictures, one factor a picture: (B, 3, H, W) float in [0, 1]."""
+"""Changes of colour and sharpness for batches of pictures, one amount a picture.
+
+All functions take images (B, 3, H, W) float in [0, 1] and amounts (B,) on the CPU or the images' device, and give new
+images of the same kind. Kornia's functions of these names were measured first: on a CPU they take 1.5 times as long
+for saturation, 3 times for the blur, 14 times for the hue, and its `adjust_contrast` is no contrast but a brightness.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
-
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiplies every picture by its factor (B,), clipped; 0 is black, 1 changes nothing."""
-    return (images * _column(factor, images)).clamp_(0.0, 1.0)
+    """Multiplies every picture by its factor, clipped; 0 is black, 1 changes nothing."""
+    return (images * _per_picture(factor, images)).clamp_(0.0, 1.0)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends every picture with the mean of its grey version; 0 is flat grey, 1 changes nothing, more exaggerates."""
-    mean = (images.mean((2, 3)) * torch.tensor(_LUMA, device=images.device)).sum(1)
-    return _blend(mean.view(-1, 1, 1, 1), images, factor)
+    return _blend(luma(images.mean((2, 3), keepdim=True)), images, factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of every picture, in HSV, by its share (B,) of the whole circle, in [-0.5, 0.5].
+    """Turns the hue of every picture, in HSV, by its share of the whole circle, in [-0.5, 0.5].
 
     Hue is counted in sixths of the circle, from red, in [-3, 3]. With channels scaled to [0, 1] between the smallest
     and the largest of a pixel it is sign(g - b) * (1 + g + b - r), and a channel is clip(2 - distance from its hue).
@@ -37,9 +39,10 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     low = images.amin(1, keepdim=True)
     chroma = images.amax(1, keepdim=True).sub_(low)
     hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(1e-8)).add_(1.0).copysign_(green - blue)
-    turns = 6.0 * shift[:, None] - torch.tensor([0.0, 2.0, 4.0], device=shift.device)
+    turns = 6.0 * shift[:, None] - torch.tensor([0.0, 2.0, 4.0]).to(shift, non_blocking=True)
     turns = torch.remainder(turns + 3.0, 6.0) - 3.0  # in [-3, 3], so that one fold finds the distance on the circle
-    share = (hue + turns.to(images)[:, :, None, None]).abs_().sub_(3.0).abs_().clamp_(1.0, 2.0)
+    turns = turns.to(images, non_blocking=True)[:, :, None, None]
+    share = (hue + turns).abs_().sub_(3.0).abs_().clamp_(1.0, 2.0)
     return share.mul_(chroma).add_(low.sub_(chroma))
 
 
@@ -56,17 +59,19 @@ def solarize(images: Tensor) -> Tensor:
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with a standard deviation of its own for every picture; edge pixels are repeated outwards.
 
-    The filter is cut at three standard deviations, where 0.3 % of it remain.
+    Every filter is cut at three standard deviations, where 0.3 % of it are left.
 
     Args:
         images: (B, C, H, W) float.
         sigma: (B,) standard deviation in pixels, above zero, on the CPU: the largest decides how many taps are summed.
     """
-    radius = max(1, math.ceil(3.0 * float(sigma.max())))
-    taps = torch.arange(radius + 1, device=sigma.device)
-    weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
-    weights = weights / (weights[:, :1] + 2.0 * weights[:, 1:].sum(1, keepdim=True))
-    weights = weights.to(images)[:, :, None, None, None]  # (B, radius + 1, 1, 1, 1)
+    reach = torch.ceil(3.0 * sigma)[:, None]
+    radius = math.ceil(float(reach.max()))
+    taps = torch.arange(radius + 1)
+    # Cut at its own reach, so that a picture looks the same whichever others are blurred with it.
+    weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2) * (taps <= reach)
+    weights = weights / (2.0 * weights.sum(1, keepdim=True) - weights[:, :1])
+    weights = weights.to(images, non_blocking=True)[:, :, None, None, None]  # (B, radius + 1, 1, 1, 1)
     down = _sum_taps(F.pad(images, (0, 0, radius, radius), mode="replicate"), weights, 2)
     return _sum_taps(F.pad(down, (radius, radius, 0, 0), mode="replicate"), weights, 3)
 
@@ -82,15 +87,15 @@ def _sum_taps(padded: Tensor, weights: Tensor, axis: int) -> Tensor:
 
 
 def luma(images: Tensor) -> Tensor:
-    """(B, 1, H, W) grey values."""
+    """(B, 1, H, W) grey values with the weights of ITU-R BT.601, as Pillow's mode L."""
     red, green, blue = images.split(1, dim=1)
-    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def _blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    factor = _column(factor, images)
+    factor = _per_picture(factor, images)
     return (images * factor).add_(base * (1.0 - factor)).clamp_(0.0, 1.0)
 
 
-def _column(factor: Tensor, images: Tensor) -> Tensor:
-    return factor.to(images).view(-1, 1, 1, 1)
+def _per_picture(amount: Tensor, images: Tensor) -> Tensor:
+    return amount.to(images, non_blocking=True).view(-1, 1, 1, 1)

@@ -112,7 +112,7 @@ class Loader:
         yield from arriving
 
     def _finish(self, step: int, read: _Read) -> Batch:
-        self.source.errors.note(read.indices, read.failures)
+        self.source.errors.note(self._indices(step), read.failed.items())
         assert read.images is not None, "a reader gave up, and yet the record calls the source readable"
         labels = self.source.labels
         return Batch(
@@ -133,13 +133,13 @@ class _Read:
         indices: the pictures read, after replacements.
         images: (B, 3, H, W) uint8 padded with zeros; None where the reader gave up.
         sizes: (B, 2) int64.
-        failures: pictures that could not be read.
+        failed: pictures that could not be read, those asked for and those tried in their place.
     """
 
     indices: list[int]
     images: Tensor | None
     sizes: Tensor
-    failures: list[tuple[int, PictureError]]
+    failed: dict[int, PictureError]
 
 
 class _Reader(Dataset):
@@ -153,40 +153,39 @@ class _Reader(Dataset):
         self._failed: dict[int, PictureError] = {}
 
     def __getitem__(self, order: list[int]) -> _Read:
-        failures: dict[int, PictureError] = {}
+        failed: dict[int, PictureError] = {}
         indices: list[int] = []
         pictures: list[Tensor] = []
         for wanted in order:
-            found = self._find(wanted, failures)
+            found = self._find(wanted, failed)
             if found is None:
-                return _Read(indices, None, torch.empty(0, 2), list(failures.items()))
+                return _Read(indices, None, torch.empty(0, 2), failed)
             indices.append(found[0])
             pictures.append(found[1])
-        images, sizes = _pad(pictures)
-        return _Read(indices, images, sizes, list(failures.items()))
+        return _Read(indices, *_pad(pictures), failed)
 
-    def _find(self, wanted: int, failures: dict[int, PictureError]) -> tuple[int, Tensor] | None:
+    def _find(self, wanted: int, failed: dict[int, PictureError]) -> tuple[int, Tensor] | None:
         """The picture wanted, or the next one that can be read; None once failures alone condemn the source."""
         count = len(self.source)
         hopeless = min(count, max(JUDGED_AFTER, int(MAX_UNREADABLE * count) + 1))
         for index in (ahead % count for ahead in range(wanted, wanted + hopeless)):
-            try:
-                return index, self._picture(index)
-            except PictureError as error:
-                failures[index] = error
+            picture = self._picture(index)
+            if picture is not None:
+                return index, picture
+            failed[index] = self._failed[index]
         return None
 
-    def _picture(self, index: int) -> Tensor:
-        """(3, H, W) uint8."""
+    def _picture(self, index: int) -> Tensor | None:
+        """(3, H, W) uint8; None where the picture has failed."""
+        if index in self._failed:
+            return None
         if index in self._kept:
             return self._kept[index]
-        if index in self._failed:
-            raise self._failed[index]
         try:
             array = self.source.read(index, self.longest)
         except PictureError as error:
-            self._failed[index] = error
-            raise
+            self._failed[index] = error.with_traceback(None)  # which would keep the batch in memory
+            return None
         picture = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
         if picture.nbytes <= self._room:
             self._room -= picture.nbytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -25,8 +26,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000
 MIN_SIDE = 8  # pixels: below this nothing can be cropped from a picture
 MAX_PIXELS = 1 << 27  # 134 million: 11,585 squared, 400 MB once decoded
 
-MAX_UNREADABLE = 0.05  # of the files tried; more of them broken is an error
-JUDGED_AFTER = 200  # files: of fewer, a few broken ones say little about a large set
+MAX_UNREADABLE = 0.05  # more of a source's pictures broken is an error
+JUDGED_AFTER = 200  # pictures: of fewer, a few broken ones say little about a large source
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,7 +90,8 @@ def read_picture(picture: str | Path | BinaryIO | Image.Image, longest: int | No
     except PictureError:
         raise
     except Exception as error:  # Pillow's readers raise nearly every kind of exception on broken files
-        raise PictureError(name, _reason(error)) from None
+        reason = _reason(error)
+    raise PictureError(name, reason)  # out here, since it may be kept, and would keep the reader's error and memory
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -113,7 +115,7 @@ class UnreadableLog:
     def __init__(self, title: str, total: int):
         self.title = title
         self.path: Path | None = None
-        self._tried = np.zeros(total, dtype=bool)
+        self._asked = np.zeros(total, dtype=bool)
         self._failed: dict[int, PictureError] = {}
         self._written: set[str] = set()
 
@@ -127,18 +129,21 @@ class UnreadableLog:
         for error in self._failed.values():
             self._write(error)
 
-    def note(self, tried: Sequence[int], failed: Iterable[tuple[int, PictureError]] = ()) -> None:
-        """Takes down which pictures were tried, and which of them failed.
+    def note(self, asked: Sequence[int], failed: Iterable[tuple[int, PictureError]]) -> None:
+        """Takes down which pictures failed.
+
+        Args:
+            asked: those asked for in random order, whose share of failures tells early of all the others.
+            failed: those that failed, asked for or not.
 
         Raises:
-            ValueError: over 5 % of at least 200 different pictures (or of all, where there are fewer) failed.
+            ValueError: over 5 % of all pictures failed, or so many of those asked for that it is sure to come to that.
         """
-        self._tried[list(tried)] = True
+        self._asked[list(asked)] = True
         for index, error in failed:
-            self._tried[index] = True
             if index not in self._failed:
                 logger.log(logging.INFO if self._failed else logging.WARNING, "skipped %s", error)
-                self._failed[index] = error
+                self._failed[index] = error.with_traceback(None)  # which would keep what its frames hold
                 self._write(error)
         if self._failed:
             self._judge()
@@ -148,6 +153,16 @@ class UnreadableLog:
 
     def __len__(self) -> int:
         return len(self._failed)
+
+    def _judge(self) -> None:
+        total = len(self._asked)
+        if len(self) > MAX_UNREADABLE * total:
+            raise ValueError(self._verdict(f"{len(self)} of {total} pictures"))
+        asked = int(self._asked.sum())
+        failed = int(self._asked[list(self._failed)].sum())
+        by_chance = 4 * math.sqrt(asked * MAX_UNREADABLE * (1 - MAX_UNREADABLE))  # standard deviations of the count
+        if asked >= JUDGED_AFTER and failed > MAX_UNREADABLE * asked + by_chance:
+            raise ValueError(self._verdict(f"{failed} of the first {asked} pictures"))
 
     def _write(self, error: PictureError) -> None:
         if self.path is None or error.path in self._written:
@@ -160,15 +175,12 @@ class UnreadableLog:
         with self.path.open("a") as file:
             file.write(text)
 
-    def _judge(self) -> None:
-        tried = int(np.count_nonzero(self._tried))
-        if tried < min(len(self._tried), JUDGED_AFTER) or len(self) <= MAX_UNREADABLE * tried:
-            return
+    def _verdict(self, share: str) -> str:
         example = next(iter(self._failed.values()))
         where = f"; all are listed in {self.path}" if self.path else ""
-        raise ValueError(
-            f"{self.title}: {len(self)} of {tried} pictures tried cannot be read, over {MAX_UNREADABLE:.0%}, "
-            f"such as {example}{where}; repair or remove them"
+        return (
+            f"{self.title}: {share} cannot be read, over {MAX_UNREADABLE:.0%}, such as {example}{where}; "
+            "repair or remove them"
         )
 
 

@@ -27,22 +27,21 @@ def resized_crop(
 
     Args:
         images: (B, C, H, W) uint8, or float in [0, 1].
-        boxes: (B, 4) left, top, right, bottom in pixels; fractions allowed; at least a pixel's touch inside the image.
+        boxes: (B, 4) left, top, right, bottom in pixels, on the CPU; fractions are allowed.
         size: side of the result in pixels, or (height, width).
-        flip: (B,) bool, which results are mirrored left to right.
+        flip: (B,) bool on the CPU, which results are mirrored left to right.
         interpolation: bicubic (a = -0.5, as Pillow's) or bilinear.
 
     Returns:
         (B, C, height, width) float32 in [0, 1], on the device of `images`.
 
     Raises:
-        ValueError: a box is empty or leaves the image, or the interpolation is unknown.
+        ValueError: a box is empty or leaves the image, or size or interpolation are impossible.
     """
-    if interpolation not in _SUPPORT:
-        raise ValueError(f"interpolation {interpolation!r} is unknown: choose one of {', '.join(_SUPPORT)}")
     height, width = (size, size) if isinstance(size, int) else size
     boxes = boxes.cpu().double()
-    _check(boxes, images)
+    _check(boxes, images, height, width, interpolation)
+    flip = torch.zeros(len(images), dtype=torch.bool) if flip is None else flip.cpu()
     native = images.dtype == torch.uint8 and images.device.type == "cpu" and bool((boxes == boxes.round()).all())
     resize = _resize_bytes if native else _resize_floats
     return resize(images, boxes, (height, width), flip, interpolation)
@@ -56,16 +55,21 @@ def interleaved(images: Tensor) -> Tensor:
     return torch.stack(images.unbind(1), dim=3).permute(0, 3, 1, 2)  # twice as fast as `contiguous`
 
 
-def _check(boxes: Tensor, images: Tensor) -> None:
-    height, width = images.shape[-2:]
+def _check(boxes: Tensor, images: Tensor, height: int, width: int, interpolation: str) -> None:
+    if interpolation not in _SUPPORT:
+        raise ValueError(f"interpolation {interpolation!r} is unknown: choose one of {', '.join(_SUPPORT)}")
+    if height < 1 or width < 1:
+        raise ValueError(f"crops of {width} x {height} pixels cannot be made: give a size of at least 1")
     left, top, right, bottom = boxes.unbind(1)
-    inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height) & (left < right) & (top < bottom)
-    if not bool(inside.all()):
-        place = int((~inside).nonzero()[0])
+    full_height, full_width = images.shape[-2:]
+    inside = (left >= 0) & (top >= 0) & (right <= full_width) & (bottom <= full_height)
+    good = inside & (left < right) & (top < bottom)
+    if not bool(good.all()):
+        place = int((~good).nonzero()[0])
         box = ", ".join(f"{side:g}" for side in boxes[place].tolist())
         raise ValueError(
             f"box {place} of the batch is ({box}), but boxes are (left, top, right, bottom) with left < right and "
-            f"top < bottom inside a picture of {width} x {height} pixels"
+            f"top < bottom inside a picture of {full_width} x {full_height} pixels"
         )
 
 
@@ -76,13 +80,10 @@ def _height_first(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return (high > size[0]) & (high - size[0] > 2.0 * (wide - size[1]))
 
 
-def _resize_bytes(
-    images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor | None, interpolation: str
-) -> Tensor:
+def _resize_bytes(images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor, interpolation: str) -> Tensor:
     """Picture by picture with PyTorch's 8-bit kernel, whose arithmetic is Pillow's and many times faster on a CPU."""
     result = torch.empty((*images.shape[:2], *size))
-    mirrored = [False] * len(images) if flip is None else flip.tolist()
-    height_first = _height_first(boxes, size).tolist()
+    mirrored, height_first = flip.tolist(), _height_first(boxes, size).tolist()
     for place, (left, top, right, bottom) in enumerate(boxes.int().tolist()):
         small = images[place : place + 1, :, top:bottom, left:right]
         if height_first[place]:
@@ -92,61 +93,48 @@ def _resize_bytes(
     return result
 
 
-def _resize_floats(
-    images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor | None, interpolation: str
-) -> Tensor:
-    """Many pictures at once as matrix products, on any device, for floats, and for boxes that end within a pixel."""
+def _resize_floats(images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor, interpolation: str) -> Tensor:
+    """Many pictures at once, on any device, of any type, for boxes that may end within a pixel."""
     result = torch.empty((*images.shape[:2], *size), device=images.device)
     height_first = _height_first(boxes, size)
-    for order in (True, False):
-        chosen = (height_first == order).nonzero()[:, 0]
-        if len(chosen):
-            flips = None if flip is None else flip.cpu()[chosen]
-            place = chosen.to(images.device)
-            result[place] = _products(images[place], boxes[chosen], size, flips, interpolation, order)
+    for chosen, order in ((height_first, "height first"), (~height_first, "width first")):
+        place = chosen.nonzero()[:, 0].to(images.device, non_blocking=True)
+        if len(place):
+            result[place] = _products(images[place], boxes[chosen], size, flip[chosen], interpolation, order)
     return result
 
 
 def _products(
-    images: Tensor,
-    boxes: Tensor,
-    size: tuple[int, int],
-    flip: Tensor | None,
-    interpolation: str,
-    height_first: bool,
+    images: Tensor, boxes: Tensor, size: tuple[int, int], flip: Tensor, interpolation: str, order: str
 ) -> Tensor:
+    """Resizing as two matrix products; between them values are clipped, as Pillow's bytes are."""
     left, top = boxes[:, :2].floor().amin(0).int().tolist()
     right, bottom = boxes[:, 2:].ceil().amax(0).int().tolist()
-    across = _weights(boxes[:, 0] - left, boxes[:, 2] - left, right - left, size[1], interpolation, images.device)
-    down = _weights(boxes[:, 1] - top, boxes[:, 3] - top, bottom - top, size[0], interpolation, images.device)
-    if flip is not None:
-        across = torch.where(flip.to(images.device)[:, None, None], across.flip(1), across)
-    across, down = across.mT[:, None], down[:, None]
     highest = 255.0 if images.dtype == torch.uint8 else 1.0
     cut = images[:, :, top:bottom, left:right].to(torch.float32, memory_format=torch.contiguous_format)
-    with torch.autocast(images.device.type, enabled=False):  # half precision would err by more than a level of 255
-        if height_first:
-            cut = torch.matmul(torch.matmul(down, cut).clamp_(0.0, highest), across)
+    begin, end = torch.where(flip[:, None], boxes[:, [2, 0]], boxes[:, [0, 2]]).unbind(1)
+    across = _weights(begin - left, end - left, right - left, size[1], interpolation, cut.device).mT[:, None]
+    down = _weights(boxes[:, 1] - top, boxes[:, 3] - top, bottom - top, size[0], interpolation, cut.device)[:, None]
+    with torch.autocast(cut.device.type, enabled=False):  # half precision would err by more than a level of 255
+        if order == "height first":
+            result = torch.matmul(torch.matmul(down, cut).clamp_(0.0, highest), across)
         else:
-            cut = torch.matmul(down, torch.matmul(cut, across).clamp_(0.0, highest))
-    return cut.clamp_(0.0, highest).div_(highest)
+            result = torch.matmul(down, torch.matmul(cut, across).clamp_(0.0, highest))
+    return result.clamp_(0.0, highest).div_(highest)
 
 
-def _weights(
-    low: Tensor, high: Tensor, pixels: int, size: int, interpolation: str, device: torch.device
-) -> Tensor:
+def _weights(begin: Tensor, end: Tensor, pixels: int, size: int, interpolation: str, device: torch.device) -> Tensor:
     """(B, size, pixels): what each pixel of a line gives to each output pixel; each row sums to one.
 
     Args:
-        low, high: (B,) ends of the stretch of each line that becomes `size` output pixels.
+        begin, end: (B,) the stretch of each line that becomes `size` output pixels; the other way round, mirrored.
     """
-    low, high = low.to(device, torch.float32), high.to(device, torch.float32)
-    step = (high - low)[:, None, None] / size
-    reduction = step.clamp_min(1.0)
-    centres = low[:, None, None] + (torch.arange(size, device=device)[None, :, None] + 0.5) * step
+    begin, end = (ends.to(device, torch.float32, non_blocking=True)[:, None, None] for ends in (begin, end))
+    step = (end - begin) / size
+    centres = begin + (torch.arange(size, device=device)[:, None] + 0.5) * step
     place = torch.arange(pixels, device=device)
-    weights = _filter((place + 0.5 - centres) / reduction, interpolation)
-    weights *= (place >= low.floor()[:, None, None]) & (place < high.ceil()[:, None, None])
+    weights = _filter((place + 0.5 - centres) / step.abs().clamp_min(1.0), interpolation)
+    weights *= (place >= torch.minimum(begin, end).floor()) & (place < torch.maximum(begin, end).ceil())
     return weights / weights.sum(2, keepdim=True)
 
 

@@ -77,16 +77,13 @@ class Source:
         """Every readable picture once, in order, with its index; the others are recorded (see `record_errors`).
 
         Raises:
-            ValueError: over 5 % cannot be read.
+            ValueError: over 5 % of them cannot be read.
         """
         for index in range(len(self)):
             try:
-                picture = self.read(index, longest)
+                yield index, self.read(index, longest)
             except PictureError as error:
-                self.errors.note([index], [(index, error)])
-            else:
-                self.errors.note([index])
-                yield index, picture
+                self.errors.note([], [(index, error)])
 
     def record_errors(self, path: Path) -> None:
         """Lists unreadable files in `path` (JSON lines of `path` and `reason`) from now on, once each."""

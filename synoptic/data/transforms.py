@@ -93,8 +93,10 @@ class RandomCrop:
     flip: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_at_least("size", self.size, 1)
         _check_span("scale", self.scale, 1.0)
         _check_span("ratio", self.ratio, math.inf)
+        _check_share("flip", self.flip)
 
     def __call__(self, batch: Batch, seed: int) -> Batch:
         """The batch with images (B, C, size, size) float32 in [0, 1]."""
@@ -145,6 +147,11 @@ class MultiCropConfig:
     augmentation: Literal["paper", "released"] = "paper"
 
     def __post_init__(self) -> None:
+        for name, least in (("global_size", 1), ("local_count", 0), ("local_size", 1)):
+            _check_at_least(name, getattr(self, name), least)
+        for name in ("flip", "jitter", "brightness", "contrast", "saturation", "gray"):
+            _check_share(name, getattr(self, name))
+        _check_share("hue", self.hue, 0.5)
         _check_span("global_scale", self.global_scale, 1.0)
         _check_span("local_scale", self.local_scale, 1.0)
         _check_span("ratio", self.ratio, math.inf)
@@ -213,7 +220,7 @@ class CropPlan:
 
 
 def plan_crops(config: MultiCropConfig, sizes: Tensor, position: Tensor, seed: int) -> tuple[CropPlan, CropPlan]:
-    """Draws the large and the small crops of pictures of the given sizes (B, 2) at the given positions (B,) of a run."""
+    """Draws the large and the small crops of pictures of `sizes` (B, 2), by their places in the run `position` (B,)."""
     numbers = torch.arange(2 + config.local_count)
 
     def plan(numbers: Tensor, size: int, scale: tuple[float, float]) -> CropPlan:
@@ -289,7 +296,7 @@ def recolour(images: Tensor, steps: Sequence[Step]) -> None:
             if len(places) == len(before):
                 part = step.change(part, *amount)
             else:
-                index = torch.from_numpy(places).to(images.device)
+                index = torch.from_numpy(places).to(images.device, non_blocking=True)
                 part.index_copy_(0, index, step.change(part.index_select(0, index), *amount))
         if part is not before:
             before.copy_(part)
@@ -303,11 +310,22 @@ def _pictures_at_once(images: Tensor) -> int:
 
 
 def _opened(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    assert batch.images is not None and batch.position is not None, "the loader gives images and positions"
+    assert batch.images is not None, "the loader gives images"
+    assert batch.position is not None, "the loader gives positions"
     sizes = batch.sizes
     if sizes is None:
         sizes = torch.tensor([batch.images.shape[-2:]]).expand(len(batch.images), 2)
     return batch.images, sizes, batch.position
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}: give at least {least}")
+
+
+def _check_share(name: str, value: float, largest: float = 1.0) -> None:
+    if not 0.0 <= value <= largest:
+        raise ValueError(f"{name} is {value}: give a number from 0 to {largest:g}")
 
 
 def _check_span(name: str, span: tuple[float, float], largest: float) -> None:

@@ -33,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     The file and its folder are synchronised to disk before this returns, so that a power cut loses neither.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -125,9 +125,9 @@ class Checkpoints:
 
     def note_best(self, best: Mapping[str, Any] | None) -> None:
         """Writes {"step", "metric", "score"} of the best checkpoint to `best.json`."""
-        if best:
-            text = json.dumps(best) + "\n"
-            write_atomically(self.folder / "best.json", lambda file: file.write(text.encode()))
+        note, text = self.folder / "best.json", json.dumps(best) + "\n"
+        if best and not (note.exists() and note.read_text() == text):
+            write_atomically(note, lambda file: file.write(text.encode()))
 
     def latest(self) -> dict[str, Any] | None:
         """The newest state that can be read, or None where there is none.

@@ -280,8 +280,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def cut_metrics(path: Path, done: int) -> None:
     """Removes what was written after `done` steps, since it will be written again."""
-    if path.exists():
-        kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= done)
+    kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= done)
+    if path.exists() and path.read_text() != kept:
         write_atomically(path, lambda file: file.write(kept.encode()))
 
 

@@ -28,6 +28,9 @@ def activation(name: Activation) -> nn.Module:
 class Normalize(nn.Module):
     """(images - mean) / std a channel. The constants belong to the model's configuration, not to its weights."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         # Named, since no weights file fills these in where the model is built on the meta device.

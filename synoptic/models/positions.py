@@ -84,7 +84,8 @@ class CroppedPositions(nn.Module):
         self.grid = grid
         self.align_corners = align_corners
         self.dropout = dropout
-        self.table = nn.Parameter(torch.randn(1, grid[0] * grid[1], width) * width**-0.5)
+        self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1], width))
+        nn.init.normal_(self.table, std=width**-0.5)
 
     def forward(self, prefix: Tensor | None, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
         """Adds positions to (B, h*w, D) patches; summary tokens pass."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from synoptic.models.layers import Activation, Block
+from synoptic.models.layers import Activation, Block, Mlp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +42,22 @@ class TextTower(nn.Module):
         width = config.width
         self.token_embedding = nn.Embedding(config.vocabulary, width)
         self.positions = nn.Parameter(torch.empty(config.context, width))
-        self.blocks = nn.ModuleList(
+        blocks = [
             Block(width, config.heads, 4 * width, act=config.activation, causal=True, norm_eps=1e-5)
             for _ in range(config.depth)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width, eps=1e-5)
         self.projection = nn.Linear(width, config.embedding, bias=False)
-        self._init()
+        self._init(blocks)
 
-    def _init(self) -> None:
+    def _init(self, blocks: list[Block]) -> None:
         """The initialisation published with CLIP: deviations shrink with width and depth."""
         width, depth = self.config.width, self.config.depth
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
-        for block in self.blocks:
+        for block in blocks:
+            assert isinstance(block.mlp, Mlp)
             nn.init.normal_(block.attn.qkv.weight, std=width**-0.5)
             nn.init.normal_(block.attn.proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
             nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)

@@ -92,6 +92,7 @@ class ViTConfig:
 
 # width, depth, heads, hidden
 _SIZES: dict[str, tuple[int, int, int, int]] = {
+    "nano": (128, 4, 2, 512),
     "mini": (192, 4, 3, 768),
     "ti": (192, 12, 3, 768),
     "s": (384, 12, 6, 1536),
@@ -101,14 +102,15 @@ _SIZES: dict[str, tuple[int, int, int, int]] = {
     "h": (1280, 32, 16, 5120),
     "g": (1536, 40, 24, 6144),
 }
-_PATCHES: dict[str, tuple[int, ...]] = {"mini": (8, 16)}
+_PATCHES: dict[str, tuple[int, ...]] = {"nano": (8, 16), "mini": (8, 16)}  # other sizes come with all patches
 NAMES: tuple[str, ...] = tuple(f"vit_{size}{patch}" for size in _SIZES for patch in _PATCHES.get(size, (8, 14, 16, 32)))
 
 
 def vit_config(name: str, **changes: Any) -> ViTConfig:
     """The configuration of a built-in architecture, such as `vit_s14`, with `changes` to its fields.
 
-    `vit_mini*` have the convolutional stem, and positions for 96-pixel pictures; `vit_g*` have SwiGLU layers (DINOv2).
+    `vit_nano*` and `vit_mini*` have the convolutional stem, and positions for 96-pixel pictures; `vit_g*` have SwiGLU
+    layers (DINOv2).
 
     Raises:
         ValueError: for a name that is not in `NAMES`.
@@ -119,7 +121,7 @@ def vit_config(name: str, **changes: Any) -> ViTConfig:
     size, patch = match[1], int(match[2])
     width, depth, heads, hidden = _SIZES[size]
     config = ViTConfig(patch_size=patch, width=width, depth=depth, heads=heads, hidden=hidden)
-    if size == "mini":
+    if size in ("nano", "mini"):
         config = replace(config, stem="conv", image_size=96)
     if size == "g":
         config = replace(config, feed_forward="swiglu")

@@ -14,7 +14,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +24,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from synoptic.config import from_dict, load_json, nearest, to_dict
-from synoptic.models.adaptors import Adaptor, Student, StudentConfig
+from synoptic.models.adaptors import Student, StudentConfig
 from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
@@ -146,10 +148,34 @@ def load(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
     config: Any = from_dict(kind.config, _mapping(header, "model", path), f"{path}: model")
     preprocess = from_dict(Preprocess, _mapping(header, "preprocess", path), f"{path}: preprocess")
     state = _read_tensors(folder / WEIGHTS)
-    with torch.device("meta"):  # no memory and no time for random weights
+    with shapes_alone():
         model = kind.build(config, _read_tokenizers(folder, config))
     load_state(model, state, str(folder / WEIGHTS))
     return model.eval(), preprocess, record
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Networks built within it have shapes and no values: on the meta device, in no time, whatever their size."""
+    with torch.device("meta"), _NoRandomFill():
+        yield
+
+
+_RANDOM_FILLS = {
+    *(Tensor.normal_, Tensor.uniform_),
+    *(nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_, nn.init.xavier_uniform_),
+}
+
+
+class _NoRandomFill(TorchFunctionMode):
+    """Passes over random initialisation, which on the meta device would first import PyTorch's whole compiler."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function in _RANDOM_FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -242,9 +268,9 @@ def _check_header(header: Mapping[str, Any], path: Path) -> tuple[Record, Kind]:
         raise ValueError(f'{path}: is no model of this library, whose files say "format": "{FORMAT}"')
     if header.get("version") != VERSION:
         raise ValueError(f"{path}: version {header.get('version')!r} is unknown; this synoptic reads version {VERSION}")
-    kind = header.get("kind")
+    kind = str(header.get("kind"))
     if kind not in KINDS:
-        raise ValueError(f"{path}: unknown kind={kind!r}{nearest(str(kind), KINDS)}")
+        raise ValueError(f"{path}: unknown kind {kind!r}{nearest(kind, KINDS)}")
     return Record(kind, str(header.get("name", "")), dict(_mapping(header, "trained", path))), KINDS[kind]
 
 
@@ -317,11 +343,17 @@ def _card(model: Any, preprocess: Preprocess, record: Record) -> str:
         lines = [f"- `{name}`: {_channels(adaptor)}" for name, adaptor in model.adaptors.items()]
         parts.append("## Adaptors\n\nIt answers in the space of each of its teachers:\n\n" + "\n".join(lines) + "\n")
     if record.trained:
-        lines = [f"- {key}: {value}" for key, value in record.trained.items()]
+        lines = [f"- {key}: {_fact(value)}" for key, value in record.trained.items()]
         parts.append("## Training\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def _channels(adaptor: Adaptor) -> str:
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_fact(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _channels(adaptor: Any) -> str:
     summary = f"summary of {adaptor.config.summary} channels, " if adaptor.config.summary else ""
     return f"{summary}patches of {adaptor.config.patches}{', words' if adaptor.text is not None else ''}"

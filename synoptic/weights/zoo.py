@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from synoptic.config import nearest
@@ -102,7 +101,7 @@ def build(name: str) -> nn.Module:
 
 @cache
 def _parameters(name: str) -> int:
-    with torch.device("meta"):
+    with formats.shapes_alone():
         return sum(parameter.numel() for parameter in build(name).parameters())
 
 

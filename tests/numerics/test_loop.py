@@ -83,15 +83,16 @@ class ToyTask(Task):
 class ToyLoader:
     """Random pictures, a function of the step."""
 
-    def __init__(self, size: int = CONFIG.batch, delay: float = 0.0):
+    def __init__(self, size: int = CONFIG.batch, tell: int | None = None):
         self.size = size
-        self.delay = delay
+        self.tell = tell  # a pipe that takes a byte a batch
         self.asked: list[int] = []
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         for step in range(start, stop):
             self.asked.append(step)
-            time.sleep(self.delay)
+            if self.tell is not None:
+                os.write(self.tell, b".")
             generator = torch.Generator().manual_seed(step)
             images = torch.randint(0, 256, (self.size, 3, 2, 2), generator=generator, dtype=torch.uint8)
             place = torch.arange(self.size)
@@ -147,6 +148,14 @@ def metrics_without_times(out: Path) -> list[dict]:
     ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted")
@@ -163,19 +172,29 @@ def killed_again_and_again(out: Path, where: str) -> None:
     Args:
         where: "writing" kills at the n-th time that a file is put to disk or in its place; "anywhere" at any moment.
     """
+    import torch._dynamo  # here, or every child would import what its optimizer needs
+    import torch.utils.tensorboard
+
     torch.set_num_threads(1)
     chance = random.Random(0)
     for life in range(1000):
+        heard, tell = os.pipe()
         child = os.fork()
         if not child:
             if where == "writing":
-                die_at_write(1 + life % 7)
-            train(ToyTask(), ToyLoader(delay=0.01 if where == "anywhere" else 0.0), CONFIG, out, score)
+                die_at_write(1 + life)
+            train(ToyTask(), ToyLoader(tell=tell), CONFIG, out, score)
             os._exit(0)
+        os.close(tell)
         if where == "anywhere":
-            time.sleep(chance.uniform(0.05, 0.4))
-            os.kill(child, signal.SIGKILL)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            steps = chance.randint(1, 8)
+            if sum(len(os.read(heard, 1)) for _ in range(steps)) == steps:
+                time.sleep(chance.uniform(0.0, 0.02))
+                os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.close(heard)
+        assert code in (0, -signal.SIGKILL), "the run failed by itself"
+        if code == 0:
             print(life)
             return
 
@@ -563,7 +582,6 @@ def test_a_real_run_resumes_bitwise(tmp_path):
     from synoptic.methods import dino
     from synoptic.models.vit import ViT, vit_config
 
-    torch.set_num_threads(1)
     pictures = tmp_path / "pictures" / "train"
     pictures.mkdir(parents=True)
     draw = np.random.default_rng(0)

@@ -348,21 +348,31 @@ def test_a_picture_error_survives_the_way_between_processes():
     assert (error.path, error.reason, str(error)) == ("a.jpg", "truncated", "a.jpg: truncated")
 
 
+def test_a_kept_error_keeps_nothing_else(tmp_path):
+    log = UnreadableLog("set", 1)
+    try:
+        read_picture(tmp_path / "none.jpg")
+    except PictureError as error:
+        log.note([0], [(0, error)])
+        kept = error
+    assert (kept.__traceback__, kept.__context__) == (None, None)
+
+
 # --- the record
 
 
-def failure(index: int) -> tuple[int, PictureError]:
-    return index, PictureError(f"{index}.jpg", "truncated")
+def failures(*indices: int) -> list[tuple[int, PictureError]]:
+    return [(index, PictureError(f"{index}.jpg", "truncated")) for index in indices]
 
 
 def test_each_file_is_recorded_once(tmp_path):
     log = UnreadableLog("set", 1000)
-    log.note([0, 1], [failure(1)])
+    log.note([0, 1], failures(1))
     log.write_to(tmp_path / "errors.jsonl")
-    log.note([1, 2], [failure(1), failure(2)])
+    log.note([1, 2], failures(1, 2))
     resumed = UnreadableLog("set", 1000)
     resumed.write_to(tmp_path / "errors.jsonl")
-    resumed.note([2, 3], [failure(2), failure(3)])
+    resumed.note([2, 3], failures(2, 3))
     lines = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
     assert lines == [{"path": f"{index}.jpg", "reason": "truncated"} for index in (1, 2, 3)]
     assert 2 in resumed and 1 not in resumed and len(resumed) == 2
@@ -372,7 +382,7 @@ def test_a_record_torn_by_a_crash_is_continued(tmp_path):
     (tmp_path / "errors.jsonl").write_text('{"path": "1.jpg", "reason": "x"}\n{"path": "2.j')
     log = UnreadableLog("set", 1000)
     log.write_to(tmp_path / "errors.jsonl")
-    log.note([], [failure(1), failure(2)])
+    log.note([], failures(1, 2))
     assert json.loads((tmp_path / "errors.jsonl").read_text().splitlines()[-1])["path"] == "2.jpg"
 
 
@@ -383,21 +393,38 @@ def test_file_names_of_any_bytes_are_recorded(tmp_path):
     assert json.loads((tmp_path / "errors.jsonl").read_text())["path"] == "\udcff.jpg"
 
 
-@given(st.integers(1, 2000), st.integers(0, 400))
+@given(st.integers(1, 2000), st.data())
 @settings(max_examples=100)
-def test_over_five_percent_is_an_error(total, broken):
-    bad = [failure(index) for index in range(min(broken, total))]
-    tried = max(min(total, 200), len(bad))
+def test_over_five_percent_of_all_is_an_error(total, data):
+    broken = data.draw(st.integers(0, min(total, total // 10 + 2)))
     log = UnreadableLog("set", total)
-    if len(bad) > 0.05 * tried:
-        with pytest.raises(ValueError, match=rf"set: {len(bad)} of {tried} pictures tried cannot be read, over 5%"):
-            log.note(range(tried), bad)
+    if broken > 0.05 * total:
+        with pytest.raises(
+            ValueError, match=rf"set: {broken} of {total} pictures cannot be read, over 5%, such as 0.jpg"
+        ):
+            log.note([], failures(*range(broken)))
     else:
-        log.note(range(tried), bad)
+        log.note([], failures(*range(broken)))
+        log.note([], failures(*range(broken)))
 
 
-def test_no_judgement_on_few_files():
-    log = UnreadableLog("set", 1000)
-    log.note(range(100), [failure(index) for index in range(90)])
-    with pytest.raises(ValueError, match="90 of 200"):
-        log.note(range(100, 200))
+def test_a_share_that_chance_cannot_explain_is_an_error_early():
+    log = UnreadableLog("set", 100_000)
+    log.note(range(199), failures(*range(60)))  # too few to tell
+    with pytest.raises(ValueError, match="60 of the first 200 pictures cannot be read"):
+        log.note([199], [])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_four_percent_in_random_order_are_no_error(seed):
+    log = UnreadableLog("set", 20_000)
+    order = np.random.default_rng(seed).permutation(20_000)
+    for asked in order.reshape(-1, 40):
+        log.note(asked, failures(*asked[asked < 800].tolist()))
+    assert len(log) == 800
+
+
+def test_failures_that_nobody_asked_for_say_nothing_about_the_rest():
+    log = UnreadableLog("set", 100_000)
+    log.note(range(300), failures(*range(290, 700)))  # a gap searched for a replacement
+    assert len(log) == 410

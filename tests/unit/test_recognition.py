@@ -23,6 +23,9 @@ from synoptic.evaluation.features import Encoded, RawPixels, Space, embed, encod
 from synoptic.evaluation.protocols import EVALUATIONS, build_evaluator, prompts
 from synoptic.evaluation.recognition import KNN, Neighbours, ZeroShot, class_embeddings, nearest, vote
 from synoptic.evaluation.scenes import seen_pairs
+from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
+from synoptic.models.text import TextConfig
+from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import Preprocess, VisionModel
 from synoptic.types import Features
@@ -297,6 +300,40 @@ def test_an_untrained_network_end_to_end(single: Path):
     assert 0 <= dict(knn.run(RawPixels(8)))["knn"] <= 1
     with pytest.raises(ValueError, match="knows no words"):
         dict(build_evaluator("zeroshot", str(single)).run(model))
+
+
+@pytest.fixture
+def student() -> VisionModel:
+    """A small untrained student of a CLIP and a DINO."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.learn(["a red cube", "a picture of a blue torus"], vocabulary=300, context=16)
+    text = TextConfig(
+        vocabulary=tokenizer.vocabulary, context=16, end=tokenizer.end, width=16, depth=1, heads=1, embedding=24
+    )
+    adaptors = {
+        "dino": AdaptorConfig(patches=24, summary=24, hidden=32),
+        "clip": AdaptorConfig(patches=20, summary=24, hidden=32, text=text),
+    }
+    backbone = vit_config("vit_mini16", depth=1, width=48, hidden=96, summary_tokens=2)
+    model = Student(StudentConfig(backbone=backbone, adaptors=adaptors), {"clip": tokenizer})
+    return VisionModel(model, Preprocess(48), "student")
+
+
+def test_a_student_is_asked_in_the_space_of_the_teacher_that_knows_words(single: Path, student: VisionModel):
+    """The scores are those of `VisionModel.classify`, which goes another way to the same answer."""
+    evaluator = build_evaluator("zeroshot", str(single))
+    assert isinstance(evaluator, ZeroShot)
+    recognised = evaluator.judge(student)
+    _, names = seen_pairs(evaluator.source)
+    paths = [evaluator.source.paths[index] for index in recognised.index]
+    ranked = student.classify(paths, [f"a {name}" for name in names], ["{}"])
+    single_prompts = ZeroShot(evaluator.source, evaluator.labels, [[f"a {name}"] for name in names]).judge(student)
+    assert [answers[0]["label"] for answers in ranked] == [f"a {names[best]}" for best in single_prompts.predicted]
+    scores = dict(evaluator.run(student))
+    assert set(scores) == {"zeroshot", "zeroshot_top5"}
+    assert scores["zeroshot"] == recognised.accuracy() <= scores["zeroshot_top5"] < 0.8
+    with pytest.raises(ValueError, match="'dino'"):
+        ZeroShot(evaluator.source, evaluator.labels, [["a"]] * 64, adaptor="dino").judge(student)
 
 
 def test_evaluations_by_name(tmp_path: Path, colours: tuple[Source, Source]):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,11 +103,11 @@ def test_a_student_is_whole_without_its_teachers(tmp_path: Path) -> None:
 
 
 def test_the_model_card_tells_what_it_is(tmp_path: Path) -> None:
-    formats.save(tmp_path / "w", build("student"), Preprocess(16), {"name": "two-in-one", "steps": 300})
+    formats.save(tmp_path / "w", build("student"), Preprocess(16), {"name": "two-in-one", "steps": 300, "scores": {"knn": 2 / 3}})
     card = (tmp_path / "w" / "README.md").read_text()
     assert card.startswith("# two-in-one\n")
     assert "`clip`: summary of 6 channels, patches of 10, words" in card
-    assert "- steps: 300" in card
+    assert "- steps: 300\n- scores: knn 0.6667\n" in card
     assert "16 x 16 pixels" in card
 
 
@@ -219,11 +221,11 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another format": (edit(lambda c: c.pop("format")), "is no model of this library"),
     "newer version": (edit(lambda c: c.update(version=2)), "version 2 is unknown; this synoptic reads version 1"),
-    "unknown kind": (edit(lambda c: c.update(kind="clap")), "unknown kind='clap'; did you mean clip"),
-    "a list for a kind": (edit(lambda c: c.update(kind=["vit"])), "unknown kind="),
+    "unknown kind": (edit(lambda c: c.update(kind="clap")), "unknown kind 'clap'.*clip"),
+    "a list for a kind": (edit(lambda c: c.update(kind=["vit"])), "unknown kind"),
     "no model": (edit(lambda c: c.pop("model")), "'model' should hold an object"),
     "no preprocess": (edit(lambda c: c.pop("preprocess")), "'preprocess' should hold an object"),
-    "unknown key": (edit(lambda c: c["model"]["image"].update(widht=3)), "unknown key image.widht; did you mean"),
+    "unknown key": (edit(lambda c: c["model"]["image"].update(widht=3)), "unknown key image.widht.*image.width"),
     "wrong value": (edit(lambda c: c["model"]["image"].update(width="big")), "image.width=big should be"),
     "impossible": (edit(lambda c: c["model"]["image"].update(heads=5)), "heads=5 does not divide width=12"),
     "wrong mode": (edit(lambda c: c["preprocess"].update(mode="zoom")), "preprocess: mode=zoom"),
@@ -271,7 +273,7 @@ def test_the_list_of_models() -> None:
     records = zoo.list_models()
     assert [record.name for record in records] == list(NAMES)
     by_name = {record.name: record for record in records}
-    assert by_name["vit_b16"].parameters == sum(p.numel() for p in zoo.build("vit_b16").parameters())
+    assert by_name["vit_b16"].parameters == 85_798_656
     assert (by_name["vit_b16"].resolution, by_name["vit_mini16"].resolution) == (224, 96)
     assert all(record.local and record.licence and record.task for record in records)
     assert [record.name for record in zoo.list_models("mini")] == ["vit_mini8", "vit_mini16"]
@@ -282,7 +284,7 @@ def test_the_list_of_models() -> None:
         "vit_h16",
         "vit_g16",
     ]
-    with pytest.raises(ValueError, match="no model matches 'vit_b15'; did you mean vit_b16"):
+    with pytest.raises(ValueError, match=r"no model matches 'vit_b15'.*vit_b16"):
         zoo.list_models("vit_b15")
 
 
@@ -300,7 +302,7 @@ def test_what_is_no_model_is_told_what_would_be(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("x")
     cases = {
-        "vit_mini15": "there is no model 'vit_mini15'; did you mean vit_mini16",
+        "vit_mini15": "there is no model 'vit_mini15'.*vit_mini16",
         str(tmp_path / "absent"): "there is no model '.*absent'",
         str(tmp_path / "run"): "this run has no weights/ yet",
         str(tmp_path): "neither it nor its weights/ holds config.json and model.safetensors",
@@ -323,7 +325,7 @@ def huggingface_keys(table: Table, depth: int) -> list[str]:
     ]
 
 
-@given(st.sampled_from([HUGGINGFACE_VIT, HUGGINGFACE_CLIP_TEXT]), st.integers(0, 12), st.randoms())
+@given(st.sampled_from([HUGGINGFACE_VIT, HUGGINGFACE_CLIP_TEXT]), st.integers(0, 3), st.randoms())
 def test_tables_go_both_ways_in_any_order(table: Table, depth: int, random: Any) -> None:
     keys = huggingface_keys(table, depth)
     random.shuffle(keys)
@@ -360,3 +362,14 @@ def test_keys_that_a_table_does_not_know_are_named() -> None:
         from_ours({"register_token": torch.ones(1)}, HUGGINGFACE_VIT)
     with pytest.raises(ValueError, match=r"file: the weights do not fit the model: 1 missing \(bias\); 1 misshapen"):
         load_state(nn.Linear(2, 3), {"weight": torch.ones(3, 3)}, "file")
+
+
+def test_loading_neither_draws_random_weights_nor_imports_the_compiler(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "student")
+    state = torch.get_rng_state()
+    formats.load(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    code = f"import sys; from synoptic.weights import formats; formats.load({str(folder)!r}); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "synoptic.weights.formats" in modules
+    assert "torch._dynamo" not in modules

@@ -1,0 +1,206 @@
+"""Pictures of what models see, as functions of arrays: patches as colours, classes as colours, curves, grids."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+OUTLIERS = 0.01  # of the patches on either side, beyond which colours are cut off
+TONES = tuple(f"var(--tone-{number})" for number in range(8))  # colours that the page chooses
+_INK, _FAINT = "#010203", "#030201"  # stand-ins, since matplotlib knows no variables
+_STAND_INS = {_INK: "currentColor", _FAINT: "var(--line)"} | {f"#0a0b0{n}": tone for n, tone in enumerate(TONES)}
+
+
+@dataclass(frozen=True)
+class PatchColours:
+    """Which colour a patch feature has: its first three principal components as red, green and blue.
+
+    Attributes:
+        mean: (D,) of the patches that the components were found from.
+        axes: (D, 3) components, the largest first; each points where its largest loading is positive.
+        low, high: (3,) projections that become 0 and 1.
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of(cls, patches: np.ndarray) -> PatchColours:
+        """Finds the components of (..., D) features: those of all pictures that will be shown beside each other."""
+        rows = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
+        mean = rows.mean(0)
+        _, _, components = np.linalg.svd(rows - mean, full_matrices=False)
+        axes = np.zeros((rows.shape[1], 3))
+        axes[:, : len(components[:3])] = components[:3].T
+        largest = axes[np.abs(axes).argmax(0), range(3)]
+        axes *= np.where(largest < 0, -1.0, 1.0)
+        low, high = np.quantile((rows - mean) @ axes, (OUTLIERS, 1 - OUTLIERS), axis=0)
+        return cls(mean, axes, low, high)
+
+    def paint(self, patches: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        """Pictures of features, smooth between the centres of the patches.
+
+        Args:
+            patches: (B, h*w, D).
+            grid: (h, w).
+            size: height and width in pixels.
+        Returns:
+            (B, height, width, 3) uint8; where a component does not vary, its colour is half.
+        """
+        span = self.high - self.low
+        shares = ((patches.astype(np.float64) - self.mean) @ self.axes - self.low) / np.where(span > 1e-12, span, 1.0)
+        shares = np.where(span > 1e-12, shares, 0.5)
+        small = torch.from_numpy(shares).unflatten(1, grid).permute(0, 3, 1, 2)  # (B, 3, h, w)
+        smooth = F.interpolate(small, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+        return (smooth.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def class_colours(count: int) -> np.ndarray:
+    """(count, 3) uint8, colours that tell classes apart; class 0, the background, is dark."""
+    hues = np.arange(max(count - 1, 1)) / max(count - 1, 1)
+    light = np.where(np.arange(len(hues)) % 2, 0.62, 0.9)
+    colours = [_rgb(hue, 0.6, value) for hue, value in zip(hues, light, strict=True)]
+    return np.array([(0.16, 0.17, 0.2), *colours][:count]) * 255 // 1
+
+
+def _rgb(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+    import colorsys
+
+    return colorsys.hsv_to_rgb(hue, saturation, value)
+
+
+def paint_classes(mask: np.ndarray, count: int) -> np.ndarray:
+    """(H, W, 3) uint8 from (H, W) classes below `count`; pixels of no class are grey."""
+    colours = np.vstack([class_colours(count), [[128, 128, 128]]]).astype(np.uint8)
+    return colours[np.minimum(mask, count)]
+
+
+def data_uri(picture: np.ndarray | Image.Image, longest: int = 192, lossless: bool = False) -> str:
+    """A picture as text that a page can hold, its longer side at most `longest` pixels."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = image.convert("RGB")
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if lossless:
+        image.quantize(256).save(buffer, "PNG", optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality=90, optimize=True)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a plot.
+
+    Attributes:
+        label: for the legend; empty leaves it out.
+        x, y: points, equally many.
+        tone: number of its colour, see TONES.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    tone: int
+
+
+def curves(lines: Sequence[Line], xlabel: str, percent: bool = False) -> str:
+    """A plot as SVG without a size of its own, in the colours of the page that it stands in.
+
+    Args:
+        lines: at least one point each.
+        xlabel: under the horizontal axis.
+        percent: the vertical axis shows fractions as percentages, from zero.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    look: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "synoptic",
+        "font.size": 8,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _FAINT,
+        "xtick.labelcolor": _INK,
+        "ytick.labelcolor": _INK,
+        "xtick.color": _FAINT,
+        "ytick.color": _FAINT,
+        "grid.color": _FAINT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(look):
+        figure = Figure(figsize=(3.7, 2.4), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for line in lines:
+            marker = "o" if len(line.x) < 15 else ""
+            colour = f"#0a0b0{line.tone % len(TONES)}"
+            axes.plot(line.x, line.y, marker=marker, markersize=3, linewidth=1.5, color=colour, label=line.label)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="y", linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.locator_params(nbins=6)
+        if percent:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        if any(line.label for line in lines):
+            axes.legend(handlelength=1.2, borderaxespad=0.2)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _for_page(buffer.getvalue())
+
+
+def _for_page(svg: str) -> str:
+    """Without the header, the metadata, fixed sizes, and names that a second plot on the page would have too."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg)
+    svg = re.sub(r' id="[a-z._A-Z]*_\d+"', "", svg)
+    svg = re.sub(r"font: [^;\"]*px [^;\"]*", lambda found: found[0].split("px")[0] + "px var(--sans)", svg)
+    for stand_in, colour in _STAND_INS.items():
+        svg = svg.replace(stand_in, colour)
+    return re.sub(r"\s*\n\s*", "\n", svg)
+
+
+def save_grid(path: Path, columns: Mapping[str, Sequence[np.ndarray]], scale: float = 1.1) -> None:
+    """Pictures in titled columns as a PNG, as the README shows them.
+
+    Args:
+        path: the file.
+        columns: title -> (H, W, 3) uint8 pictures, equally many in each column.
+        scale: inches a picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    rows = len(next(iter(columns.values())))
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = Figure(figsize=(scale * len(columns), scale * rows + 0.35), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (title, pictures) in enumerate(columns.items()):
+        axes[0, column].set_title(title, fontsize=7.5, color="#222222")
+        for row, picture in enumerate(pictures):
+            axes[row, column].imshow(picture, interpolation="lanczos")
+            axes[row, column].set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)

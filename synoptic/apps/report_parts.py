@@ -1,0 +1,241 @@
+"""Parts that every report has: what runs left behind, their curves, what their models see."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from synoptic.apps.figures import Line, PatchColours, curves, data_uri
+from synoptic.apps.report_page import Bar, Card, Code, Curve, Curves, Details, Facts, Gallery, Picture
+from synoptic.config import load_json
+from synoptic.data.sources import Source
+from synoptic.engine.observe import read_metrics
+from synoptic.predict import VisionModel
+from synoptic.types import Features
+
+SIDE = 144  # pixels of a picture on the page: sharp on screens with two dots a pixel
+SHOWN_LABELS = 4  # of those that a picture was compared with
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder tells.
+
+    Attributes:
+        name: short, unlike those of the runs beside it.
+        folder: where it is.
+        config: as resolved.
+        environment: versions and hardware.
+        metrics: lines of `metrics.jsonl`.
+        trained: facts about the finished training; empty before its end.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    trained: Mapping[str, Any]
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.trained)
+
+    @property
+    def title(self) -> str:
+        """What was trained, and how."""
+        method = self.trained.get("method")
+        return f"{method.upper() if method in ('clip', 'dino') else method or 'run'}, {self.config['model']}"
+
+    def scores(self) -> list[tuple[int, Mapping[str, float]]]:
+        """(step, scores by name) of every validation."""
+        return [(line["step"], line["evaluation"]) for line in self.metrics if "evaluation" in line]
+
+
+def read_run(folder: Path, name: str = "") -> Run:
+    """Reads a run folder.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: is no run folder, since it has no config.json")
+    environment, weights = folder / "environment.json", folder / "weights" / "config.json"
+    return Run(
+        name or folder.name,
+        folder,
+        load_json(folder / "config.json"),
+        load_json(environment) if environment.is_file() else {},
+        read_metrics(folder / "metrics.jsonl"),
+        load_json(weights).get("trained", {}) if weights.is_file() else {},
+    )
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """78.3 %"""
+    return f"{100 * share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that it has."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` independent trials (Wilson 1927, J. Am. Stat. Assoc. 22)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
+    """The loss of every run, its parts where it has several, and the validation scores of all."""
+    plots = []
+    for run, tone in zip(runs, tones, strict=True):
+        parts = sorted({name for line in run.metrics for name in line if "." in name})
+        names = parts or ["loss"]
+        lines = [_line(run, name, tone if len(names) == 1 else place) for place, name in enumerate(names)]
+        title = f"{run.name}: {'parts of the loss' if parts else 'loss'}"
+        plots += [Curve(title, curves([line for line in lines if line.x], "step"))] if any(x.x for x in lines) else []
+    judged = [(run, tone) for run, tone in zip(runs, tones, strict=True) if run.scores()]
+    for name in sorted({name for run, _ in judged for _, scores in run.scores() for name in scores}):
+        lines = [_score_line(run, name, tone, len(runs) > 1) for run, tone in judged]
+        plots.append(Curve(f"{_SCORES.get(name, name)}, validation pictures", curves(lines, "step", percent=True)))
+    return Curves(plots)
+
+
+_SCORES = {"knn": "k-NN"}
+NOTHING = "\N{EN DASH}"  # where a table has no number
+
+
+def _score_line(run: Run, name: str, tone: int, labelled: bool) -> Line:
+    points = [(at, found[name]) for at, found in run.scores() if name in found]
+    return Line(run.name if labelled else "", [at for at, _ in points], [score for _, score in points], tone)
+
+
+def _line(run: Run, name: str, tone: int) -> Line:
+    points = [(line["step"], line[name]) for line in run.metrics if line.get(name) is not None]
+    return Line(name.replace(".", ", ") if "." in name else "", [x for x, _ in points], [y for _, y in points], tone)
+
+
+def shown(picture: np.ndarray | Image.Image, alt: str, caption: str = "", right: bool | None = None) -> Picture:
+    """A picture for the page; small ones are enlarged, so that frames around them look alike."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    if max(image.size) < SIDE:
+        image = image.resize([round(side * SIDE / max(image.size)) for side in image.size], Image.Resampling.BICUBIC)
+    return Picture(data_uri(image, SIDE), alt, caption, right)
+
+
+def squares(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
+    """The largest centred squares of pictures, as models see them that crop."""
+    return [_square(source.read(index, 4 * SIDE)) for index in indices]
+
+
+def _square(picture: np.ndarray) -> np.ndarray:
+    side = min(picture.shape[:2])
+    top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
+    return picture[top : top + side, left : left + side]
+
+
+def patch_columns(
+    pictures: Sequence[np.ndarray], model: VisionModel, teachers: Mapping[str, VisionModel]
+) -> dict[str, list[np.ndarray]]:
+    """Pictures as a model's patches, and as those of its teachers beside its answers in their spaces.
+
+    What a teacher says and what the model says in its space have one set of colours, found from the teacher's patches.
+
+    Args:
+        pictures: (S, S, 3) uint8.
+        model: any; of a student, every adaptor is shown.
+        teachers: by the adaptors' names, as far as they are there.
+    Returns:
+        title -> pictures, the teachers first.
+    """
+    features = model.features(list(pictures))
+    columns: dict[str, list[np.ndarray]] = {}
+    for name in model.adaptors:
+        answer, title = features.adaptors[name], name.upper() if name in ("clip", "dino") else name
+        spaces = {f"student as {title}": answer}
+        if name in teachers:
+            spaces = {f"{title} teacher": teachers[name].features(list(pictures)), **spaces}
+        columns |= _painted(spaces)
+    return columns | _painted({"student's own" if model.adaptors else model.name: features})
+
+
+def _painted(spaces: Mapping[str, Features]) -> dict[str, list[np.ndarray]]:
+    """Features of one space in the colours of the first."""
+    arrays = {title: features.patches.float().numpy() for title, features in spaces.items()}
+    colours = PatchColours.of(next(iter(arrays.values())))
+    return {title: list(colours.paint(array, spaces[title].grid, (SIDE, SIDE))) for title, array in arrays.items()}
+
+
+PATCH_NOTE = (
+    "The colours are the first three principal components of the patch features, found from all the pictures shown and "
+    "drawn smoothly between the centres of the patches. They mean nothing by themselves: parts of equal colour are "
+    "parts that the model takes for alike."
+)
+
+
+def patch_gallery(pictures: Sequence[np.ndarray], columns: Mapping[str, Sequence[np.ndarray]], note: str) -> Gallery:
+    """Pictures, and beside them their patches as colours."""
+    titles = ["picture", *columns]
+    rows = [
+        [shown(picture, "picture"), *(shown(column[row], f"its patches, {title}") for title, column in columns.items())]
+        for row, picture in enumerate(pictures)
+    ]
+    pairs = [place for place, title in enumerate(titles) if place and not title.startswith("student as")]
+    return Gallery(titles, rows, pairs, note=note)
+
+
+def words_cards(
+    model: VisionModel,
+    pictures: Sequence[np.ndarray],
+    truths: Sequence[str],
+    labels: Sequence[str],
+    templates: Sequence[str],
+) -> list[Card]:
+    """Pictures with the labels that a model takes for likeliest, and the true one of each among them."""
+    ranked: Any = model.classify(list(pictures), labels, templates)  # a list a picture, since a list was given
+    return [_words_card(*each) for each in zip(pictures, truths, ranked, strict=True)]
+
+
+def _words_card(picture: np.ndarray, truth: str, ranked: Sequence[Mapping[str, Any]]) -> Card:
+    likeliest = list(ranked[:SHOWN_LABELS])
+    if truth not in [answer["label"] for answer in likeliest]:
+        likeliest += [answer for answer in ranked if answer["label"] == truth]
+    right = ranked[0]["label"] == truth
+    bars = [
+        Bar(answer["label"], answer["score"], 2 if answer["label"] == truth else 3, percent(answer["score"]))
+        for answer in likeliest
+    ]
+    return Card(shown(picture, truth, "right" if right else "wrong", right), truth, bars)
+
+
+def configurations(runs: Sequence[Run]) -> list[Details]:
+    """Everything that decided a run, folded away."""
+    folded = []
+    for run in runs:
+        facts = [(name, _plain(value)) for name, value in run.environment.items()]
+        config = Code(json.dumps(run.config, indent=2, ensure_ascii=False))
+        folded.append(Details(f"{run.name}: configuration as resolved, versions, hardware", [config, Facts(facts)]))
+    return folded
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -1,0 +1,240 @@
+"""Crops lie inside their pictures, are drawn as the paper says, and depend on nothing but seed and position."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from synoptic.config import from_dict, to_dict
+from synoptic.data import colour
+from synoptic.data.draws import Draws
+from synoptic.data.transforms import (
+    MultiCrop,
+    MultiCropConfig,
+    RandomCrop,
+    Step,
+    fit,
+    plan_crops,
+    random_boxes,
+    recolour,
+)
+from synoptic.types import Batch
+
+SMALL = MultiCropConfig(global_size=24, local_count=3, local_size=12)
+PLAIN = replace(SMALL, flip=0.0, jitter=0.0, gray=0.0)
+
+
+def batch_of(count, seed=0, start=0):
+    """Pictures of different sizes, padded with zeros; inside, no pixel is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(20, 60, (count, 2), generator=generator)
+    images = torch.zeros(count, 3, 60, 60, dtype=torch.uint8)
+    for image, (height, width) in zip(images, sizes.tolist(), strict=True):
+        image[:, :height, :width] = torch.randint(1, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return Batch(images=images, sizes=sizes, index=torch.arange(count), position=torch.arange(start, start + count))
+
+
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    low=st.floats(0.05, 1.0),
+    share=st.floats(0, 1),
+    ratio=st.sampled_from([(3 / 4, 4 / 3), (1.0, 1.0), (0.2, 0.3), (4.0, 5.0)]),
+)
+def test_boxes_are_whole_pixels_inside_the_picture(height, width, low, share, ratio):
+    sizes = torch.tensor([[height, width]]).expand(40, 2)
+    boxes = random_boxes(sizes, (low, low + share * (1 - low)), ratio, Draws(0, torch.arange(40)), "box")
+    left, top, right, bottom = boxes.unbind(1)
+    assert boxes.shape == (40, 4)
+    assert torch.equal(boxes, boxes.round())
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= width).all()
+    assert (bottom <= height).all()
+    assert (right > left).all()
+    assert (bottom > top).all()
+
+
+def test_boxes_have_the_area_and_shape_that_were_asked_for():
+    sizes = torch.tensor([[400, 400]]).expand(4000, 2)
+    boxes = random_boxes(sizes, (0.1, 0.3), (3 / 4, 4 / 3), Draws(0, torch.arange(4000)), "box")
+    wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, shape = wide * high / 160000, wide / high
+    assert area.min() > 0.098
+    assert area.max() < 0.302
+    assert abs(area.mean() - 0.2) < 0.003
+    assert shape.min() > 0.74
+    assert shape.max() < 1.35
+    assert abs(shape.log().mean()) < 0.01
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert (centre.mean(0) - 200).abs().max() < 4
+
+
+def test_where_no_draw_fits_the_largest_centred_box_is_taken():
+    sizes = torch.tensor([[10, 1000], [1000, 10]])
+    boxes = random_boxes(sizes, (0.9, 1.0), (3 / 4, 4 / 3), Draws(0, torch.arange(2)), "box")
+    assert boxes.tolist() == [[493, 0, 506, 10], [0, 493, 10, 506]]
+
+
+def test_multicrop_makes_the_crops_of_the_configuration():
+    batch = batch_of(5)
+    crops = MultiCrop(SMALL)(batch, seed=0)
+    assert [tuple(crop.shape) for crop in crops.crops] == [(5, 3, 24, 24)] * 2 + [(5, 3, 12, 12)] * 3
+    assert crops.images is None
+    assert crops.sizes is None
+    assert torch.equal(crops.index, batch.index)
+    for crop in crops.crops:
+        assert crop.dtype == torch.float32
+        assert crop.is_contiguous()
+        assert crop.min() >= 0
+        assert crop.max() <= 1
+    assert not torch.equal(crops.crops[0], crops.crops[1])
+    assert not torch.equal(crops.crops[2], crops.crops[3])
+
+
+def test_crops_do_not_depend_on_the_batch_around_them():
+    whole = MultiCrop(SMALL)(batch_of(9), seed=3).crops
+    parts = [MultiCrop(SMALL)(part, seed=3).crops for part in batch_of(9).split(2)]
+    for crop, first, second in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(crop, torch.cat((first, second)), rtol=0, atol=1e-6)
+
+
+def test_crops_depend_on_seed_and_position():
+    batch = batch_of(4)
+    crops = MultiCrop(SMALL)(batch, seed=0).crops
+    assert all(torch.equal(*pair) for pair in zip(crops, MultiCrop(SMALL)(batch, seed=0).crops, strict=True))
+    for other in (MultiCrop(SMALL)(batch, 1), MultiCrop(SMALL)(replace(batch, position=batch.position + 4), 0)):
+        assert not any(torch.equal(*pair) for pair in zip(crops, other.crops, strict=True))
+
+
+def test_no_padding_gets_into_a_crop():
+    batch = batch_of(40)
+    white = replace(batch, images=torch.where(batch.images > 0, 255, 0).to(torch.uint8))
+    for crop in MultiCrop(PLAIN)(white, seed=0).crops[2:]:
+        assert crop.min() > 0.99
+    assert RandomCrop(16)(white, seed=0).images.min() > 0.99
+
+
+def test_no_local_crops_is_allowed():
+    assert len(MultiCrop(replace(SMALL, local_count=0))(batch_of(2), seed=0).crops) == 2
+
+
+def test_every_change_is_made_as_often_as_the_paper_says():
+    sizes, count = torch.full((4000, 2), 64), 4000
+    large, small = plan_crops(SMALL, sizes, torch.arange(count), seed=0)
+
+    def share(steps, change, here):
+        return float(torch.stack([step.chosen[here] for step in steps if step.change is change]).any(0).float().mean())
+
+    first, second, third = slice(0, count), slice(count, 2 * count), slice(0, count)
+    for plan, here, blur, solarize in (
+        (large, first, 1.0, 0.0),
+        (large, second, 0.1, 0.2),
+        (small, third, 0.5, 0.0),
+    ):
+        assert share(plan.steps, colour.gaussian_blur, here) == pytest.approx(blur, abs=0.03)
+        assert share(plan.steps, colour.solarize, here) == pytest.approx(solarize, abs=0.03)
+        assert share(plan.steps, colour.grayscale, here) == pytest.approx(0.2, abs=0.03)
+        assert float(plan.flips[here].float().mean()) == pytest.approx(0.5, abs=0.03)
+        for change in (
+            colour.adjust_brightness,
+            colour.adjust_contrast,
+            colour.adjust_saturation,
+            colour.adjust_hue,
+        ):
+            assert share(plan.steps, change, here) == pytest.approx(0.8, abs=0.03)
+    released = plan_crops(replace(SMALL, augmentation="released"), sizes, torch.arange(count), seed=0)[0]
+    assert share(released.steps, colour.gaussian_blur, first) == 0.0
+    assert share(released.steps, colour.gaussian_blur, second) == pytest.approx(0.9, abs=0.03)
+
+
+def test_jitter_comes_in_every_order_and_within_its_strengths():
+    plan = plan_crops(SMALL, torch.full((3000, 2), 64), torch.arange(3000), seed=0)[1]
+    jitter = plan.steps[:16]
+    order = torch.stack([step.chosen for step in jitter]).view(4, 4, -1).int()  # (slot, change, crop)
+    jittered = order.sum((0, 1)) == 4
+    assert ((order.sum(0) == 1).all(0) | ~jittered).all()  # each change once
+    assert len({tuple(row) for row in order.argmax(1).T[jittered].tolist()}) == 24
+    for step, (low, high) in zip(jitter[:4], [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)], strict=True):
+        assert low <= step.amount.min() < low + 0.01
+        assert high - 0.01 < step.amount.max() <= high
+
+
+@pytest.mark.parametrize("side", [8, 160, 260])  # many at once, few at once, one at a time
+def test_changing_a_batch_is_changing_its_chosen_pictures_one_by_one(side):
+    count = 30 if side < 200 else 3
+    images = torch.rand(count, 3, side, side)
+    draws = Draws(0, torch.arange(count))
+    steps = [
+        Step(change, draws.flags(change.__name__, 0.5), draws.uniform(f"{change.__name__}.amount", *span))
+        for change, span in ((colour.adjust_hue, (-0.5, 0.5)), (colour.adjust_contrast, (0.5, 1.5)))
+    ]
+    steps.append(Step(colour.grayscale, draws.flags("gray", 0.3)))
+    steps.append(Step(colour.gaussian_blur, draws.flags("blur", 0.5), draws.uniform("sigma", 0.1, 2.0)))
+    expected = []
+    for place, image in enumerate(images):
+        alone = image[None]
+        for step in steps:
+            if step.chosen[place]:
+                amount = () if step.amount is None else (step.amount[place : place + 1],)
+                alone = step.change(alone, *amount)
+        expected.append(alone)
+    changed = images.clone()
+    recolour(changed, steps)
+    torch.testing.assert_close(changed, torch.cat(expected), rtol=0, atol=1e-6)
+    untouched = ~torch.stack([step.chosen for step in steps]).any(0)
+    assert torch.equal(changed[untouched], images[untouched])
+
+
+def test_random_crop_keeps_colours_and_sizes():
+    batch = batch_of(6)
+    images = RandomCrop(16, scale=(1.0, 1.0), ratio=(0.01, 100.0))(replace(batch, sizes=None), seed=0).images
+    assert images.shape == (6, 3, 16, 16)
+    mirrored = RandomCrop(16, scale=(0.5, 0.6), flip=1.0)(batch, seed=0).images
+    torch.testing.assert_close(mirrored.flip(3), RandomCrop(16, scale=(0.5, 0.6))(batch, seed=0).images)
+
+
+@pytest.mark.parametrize(("mode", "box"), [("crop", (10, 0, 50, 40)), ("squash", (0, 0, 60, 40))])
+def test_fit_takes_the_centred_square_or_everything(mode, box):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    padded = torch.zeros(1, 3, 70, 80, dtype=torch.uint8)
+    padded[0, :, :40, :60] = torch.from_numpy(pixels).permute(2, 0, 1)
+    found = fit(padded, torch.tensor([[40, 60]]), 24, mode)
+    truth = np.asarray(Image.fromarray(pixels).crop(box).resize((24, 24), Image.Resampling.BICUBIC))
+    assert (found[0].permute(1, 2, 0) - torch.from_numpy(truth / 255)).abs().max() <= 2.001 / 255
+
+
+def test_the_configuration_survives_json():
+    config = replace(SMALL, augmentation="released", sigma=(0.2, 1.5))
+    assert from_dict(MultiCropConfig, to_dict(config), "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"global_scale": (0.5, 0.4)}, "global_scale"),
+        ({"local_scale": (0.0, 0.4)}, "0 < low <= high <= 1"),
+        ({"local_count": -1}, "local_count is -1"),
+        ({"local_size": 0}, "local_size is 0"),
+        ({"hue": 0.6}, "from 0 to 0.5"),
+        ({"flip": 1.5}, "flip is 1.5"),
+        ({"sigma": (0.0, 1.0)}, "sigma"),
+        ({"augmentation": "papr"}, "paper, released"),
+    ],
+)
+def test_impossible_configurations_are_named(values, said):
+    with pytest.raises(ValueError, match=said):
+        MultiCropConfig(**values)
+
+
+def test_other_impossible_requests_are_named():
+    with pytest.raises(ValueError, match="choose crop or squash"):
+        fit(torch.zeros(1, 3, 8, 8), torch.tensor([[8, 8]]), 4, "stretch")
+    with pytest.raises(ValueError, match="scale"):
+        RandomCrop(8, scale=(0.0, 1.0))
+    with pytest.raises(ValueError, match="size is 0"):
+        RandomCrop(0)
