@@ -59,15 +59,15 @@ def compare(
     for _ in range(warmup):
         ours()
         theirs()
-    times: dict[Callable[[], Any], list[float]] = {ours: [], theirs: []}
+    times: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
-        for rival in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
+        for rival in (0, 1) if pair % 2 == 0 else (1, 0):
             start = clock()
-            rival()
+            (ours, theirs)[rival]()
             times[rival].append(clock() - start)
-    ratios = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
+    ratios = [their / our for our, their in zip(*times, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if pairs > 1 else ratios * 3
-    return Comparison(statistics.median(times[ours]), statistics.median(times[theirs]), middle, (low, high), pairs)
+    return Comparison(statistics.median(times[0]), statistics.median(times[1]), middle, (low, high), pairs)
 
 
 def save(name: str, results: Mapping[str, Any]) -> Path:
@@ -89,11 +89,12 @@ def save(name: str, results: Mapping[str, Any]) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """What the measurement ran on."""
+    """What the measurement ran on, and how busy it was (`load`: runnable processes, averaged over a minute)."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
     if torch.cuda.is_available():

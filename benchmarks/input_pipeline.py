@@ -38,7 +38,11 @@ from synoptic.data.resample import interleaved, resized_crop
 from synoptic.data.transforms import CropPlan, MultiCrop, MultiCropConfig, Step, plan_crops, recolour
 from synoptic.types import Batch
 
+Box = tuple[int, int, int, int]
+Recipe = list[tuple[Callable[..., Image.Image], tuple[float, ...]]]
+
 TOLERANCE = 2.001  # of 255 levels, and the rounding of float32
+_CIRCLE = [*range(256), *range(256)]
 
 
 # --- The same operations with Pillow ---
@@ -46,10 +50,9 @@ TOLERANCE = 2.001  # of 255 levels, and the rounding of float32
 
 def pillow_hue(image: Image.Image, shift: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
-    turn = round(shift * 255)
-    return Image.merge("HSV", (hue.point([(level + turn) % 256 for level in range(256)]), saturation, value)).convert(
-        "RGB"
-    )
+    turn = round(shift * 255) % 256
+    hue = hue.point(_CIRCLE[turn : turn + 256])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 PILLOW: dict[Callable[..., Tensor], Callable[..., Image.Image]] = {
@@ -63,27 +66,27 @@ PILLOW: dict[Callable[..., Tensor], Callable[..., Image.Image]] = {
 }
 
 
-def pillow_resize(image: Image.Image, box: tuple[int, ...], size: int, flip: bool) -> Image.Image:
+def pillow_resize(image: Image.Image, box: Box, size: int, flip: bool) -> Image.Image:
     small = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
     return small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else small
+
+
+def whole_pixels(boxes: Tensor) -> list[Box]:
+    return [(left, top, right, bottom) for left, top, right, bottom in boxes.int().tolist()]
 
 
 def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255.0)
 
 
-Recipe = list[tuple[Callable[..., Image.Image], tuple[float, ...]]]
-
-
-def recipes(plan: CropPlan) -> list[tuple[tuple[int, ...], bool, Recipe]]:
+def recipes(plan: CropPlan) -> list[tuple[Box, bool, Recipe]]:
     """For every crop of a plan: its box, whether it is mirrored, and Pillow's operations with their amounts."""
-    todo: list[Recipe] = [[] for _ in plan.boxes]
+    todo: list[Recipe] = [[] for _ in plan.flips.flatten()]
     for step in plan.steps:
         for place in step.chosen.nonzero()[:, 0].tolist():
             amount = () if step.amount is None else (float(step.amount[place]),)
             todo[place].append((PILLOW[step.change], amount))
-    boxes = [tuple(box) for box in plan.boxes.int().tolist()]
-    return list(zip(boxes, plan.flips.tolist(), todo, strict=True))
+    return list(zip(whole_pixels(plan.boxes.flatten(0, 1)), plan.flips.flatten().tolist(), todo, strict=True))
 
 
 def pillow_multicrop(images: list[Image.Image], work: list[tuple[int, list[Any]]]) -> list[Tensor]:
@@ -138,8 +141,8 @@ def operations(images: list[Image.Image], batch: Batch, plan: CropPlan, pairs: i
     """Error and speed of every single operation on the plan's first crop of every picture."""
     assert batch.images is not None
     count = len(images)
-    sources, boxes, flips = interleaved(batch.images), plan.boxes[:count], plan.flips[:count]
-    whole = [tuple(box) for box in boxes.int().tolist()]
+    sources, boxes, flips = interleaved(batch.images), plan.boxes[0], plan.flips[0]
+    whole = whole_pixels(boxes)
     resized = partial(_each, pillow_resize, images, list(zip(whole, [plan.size] * count, flips.tolist(), strict=True)))
     small = resized()
     floats = torch.stack([to_tensor(image) for image in small])

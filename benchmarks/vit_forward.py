@@ -110,13 +110,13 @@ def main() -> None:
     cases = [(torch.float32, 1), (torch.float32, several), (torch.bfloat16, 1), (torch.bfloat16, several)]
     rows = [measure(dtype, threads, options.batch, options.pairs) for dtype, threads in dict.fromkeys(cases)]
     print(
-        f"{'dtype':9} {'threads':>7} {'difference':>11} {'ours / theirs':>14} {'middle half':>14} {'of matrix rate':>15}"
+        f"{'dtype':9} {'threads':>7} {'difference':>11} {'ours / theirs':>14} {'middle half':>14} {'matrix rate':>12}"
     )
     for row in rows:
         low, high = row["speed_middle_half"]
         print(
             f"{row['dtype']:9} {row['threads']:7} {row['largest_difference']:11.1e} {row['speed_of_theirs']:14.3f} "
-            f"{low:6.3f} - {high:5.3f} {row['share_of_matrix_rate']:15.3f}"
+            f"{low:6.3f} - {high:5.3f} {row['share_of_matrix_rate']:12.3f}"
         )
     worst = max(row["largest_difference"] for row in rows if row["dtype"] == "float32")
     if worst > TOLERANCE:

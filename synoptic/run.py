@@ -181,7 +181,7 @@ def _export(task: Task, recipe: Method, config: TrainConfig, out: Path, result: 
 
 
 def _write_environment(path: Path) -> None:
-    packages = ("synoptic-vision", "torch", "numpy", "pillow", "transformers", "tokenizers", "kornia")
+    packages = ("synoptic-vision", "torch", "numpy", "pillow", "transformers", "tokenizers")
     environment = {
         "command": sys.argv,
         "python": platform.python_version(),

@@ -67,14 +67,14 @@ class Batch:
     position: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`, copied without blocking where memory is pinned."""
-        moved: dict[str, object] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                moved[item.name] = value.to(device, non_blocking=True)
-        moved["crops"] = tuple(crop.to(device, non_blocking=True) for crop in self.crops)
-        return replace(self, **moved)  # type: ignore[arg-type]
+        """The same batch with what networks read on `device`, copied without blocking where memory is pinned.
+
+        Sizes and positions stay on the host, where random draws are made: reading them back would wait for the device.
+        """
+        names = ("images", "tokens", "labels")
+        values = {name: getattr(self, name) for name in names}
+        moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if value is not None}
+        return replace(self, **moved, crops=tuple(crop.to(device, non_blocking=True) for crop in self.crops))
 
     def split(self, parts: int) -> tuple[Batch, ...]:
         """The batch in `parts` pieces of (nearly) equal size, in order."""

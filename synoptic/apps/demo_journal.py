@@ -8,12 +8,13 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from synoptic.apps.demo_recipe import Recipe
 from synoptic.apps.demo_steps import Demo
-from synoptic.config import from_dict, load_json, to_dict
+from synoptic.config import load_json
 from synoptic.engine.checkpoint import write_atomically
 
 NAME = "demo.json"
@@ -31,9 +32,11 @@ def open_demo(out: Path) -> Demo:
     Raises:
         ValueError: there is none.
     """
-    path = out / NAME
-    record = load_json(path)
-    return Demo(out, from_dict(Recipe, record["recipe"], f"{path}: recipe"), int(record["seed"]))
+    record = load_json(out / NAME)
+    try:
+        return Demo(out, Recipe(**record["recipe"]), record["seed"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{out / NAME}: is not as the demo writes it ({error})") from None
 
 
 class Journal:
@@ -48,7 +51,7 @@ class Journal:
 
     def __init__(self, demo: Demo, preset: str):
         self._path = demo.out / NAME
-        made = {"preset": preset, "seed": demo.seed, "recipe": to_dict(demo.recipe)}
+        made = {"preset": preset, "seed": demo.seed, "recipe": asdict(demo.recipe)}
         if self._path.is_file():
             self.record = load_json(self._path)
             _check_same(demo.out, self.record, made)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 OUTLIERS = 0.01  # of the patches on either side, beyond which colours are cut off
+FEW_POINTS = 15  # of a curve, which are then marked
 TONES = tuple(f"var(--tone-{number})" for number in range(8))  # colours that the page chooses
 _INK, _FAINT = "#010203", "#030201"  # stand-ins, since matplotlib knows no variables
 _STAND_INS = {_INK: "currentColor", _FAINT: "var(--line)"} | {f"#0a0b0{n}": tone for n, tone in enumerate(TONES)}
@@ -109,12 +110,14 @@ class Line:
         label: for the legend; empty leaves it out.
         x, y: points, equally many.
         tone: number of its colour, see TONES.
+        dashed: its look.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     tone: int
+    dashed: bool = False
 
 
 def curves(lines: Sequence[Line], xlabel: str, percent: bool = False) -> str:
@@ -130,7 +133,7 @@ def curves(lines: Sequence[Line], xlabel: str, percent: bool = False) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    look: dict[Any, Any] = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "synoptic",
         "font.size": 8,
@@ -146,14 +149,15 @@ def curves(lines: Sequence[Line], xlabel: str, percent: bool = False) -> str:
         "axes.spines.right": False,
         "legend.frameon": False,
     }
-    with matplotlib.rc_context(look):
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(3.7, 2.4), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for line in lines:
-            marker = "o" if len(line.x) < 15 else ""
-            colour = f"#0a0b0{line.tone % len(TONES)}"
-            axes.plot(line.x, line.y, marker=marker, markersize=3, linewidth=1.5, color=colour, label=line.label)
+            (drawn,) = axes.plot(line.x, line.y, "--" if line.dashed else "-", linewidth=1.5, label=line.label)
+            drawn.set_color(f"#0a0b0{line.tone % len(TONES)}")
+            if len(line.x) < FEW_POINTS:
+                drawn.set(marker="o", markersize=3)
         axes.set_xlabel(xlabel)
         axes.grid(axis="y", linewidth=0.5)
         axes.set_axisbelow(True)

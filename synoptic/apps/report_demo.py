@@ -66,7 +66,7 @@ TITLES = {
     "chance": "chance",
 }
 TONES = {"student": 0, "clip": 1, "dino": 2, "untrained": 3, "raw_pixels": 4}
-MEASURES = {"zeroshot": "zero-shot", "knn": "k-NN", "segmentation_miou": "segmentation"}
+MEASURES = {"zeroshot": "Zero-shot", "knn": "k-NN", "segmentation_miou": "Segmentation"}
 PARTS = {
     "pictures": "drawing the pictures",
     "teachers": "training the teachers, side by side",
@@ -184,14 +184,13 @@ def _chart(material: Material, measure: str) -> Chart:
     }
     bars = []
     for subject, tone in TONES.items():
-        value = material.score(subject, measure)
-        if value is not None:
-            count = material.judged[subject].pictures.get(measure)
-            span = interval(value, count) if count else None
-            bars.append(Bar(TITLES[subject], value, tone, percent(value), span, subject == "student"))
+        value, count = material.score(subject, measure), material.judged[subject].pictures.get(measure)
+        shown_value = NOTHING if value is None else percent(value)
+        span = interval(value, count) if value is not None and count else None
+        bars.append(Bar(TITLES[subject], value, tone, shown_value, span, subject == "student"))
     chance = material.score("chance", measure)
     assert chance is not None
-    return Chart(MEASURES[measure].capitalize(), notes[measure], bars, (chance, TITLES["chance"]))
+    return Chart(MEASURES[measure], notes[measure], bars, (chance, TITLES["chance"]))
 
 
 def _table(material: Material) -> Table:

@@ -16,7 +16,7 @@ class Bar:
 
     Attributes:
         label: before it.
-        value: its length, in [0, 1].
+        value: its length, in [0, 1]; None where there is none.
         tone: number of its colour.
         shown: its value in words.
         span: lower and upper end of its uncertainty.
@@ -24,7 +24,7 @@ class Bar:
     """
 
     label: str
-    value: float
+    value: float | None
     tone: int
     shown: str
     span: tuple[float, float] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from synoptic.apps.report_page import Bar, Card, Code, Curve, Curves, Details, F
 from synoptic.config import load_json
 from synoptic.data.sources import Source
 from synoptic.engine.observe import read_metrics
-from synoptic.predict import VisionModel
+from synoptic.predict import VisionModel, read_batches
 from synoptic.types import Features
 
 SIDE = 144  # pixels of a picture on the page: sharp on screens with two dots a pixel
+FINEST = 12  # patches across, which a picture needs for its objects to show
 SHOWN_LABELS = 4  # of those that a picture was compared with
 
 
@@ -105,10 +106,9 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
     plots = []
     for run, tone in zip(runs, tones, strict=True):
         parts = sorted({name for line in run.metrics for name in line if "." in name})
-        names = parts or ["loss"]
-        lines = [_line(run, name, tone if len(names) == 1 else place) for place, name in enumerate(names)]
+        lines = [line for line in (_parts(run, parts) if parts else [_line(run, "loss", "", tone)]) if line.x]
         title = f"{run.name}: {'parts of the loss' if parts else 'loss'}"
-        plots += [Curve(title, curves([line for line in lines if line.x], "step"))] if any(x.x for x in lines) else []
+        plots += [Curve(title, curves(lines, "step"))] if lines else []
     judged = [(run, tone) for run, tone in zip(runs, tones, strict=True) if run.scores()]
     for name in sorted({name for run, _ in judged for _, scores in run.scores() for name in scores}):
         lines = [_score_line(run, name, tone, len(runs) > 1) for run, tone in judged]
@@ -125,9 +125,19 @@ def _score_line(run: Run, name: str, tone: int, labelled: bool) -> Line:
     return Line(run.name if labelled else "", [at for at, _ in points], [score for _, score in points], tone)
 
 
-def _line(run: Run, name: str, tone: int) -> Line:
+def _parts(run: Run, names: Sequence[str]) -> list[Line]:
+    """The terms of a student's loss: a colour a teacher, solid for summaries, dashed for patches."""
+    teachers = sorted({name.partition(".")[0] for name in names})
+    tones = {teacher: place + 1 for place, teacher in enumerate(teachers)}
+    return [
+        _line(run, name, name.replace(".", ", "), tones[name.partition(".")[0]], name.endswith("patches"))
+        for name in names
+    ]
+
+
+def _line(run: Run, name: str, label: str, tone: int, dashed: bool = False) -> Line:
     points = [(line["step"], line[name]) for line in run.metrics if line.get(name) is not None]
-    return Line(name.replace(".", ", ") if "." in name else "", [x for x, _ in points], [y for _, y in points], tone)
+    return Line(label, [step for step, _ in points], [value for _, value in points], tone, dashed)
 
 
 def shown(picture: np.ndarray | Image.Image, alt: str, caption: str = "", right: bool | None = None) -> Picture:
@@ -155,6 +165,7 @@ def patch_columns(
     """Pictures as a model's patches, and as those of its teachers beside its answers in their spaces.
 
     What a teacher says and what the model says in its space have one set of colours, found from the teacher's patches.
+    Networks that see few patches of a picture see it enlarged, all by the same factor.
 
     Args:
         pictures: (S, S, 3) uint8.
@@ -163,20 +174,28 @@ def patch_columns(
     Returns:
         title -> pictures, the teachers first.
     """
-    features = model.features(list(pictures))
+    factor = max(-(-FINEST * each.stride // each.preprocess.size) for each in (model, *teachers.values()))
+    features = _enlarged(model, pictures, factor)
     columns: dict[str, list[np.ndarray]] = {}
     for name in model.adaptors:
         answer, title = features.adaptors[name], name.upper() if name in ("clip", "dino") else name
         spaces = {f"student as {title}": answer}
         if name in teachers:
-            spaces = {f"{title} teacher": teachers[name].features(list(pictures)), **spaces}
+            spaces = {f"{title} teacher": _enlarged(teachers[name], pictures, factor), **spaces}
         columns |= _painted(spaces)
     return columns | _painted({"student's own" if model.adaptors else model.name: features})
 
 
+def _enlarged(model: VisionModel, pictures: Sequence[np.ndarray], factor: int) -> Features:
+    """A model's features of pictures of `factor` times the side that it was trained for."""
+    preprocess = replace(model.preprocess, size=factor * model.preprocess.size)
+    (batch,) = read_batches(list(pictures), preprocess)
+    return model(batch.images)
+
+
 def _painted(spaces: Mapping[str, Features]) -> dict[str, list[np.ndarray]]:
     """Features of one space in the colours of the first."""
-    arrays = {title: features.patches.float().numpy() for title, features in spaces.items()}
+    arrays = {title: features.patches.float().cpu().numpy() for title, features in spaces.items()}
     colours = PatchColours.of(next(iter(arrays.values())))
     return {title: list(colours.paint(array, spaces[title].grid, (SIDE, SIDE))) for title, array in arrays.items()}
 
@@ -184,7 +203,7 @@ def _painted(spaces: Mapping[str, Features]) -> dict[str, list[np.ndarray]]:
 PATCH_NOTE = (
     "The colours are the first three principal components of the patch features, found from all the pictures shown and "
     "drawn smoothly between the centres of the patches. They mean nothing by themselves: parts of equal colour are "
-    "parts that the model takes for alike."
+    "parts that the model takes for alike. Small pictures are enlarged first, so that there are enough patches to see."
 )
 
 

@@ -195,25 +195,19 @@ class Step:
     chosen: Tensor
     amount: Tensor | None = None
 
-    def at(self, place: slice) -> Step:
-        """The same change of a part of the batch."""
-        return Step(self.change, self.chosen[place], None if self.amount is None else self.amount[place])
-
 
 @dataclass(frozen=True)
 class CropPlan:
-    """Everything random about `count` crops of one size of each of B pictures: first crops, then second ones, ...
+    """Everything random about n crops of one size of each of B pictures.
 
     Attributes:
         size: side of the crops in pixels.
-        count: crops a picture.
-        boxes: (count * B, 4) left, top, right, bottom in pixels.
-        flips: (count * B,) bool, which crops are mirrored.
-        steps: what is done to their colours, in order.
+        boxes: (n, B, 4) left, top, right, bottom in pixels.
+        flips: (n, B) bool, which crops are mirrored.
+        steps: what is done to the colours of the n * B crops, in order.
     """
 
     size: int
-    count: int
     boxes: Tensor
     flips: Tensor
     steps: tuple[Step, ...]
@@ -229,7 +223,9 @@ def plan_crops(config: MultiCropConfig, sizes: Tensor, position: Tensor, seed: i
         draws = Draws(seed, position.cpu().repeat(len(numbers)) * (2 + config.local_count) + crop)
         boxes = random_boxes(sizes.repeat(len(numbers), 1), scale, config.ratio, draws, "multicrop")
         flips = draws.flags("multicrop.flip", config.flip)
-        return CropPlan(size, len(numbers), boxes, flips, plan_colours(config, crop.clamp_max(2), draws))
+        steps = plan_colours(config, crop.clamp_max(2), draws)
+        shape = (len(numbers), len(position))
+        return CropPlan(size, boxes.view(*shape, 4), flips.view(shape), steps)
 
     return (
         plan(numbers[:2], config.global_size, config.global_scale),
@@ -237,15 +233,13 @@ def plan_crops(config: MultiCropConfig, sizes: Tensor, position: Tensor, seed: i
     )
 
 
-def make_crops(images: Tensor, plan: CropPlan) -> list[Tensor]:
-    """The crops of a plan: `count` tensors (B, 3, size, size) float32 in [0, 1] of images (B, 3, H, W) uint8."""
-    crops = []
-    for number in range(plan.count):
-        here = slice(number * len(images), (number + 1) * len(images))
-        crop = resized_crop(images, plan.boxes[here], plan.size, plan.flips[here])
-        recolour(crop, [step.at(here) for step in plan.steps])
-        crops.append(crop)
-    return crops
+def make_crops(images: Tensor, plan: CropPlan) -> tuple[Tensor, ...]:
+    """The n crops of a plan, each (B, 3, size, size) float32 in [0, 1], of images (B, 3, H, W) uint8."""
+    crops = torch.empty((*plan.flips.shape, 3, plan.size, plan.size), device=images.device)
+    for crop, boxes, flips in zip(crops, plan.boxes, plan.flips, strict=True):
+        crop.copy_(resized_crop(images, boxes, plan.size, flips))
+    recolour(crops.flatten(0, 1), plan.steps)
+    return crops.unbind()
 
 
 def plan_colours(config: MultiCropConfig, kinds: Tensor, draws: Draws) -> tuple[Step, ...]:

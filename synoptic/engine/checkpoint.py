@@ -23,8 +23,9 @@ if sys.platform != "win32":
 
 log = logging.getLogger(__name__)
 
-# Settings that may change between two parts of one run, since they leave the weights as they would have been.
-FREE = ("out", "device", "threads", "log_every", "checkpoint_every", "evaluate_every", "resume", "overwrite")
+# Settings that may change between two parts of one run, since they leave the weights as they would have been (the
+# length of a run is told by its steps).
+FREE = ("out", "device", "threads", "epochs", "log_every", "checkpoint_every", "evaluate_every", "resume", "overwrite")
 FREE_GROUPS = ("checkpoint.", "loader.workers", "loader.cache_mb")
 
 
@@ -161,9 +162,24 @@ class Checkpoints:
         return self.path(self.steps()[-1])
 
 
-def better(score: float | None, best: Mapping[str, Any] | None) -> bool:
-    """Whether a score is the highest so far. No number never is."""
-    return score is not None and math.isfinite(score) and (best is None or score > best["score"])
+def best_of(
+    best: Mapping[str, Any] | None, step: int, scores: Mapping[str, float], metric: str | None
+) -> Mapping[str, Any] | None:
+    """The best so far, {"step", "metric", "score"}, after an evaluation; None while nothing was judged.
+
+    Args:
+        best: the best before.
+        step: steps done at the evaluation.
+        scores: what it gave, by name.
+        metric: the score that decides, higher being better; what is not a number never wins. None decides nothing.
+    """
+    if metric is None:
+        return best
+    if metric not in scores:
+        log.warning("checkpoint.metric=%s is not among the scores (%s)", metric, ", ".join(scores))
+        return best
+    wins = math.isfinite(scores[metric]) and (best is None or scores[metric] > best["score"])
+    return {"step": step, "metric": metric, "score": scores[metric]} if wins else best
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from synoptic.config import TrainConfig
-from synoptic.engine import checkpoint, optim, settings
+from synoptic.engine import checkpoint, optim
 from synoptic.engine.observe import Meter, Observer, announce
 from synoptic.engine.stopping import Interrupted, NonFiniteLoss, stop_signal
 from synoptic.methods.base import Task
 from synoptic.types import Batch
-
-log = logging.getLogger(__name__)
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -106,9 +103,7 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
             if stopping:
                 break
         if stop.is_set():
-            message = f"stopped and saved after step {done}; the same command goes on from there"
-            observer.say(message)
-            raise Interrupted(message)
+            raise Interrupted(f"stopped and saved after step {done}; the same command goes on from there")
 
 
 def best_model(task: Task, config: TrainConfig, out: Path | str) -> nn.Module:
@@ -122,8 +117,9 @@ class _Run:
     """The state of a run: what a checkpoint keeps, and what changes it."""
 
     def __init__(self, task: Task, config: TrainConfig, out: Path, device: torch.device):
-        settings.check(config)
         assert config.steps and config.checkpoint_every and config.evaluate_every, "resolved when the run is built"
+        if config.accumulate > config.batch:
+            raise ValueError(f"accumulate={config.accumulate}: more parts than pictures in batch={config.batch}")
         self.steps = config.steps
         self.checkpoint_every, self.evaluate_every = config.checkpoint_every, config.evaluate_every
         self.task = task.to(device).train()
@@ -135,14 +131,14 @@ class _Run:
         self.ema = optim.Ema(task.exported(), config.optim.ema) if config.optim.ema is not None else None
         self.meter = Meter(device)
         self.checkpoints = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep)
-        self.best: dict[str, Any] | None = None
+        self.best: Mapping[str, Any] | None = None
         self.scores: dict[str, float] = {}
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One optimiser step; returns the reported terms, with "grad_norm" before clipping."""
         config = self.config
         progress = step / self.steps
-        _seed(config.seed, step)
+        _seed(config.seed, step, self.device)
         optim.set_rates(self.optimizer, **optim.rates(config.optim, step, self.steps))
         terms: dict[str, Tensor] = {}
         for part in batch.split(config.accumulate):
@@ -202,13 +198,9 @@ class _Run:
             self.scores = {name: float(score) for name, score in evaluate(model).items()}
         for module, mode in modes:
             module.training = mode
-        metric = self.config.checkpoint.metric
-        if metric is not None and metric not in self.scores:
-            log.warning("checkpoint.metric=%s is not among the scores (%s)", metric, ", ".join(self.scores))
-        if metric is None or not checkpoint.better(self.scores.get(metric), self.best):
-            return False
-        self.best = {"step": step, "metric": metric, "score": self.scores[metric]}
-        return True
+        before, metric = self.best, self.config.checkpoint.metric
+        self.best = checkpoint.best_of(before, step, self.scores, metric)
+        return self.best is not before
 
     def save(self, step: int, seconds: float) -> None:
         state = {
@@ -245,6 +237,9 @@ class _Run:
         self.scores, self.best = state["scores"], state["best"]
 
 
-def _seed(seed: int, step: int) -> None:
+def _seed(seed: int, step: int, device: torch.device) -> None:
     """What dropout and drop path draw in a step depends on the step alone, so that resuming repeats it."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+    state = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(state)  # torch.manual_seed asks after every kind of device, each step anew
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(state)

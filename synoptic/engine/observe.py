@@ -120,6 +120,8 @@ class Observer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._log(f"{type(error).__name__}: {error}")
         self._close_logs()
         self._board.close()
         self._metrics.close()

@@ -132,7 +132,7 @@ def encode(
     wanted = list(range(len(source)) if indices is None else indices)
     any_read = False
     for batch in _read_ahead(source, wanted, size, mode):
-        source.errors.note(batch.index, batch.failed)
+        source.errors.note([], batch.failed)  # read in order, so the first ones tell nothing of the others
         if batch.index:
             any_read = True
             with torch.no_grad():

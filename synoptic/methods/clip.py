@@ -15,7 +15,7 @@ from synoptic.data.sources import Source
 from synoptic.data.transforms import RandomCrop
 from synoptic.losses import contrastive
 from synoptic.methods.base import Method, Task, resolve_common
-from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.clip import CLIP_MEAN, CLIP_STD, Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import vit_config
@@ -103,6 +103,8 @@ def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
 
 def build(config: ClipTrainConfig, source: Source) -> ClipTask:
     """The task for a resolved configuration, its tokenizer learned from the captions of `source`."""
+    if not any(source.captions):
+        raise ValueError(f"data={config.data}: no captions to learn words from; give a captions JSON or a folder with one")
     tokenizer = Tokenizer.learn((text for texts in source.captions for text in texts), config.vocabulary, config.context)
     text = TextConfig(
         vocabulary=tokenizer.vocabulary,
@@ -113,7 +115,7 @@ def build(config: ClipTrainConfig, source: Source) -> ClipTask:
         heads=config.text_heads,
         embedding=config.embedding,
     )
-    image = vit_config(config.model, image_size=config.size)
+    image = vit_config(config.model, image_size=config.size, mean=CLIP_MEAN, std=CLIP_STD)
     return ClipTask(config, Clip(ClipConfig(image=image, text=text), tokenizer))
 
 

@@ -25,6 +25,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.size = size
+        self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
         return super().train(False)

@@ -14,6 +14,10 @@ from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.types import Features
 
+# Pixel statistics of CLIP's training pictures (the released models' preprocessing).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:

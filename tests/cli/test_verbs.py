@@ -141,8 +141,12 @@ def test_a_run_gets_its_page(type_in, workshop: Path) -> None:
 )
 def test_a_mistake_is_told_where_it_is(type_in, workshop: Path, command: str, told: str) -> None:
     assert told in type_in(command, code=2)
-    assert not (workshop / "new").exists()
     assert not (workshop / "x.parquet").exists()
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(type_in, workshop: Path) -> None:
+    type_in("train dino data=pictures out=never model=vit_mini61", code=2)
+    assert not (workshop / "never").exists()
 
 
 def test_an_interrupted_run_is_saved_and_goes_on(type_in, workshop: Path) -> None:

@@ -46,6 +46,16 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    """The new file takes the place of the old one, which whoever has it open reads to its end."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    with path.open() as reader:
+        checkpoint.write_atomically(path, lambda file: file.write(b"new" if path.read_text() == "old" else b"?"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_is_never_loaded(tmp_path):
     """A pickle that would run a command is refused as any damaged file is."""
@@ -134,18 +144,27 @@ def test_the_best_note_may_name_a_file_that_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("score", "best", "expected"),
-    [(0.5, None, True), (0.5, 0.4, True), (0.5, 0.5, False), (float("nan"), None, False), (None, None, False)],
+    ("score", "before", "wins"),
+    [(0.5, None, True), (0.5, 0.4, True), (0.5, 0.5, False), (float("nan"), None, False), (float("inf"), 0.1, False)],
 )
-def test_better(score, best, expected):
-    assert checkpoint.better(score, None if best is None else {"score": best}) is expected
+def test_the_highest_score_is_the_best(score, before, wins):
+    best = None if before is None else {"step": 1, "metric": "knn", "score": before}
+    after = checkpoint.best_of(best, 2, {"chance": 0.9, "knn": score}, "knn")
+    assert after == ({"step": 2, "metric": "knn", "score": score} if wins else best)
+
+
+def test_without_a_metric_nothing_is_judged(caplog):
+    best = {"step": 1, "metric": "knn", "score": 0.1}
+    assert checkpoint.best_of(best, 2, {"knn": 0.9}, None) is best
+    assert checkpoint.best_of(best, 2, {"knn": 0.9, "chance": 0.1}, "kn") is best
+    assert "checkpoint.metric=kn is not among the scores (knn, chance)" in caplog.text
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"out": "elsewhere", "device": "cuda", "threads": 3, "log_every": 1, "checkpoint_every": 1},
-        {"evaluate_every": 1, "resume": "never", "overwrite": True},
+        {"evaluate_every": 1, "resume": "never", "overwrite": True, "epochs": 3.0},
         {"checkpoint": CheckpointConfig(keep=9, metric="zeroshot"), "loader": LoaderConfig(workers=3, cache_mb=1)},
     ],
 )

@@ -349,7 +349,7 @@ def test_a_picture_error_survives_the_way_between_processes():
 
 
 def test_a_kept_error_keeps_nothing_else(tmp_path):
-    log = UnreadableLog("set", 1)
+    log = UnreadableLog("set", 100)
     try:
         read_picture(tmp_path / "none.jpg")
     except PictureError as error:

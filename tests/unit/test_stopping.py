@@ -70,8 +70,6 @@ def test_a_non_finite_loss_says_when_what_and_where(tmp_path):
     record = tmp_path / "non_finite.json"
     files = [f"{number}.png" for number in range(8)]
     error = NonFiniteLoss(13, ["loss", "clip"], files, "try less", record)
-    assert str(error) == (
-        f"step 13: loss, clip not finite, on 0.png, 1.png, 2.png and 5 more (see {record}); try less"
-    )
+    assert str(error) == (f"step 13: loss, clip not finite, on 0.png, 1.png, 2.png and 5 more (see {record}); try less")
     assert isinstance(error, ValueError)
     assert json.loads(record.read_text()) == {"step": 13, "terms": ["loss", "clip"], "files": files}

@@ -131,15 +131,15 @@ def test_every_change_is_made_as_often_as_the_paper_says():
         return float(torch.stack([step.chosen[here] for step in steps if step.change is change]).any(0).float().mean())
 
     first, second, third = slice(0, count), slice(count, 2 * count), slice(0, count)
-    for plan, here, blur, solarize in (
-        (large, first, 1.0, 0.0),
-        (large, second, 0.1, 0.2),
-        (small, third, 0.5, 0.0),
+    for plan, number, here, blur, solarize in (
+        (large, 0, first, 1.0, 0.0),
+        (large, 1, second, 0.1, 0.2),
+        (small, 0, third, 0.5, 0.0),
     ):
         assert share(plan.steps, colour.gaussian_blur, here) == pytest.approx(blur, abs=0.03)
         assert share(plan.steps, colour.solarize, here) == pytest.approx(solarize, abs=0.03)
         assert share(plan.steps, colour.grayscale, here) == pytest.approx(0.2, abs=0.03)
-        assert float(plan.flips[here].float().mean()) == pytest.approx(0.5, abs=0.03)
+        assert float(plan.flips[number].float().mean()) == pytest.approx(0.5, abs=0.03)
         for change in (
             colour.adjust_brightness,
             colour.adjust_contrast,

@@ -1,0 +1,294 @@
+"""What the methods promise: schedules, frozen parts, teachers that stay as they are, students that are whole."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synoptic.config import from_dict
+from synoptic.data.sources import Source
+from synoptic.methods import METHOD_NAMES, clip, dino, get_method, radio
+from synoptic.methods.base import split_by_decay
+from synoptic.methods.teachers import Teacher, parse_teachers
+from synoptic.models.vit import ViT, vit_config
+from synoptic.predict import Preprocess, VisionModel
+from synoptic.types import Batch
+
+CAPTIONS = ("a red cone", "a small blue torus", "a white cube left of a green sphere")
+
+
+def batch_of(count: int = 4, size: int = 32, start: int = 0) -> Batch:
+    pictures = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    place = torch.arange(start, start + count)
+    captions = tuple((f"{CAPTIONS[i % 3]} number {i}", CAPTIONS[(i + 1) % 3]) for i in range(count))
+    sizes = torch.full((count, 2), size)
+    return Batch(images=pictures, sizes=sizes, captions=captions, index=place, position=place)
+
+
+def source_of(count: int = 4) -> Source:
+    captions = [(CAPTIONS[i % 3], CAPTIONS[(i + 1) % 3]) for i in range(count)]
+    return Source(Path("pictures"), [Path(f"{i}.jpg") for i in range(count)], captions=captions)
+
+
+def config_of(method: str, **values: Any) -> Any:
+    recipe = get_method(method)
+    shared = {"data": "d", "out": "o", "model": "vit_nano16", "size": 32, "batch": 4, "steps": 10}
+    return recipe.resolve(from_dict(recipe.config, {**shared, **values}, method), 4)
+
+
+@pytest.fixture
+def dino_task() -> dino.DinoTask:
+    torch.manual_seed(0)
+    crops = {"global_size": 32, "local_size": 16, "local_count": 2}
+    config = config_of("dino", prototypes=32, head_hidden=16, bottleneck=8, crops=crops, freeze_last_layer=0.5)
+    return dino.build(config, source_of()).train()
+
+
+@pytest.fixture
+def clip_task() -> clip.ClipTask:
+    torch.manual_seed(0)
+    config = config_of("clip", text_width=32, text_depth=1, text_heads=1, embedding=24, vocabulary=300)
+    return clip.build(config, source_of()).train()
+
+
+@pytest.fixture
+def radio_task(tmp_path: Path, clip_task: clip.ClipTask) -> radio.RadioTask:
+    return radio.build(radio_config(tmp_path, clip_task), source_of()).train()
+
+
+def radio_config(folder: Path, clip_task: clip.ClipTask, **values: Any) -> radio.RadioConfig:
+    """Two saved teachers of different patch size, width, resolution and normalisation, and the student's recipe."""
+    VisionModel(clip_task.model, Preprocess(32), "clip").save(folder / "clip")
+    torch.manual_seed(1)
+    other = ViT(vit_config("vit_mini8", image_size=48, depth=1, mean=(0.5,) * 3, std=(0.5,) * 3))
+    VisionModel(other, Preprocess(48), "dino").save(folder / "dino")
+    return config_of("radio", teachers=f"clip:{folder}/clip,dino:{folder}/dino", model="vit_nano8", **values)
+
+
+def backward(task: Any, batch: Batch, progress: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
+    (terms,) = task.losses(task.prepare(batch, seed), progress)
+    terms["loss"].backward()
+    return terms
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_method_has_a_configuration_and_a_line_that_tells_what_it_does(name: str) -> None:
+    method = get_method(name)
+    assert method.name == name and method.summary
+    assert method.config.__doc__
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean radio"):
+        get_method("radoi")
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    model = ViT(vit_config("vit_nano16"))
+    matrices, vectors = split_by_decay(model.named_parameters())
+    assert matrices.decay and not vectors.decay
+    assert all(parameter.ndim >= 2 for parameter in matrices.params)
+    assert all(parameter.ndim < 2 for parameter in vectors.params)
+    assert len(matrices.params) + len(vectors.params) == len(list(model.parameters()))
+
+
+def test_dino_starts_near_ln_k_and_reports_its_parts(dino_task: dino.DinoTask) -> None:
+    terms = backward(dino_task, batch_of())
+    assert float(terms["dino"]) == pytest.approx(math.log(32), rel=0.3)
+    assert 0 < float(terms["target_entropy"]) <= math.log(32) + 1e-5
+
+
+def test_dino_teacher_is_the_slow_average_of_its_student(dino_task: dino.DinoTask) -> None:
+    before = [parameter.clone() for parameter in dino_task.teacher.parameters()]
+    with torch.no_grad():
+        for parameter in dino_task.student.parameters():
+            parameter.add_(1.0)
+    backward(dino_task, batch_of())
+    dino_task.after_step(0.0)
+    momentum = dino_task.config.momentum
+    for old, new, student in zip(before, dino_task.teacher.parameters(), dino_task.student.parameters(), strict=True):
+        torch.testing.assert_close(new, momentum * old + (1 - momentum) * student)
+    assert all(parameter.grad is None for parameter in dino_task.teacher.parameters())
+
+
+def test_dino_schedules_follow_progress(dino_task: dino.DinoTask) -> None:
+    assert dino_task.teacher_momentum(0.0) == pytest.approx(0.996)
+    assert dino_task.teacher_momentum(1.0) == pytest.approx(1.0)
+    dino_task.config = replace(
+        dino_task.config, teacher_temperature_start=0.04, teacher_temperature=0.07, teacher_temperature_warmup=0.3
+    )
+    temperatures = [dino_task.teacher_temperature(progress) for progress in (0.0, 0.15, 0.3, 1.0)]
+    np.testing.assert_allclose(temperatures, [0.04, 0.055, 0.07, 0.07])
+
+
+def test_dino_centre_is_the_running_mean_of_all_teacher_logits_of_a_step(dino_task: dino.DinoTask) -> None:
+    parts = batch_of().split(2)
+    logits = []
+    for part in parts:
+        crops = dino_task.prepare(part, 0).crops
+        with torch.no_grad():
+            logits.append(dino_task.teacher["head"](dino_task.teacher["backbone"](torch.cat(crops[:2])).summary))
+        backward(dino_task, part)
+    dino_task.after_step(0.0)
+    torch.testing.assert_close(dino_task.centre, 0.1 * torch.cat(logits).mean(0, keepdim=True))
+
+
+def test_dino_prototypes_stand_still_at_first(dino_task: dino.DinoTask) -> None:
+    last = dino_task.student["head"].last_layer
+    backward(dino_task, batch_of())
+    dino_task.before_step(0.49)
+    assert all(parameter.grad is None for parameter in last.parameters())
+    backward(dino_task, batch_of())
+    dino_task.before_step(0.5)
+    assert any(parameter.grad is not None for parameter in last.parameters())
+
+
+def test_dino_prototypes_keep_unit_length(dino_task: dino.DinoTask) -> None:
+    weight = dino_task.student["head"].last_layer.weight
+    torch.testing.assert_close(weight.norm(dim=1), torch.ones(32))
+
+
+def test_dino_backbone_runs_once_a_size_and_keeps_the_order_of_crops(dino_task: dino.DinoTask) -> None:
+    crops = tuple(torch.full((2, 3, side, side), float(i)) for i, side in enumerate((32, 32, 16, 16)))
+    large, small = dino_task._stacked(crops)
+    assert large[:, 0, 0, 0].tolist() == [0, 0, 1, 1] and small[:, 0, 0, 0].tolist() == [2, 2, 3, 3]
+
+
+def test_dino_derives_prototypes_from_the_number_of_pictures() -> None:
+    recipe = get_method("dino")
+    shared = from_dict(recipe.config, {"data": "d", "out": "o"}, "dino")
+    chosen = [recipe.resolve(shared, samples).prototypes for samples in (10, 6_000, 100_000, 1_281_167)]
+    assert chosen == [256, 2048, 32768, 65536]
+
+
+def test_dino_with_sinkhorn_uses_every_prototype_equally(dino_task: dino.DinoTask) -> None:
+    dino_task.config = replace(dino_task.config, centring="sinkhorn")
+    targets = dino_task._targets(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), 1.0)
+    torch.testing.assert_close(targets.mean(0), torch.full((8,), 1 / 8), atol=5e-3, rtol=0)
+
+
+def test_clip_draws_one_caption_a_picture_by_its_position_alone(clip_task: clip.ClipTask) -> None:
+    whole = clip_task.prepare(batch_of(), 5).tokens
+    halves = [clip_task.prepare(part, 5).tokens for part in batch_of().split(2)]
+    for row, tokens in zip(whole, [row for half in halves for row in half], strict=True):
+        length = int((tokens == clip_task.model.tokenizer.end).int().argmax()) + 1
+        assert row[:length].tolist() == tokens[:length].tolist()
+    drawn = {tuple(clip_task.prepare(batch_of(1, start=p), 5).tokens[0].tolist()) for p in range(20)}
+    assert len(drawn) == 2
+
+
+def test_clip_starts_near_ln_b_and_never_scales_by_more_than_100(clip_task: clip.ClipTask) -> None:
+    terms = backward(clip_task, batch_of())
+    assert float(terms["contrastive"]) == pytest.approx(math.log(4), rel=0.5)
+    with torch.no_grad():
+        clip_task.model.logit_scale.fill_(9.0)
+    clip_task.after_step(0.0)
+    assert clip_task.model.logit_scale.exp().item() == pytest.approx(100.0, rel=1e-5)
+
+
+def test_clip_without_captions_tells_so() -> None:
+    with pytest.raises(ValueError, match="caption"):
+        clip.build(config_of("clip"), Source(Path("bare"), [Path("a.jpg")]))
+
+
+def test_radio_gives_every_teacher_the_same_crop_at_its_own_size(radio_task: radio.RadioTask) -> None:
+    views = dict(zip(radio_task.sizes, radio_task.prepare(batch_of(size=64), 0).crops, strict=True))
+    assert {size: tuple(view.shape) for size, view in views.items()} == {32: (4, 3, 32, 32), 48: (4, 3, 48, 48)}
+    small = torch.nn.functional.interpolate(views[48], size=32, mode="bicubic", antialias=True)
+    assert float((small - views[32]).abs().mean()) < 0.05
+
+
+def test_radio_terms_are_those_of_each_teacher_and_their_weights_count(radio_task: radio.RadioTask) -> None:
+    batch = radio_task.prepare(batch_of(), 0)
+    radio_task.eval()  # the student's positions are random while it trains
+    (terms,) = radio_task.losses(batch, 0.0)
+    names = {"clip.summary", "clip.patches", "dino.summary", "dino.patches"}
+    assert set(terms) == {"loss"} | names
+    torch.testing.assert_close(terms["loss"], sum(terms[name] for name in names))
+    radio_task.weights = {"dino.summary": 0.0, "clip.patches": 3.0}
+    (weighted,) = radio_task.losses(batch, 0.0)
+    expected = terms["clip.summary"] + 3.0 * terms["clip.patches"] + terms["dino.patches"]
+    torch.testing.assert_close(weighted["loss"], expected)
+
+
+def test_radio_teachers_are_frozen_in_evaluation_mode_and_not_part_of_the_run(radio_task: radio.RadioTask) -> None:
+    before = {name: value.clone() for name, value in radio_task.teachers["dino"].state_dict().items()}
+    backward(radio_task, batch_of())
+    for teacher in radio_task.teachers.values():
+        assert not teacher.training and not teacher.model.training
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+    after = radio_task.teachers["dino"].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any("teacher" in name for name in radio_task.state_dict())
+
+
+def test_radio_gradients_reach_the_whole_student_but_not_the_words(radio_task: radio.RadioTask) -> None:
+    backward(radio_task, batch_of())
+    untouched = [name for name, parameter in radio_task.student.named_parameters() if parameter.grad is None]
+    assert untouched and all(name.startswith("adaptors.clip.text.") for name in untouched)
+    trained = {id(parameter) for group in radio_task.parameter_groups() for parameter in group.params}
+    assert all(id(parameter) not in trained for parameter in radio_task.student.adaptors["clip"].text.parameters())
+
+
+def test_a_student_speaks_without_its_teachers(radio_task: radio.RadioTask, tmp_path: Path) -> None:
+    student = VisionModel(radio_task.exported(), Preprocess(32), "student")
+    words = student.encode_text(["a red cone"])
+    with torch.no_grad():
+        tokens = radio_task.teachers["clip"].model.tokenizer(["a red cone"])
+        expected = radio_task.teachers["clip"].model.encode_text(tokens)
+    np.testing.assert_allclose(words, torch.nn.functional.normalize(expected, dim=1).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_student_learns_its_teachers(radio_task: radio.RadioTask) -> None:
+    optimizer = torch.optim.AdamW([p for group in radio_task.parameter_groups() for p in group.params], lr=2e-3)
+    losses = []
+    for _ in range(30):
+        losses.append(float(backward(radio_task, batch_of())["loss"].detach()))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [("runs/a", "name:MODEL"), ("a:x,a:y", "twice"), ("a:", "name:MODEL"), ("a b:x", "name:MODEL")],
+)
+def test_teachers_that_cannot_be_read_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_teachers(spec)
+
+
+def test_a_windows_or_hub_like_model_keeps_its_colons() -> None:
+    assert parse_teachers("clip:runs/clip, dino:hf:owner/name") == {"clip": "runs/clip", "dino": "hf:owner/name"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("weights", "clip.summry:0", "clip.summary"),
+        ("weights", "clip.summary:much", "name:number"),
+        ("teacher_sizes", "sam:64", "none of clip, dino"),
+    ],
+)
+def test_radio_options_that_name_no_teacher_are_refused(
+    tmp_path: Path, clip_task: clip.ClipTask, key: str, value: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        radio.build(radio_config(tmp_path, clip_task, **{key: value}), source_of())
+
+
+def test_radio_without_teachers_tells_so() -> None:
+    with pytest.raises(ValueError, match="teachers= is missing"):
+        radio.build(config_of("radio"), source_of())
+
+
+def test_a_teacher_probe_tells_its_widths() -> None:
+    teacher = Teacher(ViT(vit_config("vit_nano8", image_size=32)), 32)
+    features = teacher.probe()
+    assert features.grid == (4, 4) and features.patches.shape == (1, 16, 128)
+    assert features.summary is not None and features.summary.shape == (1, 128)
