@@ -65,7 +65,7 @@ def _make(demo: Demo, journal: Journal) -> None:
         with journal.part("student"):
             _run("3/5  a student learns from both", demo.training_jobs(["student"], cores()), 1, journal)
         with journal.part("judgement"):
-            _run("4/5  all are judged", demo.judging_jobs(side, threads), side, journal)
+            _run("4/5  all of them are judged", demo.judging_jobs(side, threads), side, journal)
         _write_results(demo, journal)
         _say("5/5  the report is written")
         with journal.part("report"):

@@ -75,7 +75,7 @@ class Demo:
 
     def judging(self, name: str) -> list[list[str]]:
         """Commands that find the same scores of a model again."""
-        words = "knn" if name in ("dino", "untrained") else "knn,zeroshot"
+        words = "knn" if name == "dino" else "knn,zeroshot"
         on = {words: self.data("single"), "segmentation": self.data("multi")}
         return [["evaluate", str(self.run(name)), f"on={what}", f"data={data}"] for what, data in on.items()]
 
@@ -83,7 +83,7 @@ class Demo:
         counts = {"single": self.recipe.single, "multi": self.recipe.multi}
         look = {"single": lambda: self._drawn(0, counts["single"]), "multi": lambda: self._drawn(*counts.values())}
         lacking = [name for name in counts if not (self.data(name) / "scenes.json").is_file()]
-        return [Job(f"{name:8}", ("synoptic", *self.drawing(name)), look[name]) for name in lacking]
+        return [Job(name, ("synoptic", *self.drawing(name)), look[name]) for name in lacking]
 
     def _drawn(self, before: int, count: int) -> Progress:
         """How many pictures there are, wherever below the data folder they are being written, beyond those `before`."""
@@ -95,7 +95,7 @@ class Demo:
         lacking = [name for name in names if not self.is_trained(name)]
         return [
             Job(
-                f"{name:8}",
+                name,
                 ("synoptic", *self.training(name), f"threads={threads}"),
                 partial(_trained, self.run(name) / "metrics.jsonl", self._steps(name)),
             )

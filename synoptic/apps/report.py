@@ -9,10 +9,11 @@ import numpy as np
 
 from synoptic.apps import report_demo, report_page
 from synoptic.apps.demo_journal import is_demo
-from synoptic.apps.report_page import Block, Cards, Cell, Facts, Gallery, Page, Picture, Section, Table
+from synoptic.apps.report_page import Cards, Cell, Facts, Gallery, Page, Picture, Section, Table
 from synoptic.apps.report_parts import (
     NOTHING,
     PATCH_NOTE,
+    SCORES,
     Run,
     configurations,
     duration,
@@ -76,7 +77,7 @@ def runs_page(folders: Sequence[Path]) -> Page:
     ]
     lead = [] if len(runs) > 1 else [f"{runs[0].title}, trained on {runs[0].config['data']}."]
     title = names[0] if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return Page("synoptic report", title, lead, sections, foot="Written by `synoptic report`.")
+    return Page("synoptic report", title, lead, sections, foot="Written by “synoptic report”.")
 
 
 def _scores(runs: Sequence[Run]) -> Table:
@@ -90,8 +91,8 @@ def _scores(runs: Sequence[Run]) -> Table:
         steps = run.metrics[-1]["step"] if run.metrics else 0
         done = Cell(f"{steps} of {run.config['steps']}", "" if run.is_finished else "not finished")
         rows.append([run.name, done, Cell(NOTHING if loss is None else f"{loss:.3f}"), *cells])
-    note = "Scores of validation pictures, which decide what checkpoint is kept; `synoptic evaluate` takes a test part."
-    return Table(["run", "steps", "loss", *names], rows, note)
+    note = "Scores of validation pictures, which decide what checkpoint is kept; “synoptic evaluate” takes a test part."
+    return Table(["run", "steps", "loss", *(SCORES.get(name, name) for name in names)], rows, note)
 
 
 def _facts(run: Run) -> Facts:
@@ -125,12 +126,12 @@ def _seen(runs: Sequence[Run]) -> list[Section]:
 
 def _patches(runs: Sequence[Run], models: Mapping[str, VisionModel], validation: Source) -> Section:
     pictures = squares(validation, _spread(validation, PICTURES))
-    blocks: list[Block] = []
+    columns: dict[str, Sequence[np.ndarray]] = {}
     for run in runs:
         if run.name in models:
-            columns = patch_columns(pictures, models[run.name], _teachers(run))
-            blocks.append(patch_gallery(pictures, columns, PATCH_NOTE))
-    return Section("Patches as colours", [], blocks)
+            found = patch_columns(pictures, models[run.name], _teachers(run))
+            columns |= {f"{run.name}: {title}" if len(found) > 1 else run.name: found[title] for title in found}
+    return Section("Patches as colours", [], [patch_gallery(pictures, columns, PATCH_NOTE)])
 
 
 def _teachers(run: Run) -> dict[str, VisionModel]:

@@ -33,6 +33,7 @@ from synoptic.apps.report_page import (
 from synoptic.apps.report_parts import (
     NOTHING,
     PATCH_NOTE,
+    SCORES,
     Run,
     configurations,
     duration,
@@ -54,6 +55,7 @@ from synoptic.evaluation.scenes import seen_pairs
 from synoptic.predict import VisionModel, load
 
 PICTURES = 6  # whose patches and masks are shown
+README_ROWS = 4  # of them in the picture for other pages
 QUERIES, NEAREST = 5, 5  # pictures whose neighbours are shown, and how many
 RIGHT, WRONG = 4, 4  # examples of right and of wrong answers
 
@@ -66,7 +68,7 @@ TITLES = {
     "chance": "chance",
 }
 TONES = {"student": 0, "clip": 1, "dino": 2, "untrained": 3, "raw_pixels": 4}
-MEASURES = {"zeroshot": "Zero-shot", "knn": "k-NN", "segmentation_miou": "Segmentation"}
+MEASURES = {name: SCORES[name] for name in ("zeroshot", "knn", "segmentation_miou")}
 PARTS = {
     "pictures": "drawing the pictures",
     "teachers": "training the teachers, side by side",
@@ -141,7 +143,7 @@ def story(out: Path) -> Page:
             Section("While they learned", [_LEARNING], [training_curves(material.runs, [1, 2, 0])]),
             _making(material),
         ],
-        foot="Written by `synoptic demo`; `synoptic report` writes it again from the same folder.",
+        foot=f"Written by “synoptic demo”; “synoptic report {out}” writes it again from the same files.",
     )
 
 
@@ -247,13 +249,17 @@ def _measures(material: Material) -> list[tuple[str, str]]:
 def _patches(material: Material) -> Section:
     pictures = squares(material.multi, range(min(PICTURES, len(material.multi))))
     columns = patch_columns(pictures, material.student, {name: material.models[name] for name in TEACHERS})
-    save_grid(material.demo.out / "figures" / "patch_pca.png", {"picture": pictures, **columns})
+    save_grid(material.demo.out / "figures" / "patch_pca.png", _first(README_ROWS, {"picture": pictures, **columns}))
     text = (
         "The first test pictures with up to six objects, as each network's patches. A teacher and the student's answer "
         "in its space share their colours: where two neighbouring columns agree, the student says what that teacher "
         "says. The last column is the student's own space, from which both answers come."
     )
     return Section("The same pictures in every space", [text], [patch_gallery(pictures, columns, PATCH_NOTE)])
+
+
+def _first(rows: int, columns: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Sequence[np.ndarray]]:
+    return {title: pictures[:rows] for title, pictures in columns.items()}
 
 
 def _words(material: Material) -> Section:
@@ -288,7 +294,7 @@ def _neighbours(material: Material) -> Section:
         rows.append(row)
     head = ["picture"]
     for name in names:
-        head += [f"{name}: 1st", *(f"{place}" for place in range(2, NEAREST + 1))]
+        head += [f"{name}, 1st", *(f"{place}" for place in range(2, NEAREST + 1))]
     text = (
         f"The first test picture of every other shape, and the {NEAREST} training pictures that are nearest to it "
         f"before and after training. The labels below are the truth; the student was never told any."

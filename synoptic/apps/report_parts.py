@@ -112,11 +112,11 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
     judged = [(run, tone) for run, tone in zip(runs, tones, strict=True) if run.scores()]
     for name in sorted({name for run, _ in judged for _, scores in run.scores() for name in scores}):
         lines = [_score_line(run, name, tone, len(runs) > 1) for run, tone in judged]
-        plots.append(Curve(f"{_SCORES.get(name, name)}, validation pictures", curves(lines, "step", percent=True)))
+        plots.append(Curve(f"{SCORES.get(name, name)}, validation pictures", curves(lines, "step", percent=True)))
     return Curves(plots)
 
 
-_SCORES = {"knn": "k-NN"}
+SCORES = {"knn": "k-NN", "zeroshot": "Zero-shot", "segmentation_miou": "Segmentation"}
 NOTHING = "\N{EN DASH}"  # where a table has no number
 
 
@@ -183,7 +183,7 @@ def patch_columns(
         if name in teachers:
             spaces = {f"{title} teacher": _enlarged(teachers[name], pictures, factor), **spaces}
         columns |= _painted(spaces)
-    return columns | _painted({"student's own" if model.adaptors else model.name: features})
+    return columns | _painted({"its own space" if model.adaptors else model.name: features})
 
 
 def _enlarged(model: VisionModel, pictures: Sequence[np.ndarray], factor: int) -> Features:
@@ -214,7 +214,7 @@ def patch_gallery(pictures: Sequence[np.ndarray], columns: Mapping[str, Sequence
         [shown(picture, "picture"), *(shown(column[row], f"its patches, {title}") for title, column in columns.items())]
         for row, picture in enumerate(pictures)
     ]
-    pairs = [place for place, title in enumerate(titles) if place and not title.startswith("student as")]
+    pairs = [place for place, title in enumerate(titles) if place and "student as" not in title]
     return Gallery(titles, rows, pairs, note=note)
 
 

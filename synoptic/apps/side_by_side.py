@@ -69,7 +69,8 @@ def run(jobs: Sequence[Job], at_once: int, tick: Callable[[], None] = lambda: No
         KeyboardInterrupt: this process was asked to stop.
     """
     waiting, running = deque(jobs), list[_Child]()
-    with _terminated_as_interrupted(), _display(Console(stderr=True), jobs) as show:
+    console = Console(stderr=True)
+    with _terminated_as_interrupted(), _display(console, jobs) as show:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
@@ -82,6 +83,9 @@ def run(jobs: Sequence[Job], at_once: int, tick: Callable[[], None] = lambda: No
                     running.remove(child)
                     child.check()
                 tick()
+        except KeyboardInterrupt:
+            console.print("stopping, while what was done is saved; once more stops at once", soft_wrap=True)
+            raise
         finally:
             _stop(running)
 
@@ -180,7 +184,7 @@ def _plain_lines(console: Console) -> Show:
         now, text = time.monotonic(), _told(job.look())
         at, before = told.get(job.name, (now, ""))
         if done or (now - at > LINE_EVERY and text != before):
-            console.print(Text(f"{job.name}  {text}  {'done' if done else ''}".rstrip()), soft_wrap=True)
+            console.print(Text(f"{job.name:8}  {text}  {'done' if done else ''}".rstrip()), soft_wrap=True)
             at, before = now, text
         told[job.name] = (at, before)
 

@@ -36,7 +36,7 @@ class Draws:
         return len(self._keys)
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0, count: int | None = None) -> Tensor:
-        """(B,) or (B, count) float32 on the CPU, uniform in [low, high). Each draw of a batch has a name of its own."""
+        """(B,) or (B, count) float32 on the CPU, uniform from low to high. Each draw of a batch has a name of its own."""
         stream = np.uint64(zlib.crc32(name.encode()))
         columns = np.arange(1, (count or 1) + 1, dtype=np.uint64)
         with np.errstate(over="ignore"):

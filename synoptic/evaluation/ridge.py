@@ -64,7 +64,11 @@ class NormalEquations:
 
         Args:
             ridge: above 0.
+        Raises:
+            ValueError: where all amounts are 0.
         """
+        if not self._cross.any():
+            raise ValueError("nothing to fit: no pixel of the pictures has a class")
         mass = self._gram[-1, -1]
         mean = self._gram[-1, :-1] / mass
         covariance = self._gram[:-1, :-1] / mass - torch.outer(mean, mean)

@@ -118,6 +118,13 @@ def test_features_that_do_not_vary_are_left_out():
     assert ((features @ probe.weight + probe.bias).argmax(1) == labels).all()
 
 
+def test_nothing_to_fit_is_told():
+    equations = NormalEquations()
+    equations.add(torch.randn(5, 3), torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="nothing to fit"):
+        equations.solve(0.1)
+
+
 def test_a_fit_means_the_same_for_features_of_another_scale():
     generator = torch.Generator().manual_seed(0)
     features, amounts = torch.randn(60, 5, generator=generator), torch.rand(60, 3, generator=generator)
