@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from synoptic.config import TrainConfig, from_dict, nested, save_json, to_dict
+from synoptic.config import TrainConfig, from_layers, save_json, to_dict
 from synoptic.data.loader import Loader
 from synoptic.data.sources import Source, open_source
 from synoptic.engine import loop
@@ -35,31 +35,42 @@ BANK, QUERIES = 2000, 500  # pictures used for k-NN while training: enough for a
 LONGEST = 2.0  # pictures are read at up to this times the training size: a crop of a quarter of the area loses nothing
 
 
-def train(method: str, config: TrainConfig | None = None, **keys: Any) -> Path:
+def train(
+    method: str,
+    config: TrainConfig | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    **keys: Any,
+) -> Path:
     """Trains a model, or goes on with the run that stands in `out`.
 
     Args:
         method: dino, clip or radio.
-        config: its configuration; or the same as keywords, nested ones with double underscores (`optim__lr=1e-3`).
+        config: a whole configuration; or the JSON file of one, under the preset and the keys.
+        preset: one of the method's presets, under the keys.
+        keys: as on the command line; nested ones as dictionaries (`optim={"lr": 1e-3}`).
     Returns:
         The run folder: its `weights/` hold the best model, and the folder itself is a MODEL.
     Raises:
         ValueError: for what cannot be trained so, in one line.
     """
     recipe = get_method(method)
-    if config is None:
-        values = {key.replace("__", "."): value for key, value in keys.items()}
-        config = from_dict(recipe.config, nested(values), f"train {method}")
+    if not isinstance(config, TrainConfig):
+        where = f"train {method}"
+        config = from_layers(recipe.config, keys, where, file=config, preset=preset, presets=recipe.presets)
     out = Path(config.out)
-    _claim(out, config)
+    _check_place(out, config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     source, config = _resolve(recipe, config)
-    source.record_errors(out / "data_errors.jsonl")
     torch.manual_seed(config.seed)
     task = recipe.build(config, source)
     validation = _validation_scores(config, source)
     if config.checkpoint.metric is None and validation is not None:
         config = replace(config, checkpoint=replace(config.checkpoint, metric=recipe.metric))
+    if config.overwrite and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    source.record_errors(out / "data_errors.jsonl")
     save_json(config, out / "config.json")
     _write_environment(out / "environment.json")
     assert config.size is not None
@@ -125,18 +136,15 @@ def _fast_precision(device: str) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def _claim(out: Path, config: TrainConfig) -> None:
-    """Makes the run folder, and sees to it that nothing that stands there is lost unasked."""
+def _check_place(out: Path, config: TrainConfig) -> None:
+    """Sees to it that nothing that stands in the run folder is lost unasked."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; give a folder for the run")
     is_run = (out / "config.json").exists() or (out / "checkpoints").exists()
-    if is_run and config.overwrite:
-        shutil.rmtree(out)
-    elif is_run and config.resume == "never":
+    if is_run and config.resume == "never" and not config.overwrite:
         raise ValueError(f"out={out}: holds a run; resume=auto goes on with it, overwrite=true throws it away")
-    elif not is_run and out.exists() and any(out.iterdir()):
+    if not is_run and out.exists() and any(out.iterdir()):
         raise ValueError(f"out={out}: holds files that are no run; give a new or an empty folder")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _validation_scores(config: TrainConfig, source: Source) -> Callable[[nn.Module], Mapping[str, float]] | None:

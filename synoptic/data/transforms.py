@@ -112,10 +112,10 @@ class MultiCropConfig:
     """Two large and several small crops of every picture, each with colours of its own (DINO, arXiv 2104.14294).
 
     Attributes:
-        global_size: side of the two large crops in pixels.
+        global_size: side of the two large crops in pixels; None follows the run's `size`.
         global_scale: their share of the picture's area, smallest and largest.
         local_count: small crops a picture.
-        local_size: side of the small crops in pixels.
+        local_size: side of the small crops in pixels; None keeps their proportion of 96 to 224.
         local_scale: their share of the picture's area.
         ratio: width over height of all crops.
         flip: share of the crops that are mirrored.
@@ -130,10 +130,10 @@ class MultiCropConfig:
             solarized in both.
     """
 
-    global_size: int = 224
+    global_size: int | None = None
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_count: int = 8
-    local_size: int = 96
+    local_size: int | None = None
     local_scale: tuple[float, float] = (0.05, 0.4)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
@@ -148,7 +148,8 @@ class MultiCropConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("global_size", 1), ("local_count", 0), ("local_size", 1)):
-            _check_at_least(name, getattr(self, name), least)
+            if (value := getattr(self, name)) is not None:
+                _check_at_least(name, value, least)
         for name in ("flip", "jitter", "brightness", "contrast", "saturation", "gray"):
             _check_share(name, getattr(self, name))
         _check_share("hue", self.hue, 0.5)
@@ -171,6 +172,7 @@ class MultiCrop:
     """
 
     def __init__(self, config: MultiCropConfig):
+        assert config.global_size and config.local_size, "sizes are resolved when a run is built"
         self.config = config
 
     def __call__(self, batch: Batch, seed: int) -> Batch:

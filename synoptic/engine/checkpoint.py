@@ -133,22 +133,25 @@ class Checkpoints:
     def latest(self) -> dict[str, Any] | None:
         """The newest state that can be read, or None where there is none.
 
-        Damaged files are renamed, with a warning; what a killed process left half-written is removed.
+        Damaged files newer than that are renamed, with a warning; what a killed process left half-written is removed.
 
         Raises:
             ValueError: if there are checkpoints and none can be read.
         """
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        steps = self.steps()
-        for step in reversed(steps):
-            path = self.path(step)
+        damaged: list[Path] = []
+        for step in reversed(self.steps()):
             try:
-                return load(path)
+                state = load(self.path(step))
             except ValueError as error:
+                log.warning("%s", error)
+                damaged.append(self.path(step))
+                continue
+            for path in damaged:
                 path.rename(path.with_suffix(".damaged"))
-                log.warning("%s; going on from the one before", error)
-        if steps:
+            return state
+        if damaged:
             raise ValueError(f"{self.folder}: no checkpoint there can be read; overwrite=true starts the run anew")
         return None
 

@@ -79,7 +79,13 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
         observer.say(f"going on after step {done} of {run.steps}")
     with stop_signal() as stop:
         for batch in observer.batches(loader.batches(done, run.steps)):
-            run.meter.add(done, run.step(batch, done))
+            try:
+                run.meter.add(done, run.step(batch, done))
+            except torch.OutOfMemoryError as error:
+                cut = f"batch={config.batch} in {config.accumulate} parts"
+                raise ValueError(
+                    f"out of memory on {run.device} with {cut}; raise accumulate or lower batch"
+                ) from error
             done += 1
             last = done == run.steps
             stopping = stop.is_set()  # a signal after this counts for the next step
@@ -118,6 +124,7 @@ class _Run:
 
     def __init__(self, task: Task, config: TrainConfig, out: Path, device: torch.device):
         assert config.steps and config.checkpoint_every and config.evaluate_every, "resolved when the run is built"
+        assert config.precision != "auto", "likewise"
         if config.accumulate > config.batch:
             raise ValueError(f"accumulate={config.accumulate}: more parts than pictures in batch={config.batch}")
         self.steps = config.steps
@@ -180,9 +187,7 @@ class _Run:
         step = min(bad.values())
         terms = [name for name, first in bad.items() if first == step]
         saved = self.checkpoints.steps()
-        kept = (
-            f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "nothing was saved before"
-        )
+        kept = f"{self.checkpoints.path(saved[-1])} is the last good checkpoint" if saved else "nothing was saved yet"
         advice = f"{kept}; try a lower optim.lr (now {self.config.optim.lr:g}) or precision=fp32"
         raise NonFiniteLoss(step + 1, terms, loader.names(step), advice, self.out / "non_finite.json")
 
@@ -225,6 +230,8 @@ class _Run:
             raise ValueError(f"{self.out}: holds a run; resume=auto goes on with it, overwrite=true throws it away")
         checkpoint.check_identity(state["identity"], checkpoint.identity(self.config), self.out)
         self.load(state)
+        if self.best and not self.checkpoints.path(self.best["step"]).exists():
+            self.best = None  # it gave way to a better one, which was damaged since
         self.checkpoints.note_best(self.best)
         return state["step"], state["seconds"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING
+
+from synoptic.config import nearest
 
 if TYPE_CHECKING:
     from synoptic.methods.base import Method
@@ -20,7 +21,5 @@ def get_method(name: str) -> Method:
         ValueError: for an unknown name, with the nearest ones.
     """
     if name not in _MODULES:
-        near = difflib.get_close_matches(name, METHOD_NAMES, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"methods are {', '.join(METHOD_NAMES)}"
-        raise ValueError(f"unknown method {name!r}; {hint}")
+        raise ValueError(f"unknown method {name!r}{nearest(name, METHOD_NAMES)}")
     return importlib.import_module(_MODULES[name]).METHOD

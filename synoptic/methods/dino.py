@@ -44,7 +44,7 @@ class DinoConfig(TrainConfig):
         freeze_last_layer: share of the run in which the prototypes stand still.
         koleo: weight of the KoLeo regulariser on the student's summaries (DINOv2); 0 in the paper.
         drop_path: stochastic depth of the student.
-        crops: multi-crop augmentation; its sizes follow `size` unless given.
+        crops: multi-crop augmentation.
     """
 
     size: int | None = None
@@ -63,7 +63,7 @@ class DinoConfig(TrainConfig):
     freeze_last_layer: float = 0.01
     koleo: float = 0.0
     drop_path: float = 0.1
-    crops: MultiCropConfig | None = None
+    crops: MultiCropConfig = field(default_factory=MultiCropConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(weight_decay=0.04, final_weight_decay=0.4, final_lr=2e-3, clip=3.0)
     )
@@ -79,7 +79,7 @@ class DinoTask(Task):
 
     def __init__(self, config: DinoConfig, backbone: ViT):
         super().__init__()
-        assert config.prototypes is not None and config.crops is not None
+        assert config.prototypes is not None
         self.config = config
         self.multi_crop = MultiCrop(config.crops)
         head = DinoHead(
@@ -167,10 +167,11 @@ def resolve(config: DinoConfig, samples: int) -> DinoConfig:
     config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=224)
     assert config.size is not None
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
-    # Global and local sides keep the paper's ratio of 224 to 96, rounded to whole patches.
+    # Small crops keep the paper's proportion of 96 to 224, rounded to whole patches.
     patch = vit_config(config.model).patch_size
-    local = max(round(config.size * 96 / 224 / patch), 1) * patch
-    crops = config.crops or MultiCropConfig(global_size=config.size, local_size=local)
+    large = config.crops.global_size or config.size
+    small = config.crops.local_size or max(round(large * 96 / 224 / patch), 1) * patch
+    crops = replace(config.crops, global_size=large, local_size=small)
     return replace(config, prototypes=prototypes, crops=crops)
 
 

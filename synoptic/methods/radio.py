@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class RadioConfig(TrainConfig):
         head_hidden: width inside the heads; None takes the widest of the teachers and the student.
         crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
         flip: share of the crops that are mirrored.
+        summary: "shared" is one summary token that all heads read (the paper); "per_teacher" one token for each, whose
+            concatenation is the student's summary (the released models).
         position: "learned" position embeddings, or "cpe", which lets the student see any size.
     """
 
@@ -41,7 +44,8 @@ class RadioConfig(TrainConfig):
     head_hidden: int | None = None
     crop_scale: tuple[float, float] = (0.4, 1.0)
     flip: float = 0.5
-    position: str = "cpe"
+    summary: Literal["shared", "per_teacher"] = "per_teacher"
+    position: Literal["learned", "cpe"] = "cpe"
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.02, clip=1.0))
 
 
@@ -145,8 +149,9 @@ def _check_names(key: str, given: Mapping[str, float], known: list[str]) -> None
 
 
 def _student(config: RadioConfig, teachers: Mapping[str, Teacher]) -> Student:
+    tokens = 1 if config.summary == "shared" else len(teachers)
     backbone = vit_config(
-        config.model, image_size=config.size, summary_tokens=len(teachers), position=config.position
+        config.model, image_size=config.size, summary_tokens=tokens, position=config.position
     )
     probes = {name: teacher.probe() for name, teacher in teachers.items()}
     widths = [features.patches.shape[-1] for features in probes.values()]

@@ -37,15 +37,15 @@ class AdaptorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """A backbone with one summary token a teacher, in the order of `adaptors`."""
+    """A backbone whose summary tokens are one for all teachers, or one for each in the order of `adaptors`."""
 
     backbone: ViTConfig
     adaptors: Mapping[str, AdaptorConfig]
 
     def __post_init__(self) -> None:
-        if self.backbone.summary_tokens != len(self.adaptors):
+        if self.backbone.summary_tokens not in (1, len(self.adaptors)):
             raise ValueError(
-                f"{len(self.adaptors)} adaptors need as many summary tokens, not {self.backbone.summary_tokens}"
+                f"{len(self.adaptors)} adaptors need one summary token or as many, not {self.backbone.summary_tokens}"
             )
 
 
@@ -116,7 +116,7 @@ class Student(nn.Module):
         unknown = [name for name in names if name not in self.adaptors]
         if unknown:
             raise ValueError(f"no adaptor {unknown[0]!r}; this student has {', '.join(self.adaptors)}")
-        tokens = features.summary.unflatten(1, (len(self.adaptors), self.width))  # (B, T, D)
+        tokens = features.summary.unflatten(1, (-1, self.width)).expand(-1, len(self.adaptors), -1)  # (B, T, D)
         slots = {name: slot for slot, name in enumerate(self.adaptors)}
         answers = {name: self.adaptors[name](tokens[:, slots[name]], features.patches, features.grid) for name in names}
         return replace(features, adaptors=answers)

@@ -42,11 +42,12 @@ class Normalize(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """softmax(query key^T / sqrt(d)) value, each (B, heads, N, d); never in bfloat16 on a CPU.
+    """softmax(query key^T / sqrt(d)) value, each (B, heads, N, d).
 
-    PyTorch's bfloat16 kernel for CPUs spends three to five times as long on gradients as the one for float32.
+    Where gradients are wanted of bfloat16 on a CPU it is computed in float32, since PyTorch's bfloat16 kernel for CPUs
+    takes three to five times as long backward as the one for float32.
     """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     with torch.autocast("cpu", enabled=False):
         mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=causal)

@@ -6,6 +6,7 @@ stem: Xiao et al. 2021 (arXiv 2106.14881).
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,7 +118,9 @@ def vit_config(name: str, **changes: Any) -> ViTConfig:
     """
     match = re.fullmatch(r"vit_([a-z]+|so400m)(\d+)", name)
     if match is None or name not in NAMES:
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(NAMES)}")
+        near = difflib.get_close_matches(name, NAMES)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`synoptic models` lists them"
+        raise ValueError(f"unknown architecture {name!r}; {hint}")
     size, patch = match[1], int(match[2])
     width, depth, heads, hidden = _SIZES[size]
     config = ViTConfig(patch_size=patch, width=width, depth=depth, heads=heads, hidden=hidden)

@@ -294,6 +294,17 @@ def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path, uninterrupted):
     assert_same_run(tmp_path, uninterrupted)
 
 
+def test_a_best_that_is_gone_is_not_held_against_others(tmp_path):
+    """As when a better one took its place, and was damaged since."""
+    with pytest.raises(Interrupted):
+        train(Interrupting(15, signal.SIGINT), ToyLoader(), CONFIG, tmp_path, lambda model: {"knn": 0.5})
+    folder = tmp_path / "checkpoints"
+    assert json.loads((folder / "best.json").read_text())["step"] == 7
+    (folder / "step_00000007.pt").unlink()
+    result = train(ToyTask(), ToyLoader(), CONFIG, tmp_path, lambda model: {"knn": 0.1})
+    assert result["best"] == {"step": 21, "metric": "knn", "score": 0.1}
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, capsys):
     loader = ToyLoader()
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.suffix in (".pt", ".jsonl")}
@@ -527,9 +538,18 @@ def test_a_non_finite_term_stops_the_run(tmp_path, term):
 
 
 def test_a_run_that_breaks_before_any_checkpoint(tmp_path):
-    with pytest.raises(NonFiniteLoss, match=r"step 1: .*nothing was saved before"):
+    with pytest.raises(NonFiniteLoss, match=r"step 1: .*nothing was saved yet"):
         train(Breaking(1, "loss"), ToyLoader(), CONFIG, tmp_path, score)
     assert not list((tmp_path / "checkpoints").glob("*.pt"))
+
+
+def test_too_large_a_batch_is_told_with_its_mend(tmp_path):
+    class Large(ToyTask):
+        def losses(self, batch, progress):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    with pytest.raises(ValueError, match="out of memory on cpu with batch=6 in 2 parts; raise accumulate or lower"):
+        train(Large(), ToyLoader(), CONFIG, tmp_path, score)
 
 
 # The host does not wait for the device

@@ -132,8 +132,9 @@ def test_if_all_are_damaged_nothing_starts_anew_in_silence(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     checkpoints.save(state(1))
     checkpoints.path(1).write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="no checkpoint there can be read; overwrite=true"):
-        checkpoints.latest()
+    for _ in range(2):  # nor when asked again
+        with pytest.raises(ValueError, match="no checkpoint there can be read; overwrite=true"):
+            checkpoints.latest()
 
 
 def test_the_best_note_may_name_a_file_that_is_gone(tmp_path):

@@ -268,15 +268,16 @@ def test_bfloat16_autocast_stays_close() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_attention_is_what_its_definition_says(causal: bool, dtype: torch.dtype) -> None:
+def test_attention_is_what_its_definition_says(causal: bool, gradient: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 3, 7, 8, dtype=torch.float64).to(dtype)  # each (B, heads, N, d)
+    query, key, value = torch.randn(3, 2, 3, 7, 8, dtype=torch.float64).to(dtype).unbind()  # each (B, heads, N, d)
     scores = query.double() @ key.double().mT / 8**0.5
     if causal:
         scores = scores.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)
     expected = scores.softmax(-1) @ value.double()
-    answer = attend(query, key, value, causal)
+    answer = attend(query.requires_grad_(gradient), key, value, causal)
     assert answer.dtype == dtype
     torch.testing.assert_close(answer.double(), expected, rtol=0, atol=1e-2 if dtype == torch.bfloat16 else 1e-12)
 

@@ -103,7 +103,9 @@ def test_a_student_is_whole_without_its_teachers(tmp_path: Path) -> None:
 
 
 def test_the_model_card_tells_what_it_is(tmp_path: Path) -> None:
-    formats.save(tmp_path / "w", build("student"), Preprocess(16), {"name": "two-in-one", "steps": 300, "scores": {"knn": 2 / 3}})
+    formats.save(
+        tmp_path / "w", build("student"), Preprocess(16), {"name": "two-in-one", "steps": 300, "scores": {"knn": 2 / 3}}
+    )
     card = (tmp_path / "w" / "README.md").read_text()
     assert card.startswith("# two-in-one\n")
     assert "`clip`: summary of 6 channels, patches of 10, words" in card
