@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 OUTLIERS = 0.01  # of the patches on either side, beyond which colours are cut off
+NO_SPAN = 1e-6  # of the largest component's span: a component that varies less does not vary
 FEW_POINTS = 15  # of a curve, which are then marked
 TONES = tuple(f"var(--tone-{number})" for number in range(8))  # colours that the page chooses
 _INK, _FAINT = "#010203", "#030201"  # stand-ins, since matplotlib knows no variables
@@ -42,9 +43,10 @@ class PatchColours:
         """Finds the components of (..., D) features: those of all pictures that will be shown beside each other."""
         rows = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
         mean = rows.mean(0)
-        _, _, components = np.linalg.svd(rows - mean, full_matrices=False)
+        centred = rows - mean
+        _, components = np.linalg.eigh(centred.T @ centred)  # (D, D), the smallest first
         axes = np.zeros((rows.shape[1], 3))
-        axes[:, : len(components[:3])] = components[:3].T
+        axes[:, : components.shape[1]] = components[:, :-4:-1]
         largest = axes[np.abs(axes).argmax(0), range(3)]
         axes *= np.where(largest < 0, -1.0, 1.0)
         low, high = np.quantile((rows - mean) @ axes, (OUTLIERS, 1 - OUTLIERS), axis=0)
@@ -61,8 +63,9 @@ class PatchColours:
             (B, height, width, 3) uint8; where a component does not vary, its colour is half.
         """
         span = self.high - self.low
-        shares = ((patches.astype(np.float64) - self.mean) @ self.axes - self.low) / np.where(span > 1e-12, span, 1.0)
-        shares = np.where(span > 1e-12, shares, 0.5)
+        varies = span > NO_SPAN * span.max()
+        shares = ((patches.astype(np.float64) - self.mean) @ self.axes - self.low) / np.where(varies, span, 1.0)
+        shares = np.where(varies, shares, 0.5)
         small = torch.from_numpy(shares).unflatten(1, grid).permute(0, 3, 1, 2)  # (B, 3, h, w)
         smooth = F.interpolate(small, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
         return (smooth.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()

@@ -47,8 +47,7 @@ def train(
     Args:
         task: the method; moved to `device`, and trained in place.
         loader: gives the batches.
-        config: with everything resolved that the loop reads: `steps`, `optim.lr`, `precision`, `checkpoint_every`,
-            `evaluate_every`, `checkpoint.metric`.
+        config: resolved, so without a None or "auto" in what the loop reads.
         out: the run folder.
         evaluate: scores of the exported model in evaluation mode (or of the average of its weights), by name.
         device: where to train.
@@ -82,10 +81,8 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
             try:
                 run.meter.add(done, run.step(batch, done))
             except torch.OutOfMemoryError as error:
-                cut = f"batch={config.batch} in {config.accumulate} parts"
-                raise ValueError(
-                    f"out of memory on {run.device} with {cut}; raise accumulate or lower batch"
-                ) from error
+                setting = f"batch={config.batch}, accumulate={config.accumulate}"
+                raise ValueError(f"out of memory with {setting}: raise accumulate or lower batch") from error
             done += 1
             last = done == run.steps
             stopping = stop.is_set()  # a signal after this counts for the next step
@@ -124,10 +121,10 @@ class _Run:
 
     def __init__(self, task: Task, config: TrainConfig, out: Path, device: torch.device):
         assert config.steps and config.checkpoint_every and config.evaluate_every, "resolved when the run is built"
-        assert config.precision != "auto", "likewise"
         if config.accumulate > config.batch:
             raise ValueError(f"accumulate={config.accumulate}: more parts than pictures in batch={config.batch}")
         self.steps = config.steps
+        self.half = {"fp32": False, "bf16": True}[config.precision]
         self.checkpoint_every, self.evaluate_every = config.checkpoint_every, config.evaluate_every
         self.task = task.to(device).train()
         self.config = config
@@ -173,7 +170,7 @@ class _Run:
         """The task's losses, computed in half precision where the run is; backward belongs outside of that."""
         losses = iter(self.task.losses(batch, progress))
         while True:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 terms = next(losses, None)
             if terms is None:
                 return

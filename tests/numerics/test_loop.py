@@ -548,7 +548,7 @@ def test_too_large_a_batch_is_told_with_its_mend(tmp_path):
         def losses(self, batch, progress):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    with pytest.raises(ValueError, match="out of memory on cpu with batch=6 in 2 parts; raise accumulate or lower"):
+    with pytest.raises(ValueError, match="out of memory with batch=6, accumulate=2: raise accumulate or lower"):
         train(Large(), ToyLoader(), CONFIG, tmp_path, score)
 
 

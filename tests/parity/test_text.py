@@ -1,7 +1,8 @@
-"""Our text tower against that of transformers' CLIP."""
+"""Our text tower against that of transformers, and the whole CLIP against recorded outputs of its makers."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig, TextTower
-from synoptic.weights.convert import HUGGINGFACE_CLIP_TEXT, from_ours, load_state, to_ours
+from synoptic.models.tokenizers import Tokenizer
+from synoptic.models.vit import ViTConfig
+from synoptic.weights.convert import HUGGINGFACE_CLIP_TEXT, Change, Rule, Table, from_ours, load_state, to_ours
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of the reference's largest absolute value
 END = 29
@@ -82,3 +86,80 @@ def test_weights_survive_the_way_there_and_back(tmp_path: Path) -> None:
     file = file_of(theirs, tmp_path)
     assert back.keys() == file.keys()
     assert all(torch.equal(back[name], file[name]) for name in file)
+
+
+# What OpenAI's released files call things. Projections are stored for a product from the right.
+TRANSPOSED = Change(lambda parts: parts[0].mT.contiguous(), lambda tensor: (tensor.mT,))
+BATCHED = Change(lambda parts: parts[0][None], lambda tensor: (tensor[0],))
+FIRST = Change(lambda parts: parts[0][None, None], lambda tensor: (tensor[0, 0],))
+
+
+def blocks(ours: str, theirs: str) -> tuple[Rule, ...]:
+    names = {
+        "norm1.{p}": "ln_1.{p}",
+        "norm2.{p}": "ln_2.{p}",
+        "attn.qkv.{p}": "attn.in_proj_{p}",
+        "attn.proj.{p}": "attn.out_proj.{p}",
+        "mlp.fc1.{p}": "mlp.c_fc.{p}",
+        "mlp.fc2.{p}": "mlp.c_proj.{p}",
+    }
+    return tuple(Rule(f"{ours}.{{i}}.{our}", (f"{theirs}.{{i}}.{their}",)) for our, their in names.items())
+
+
+OPENAI_CLIP = Table(
+    rules=(
+        Rule("image.summary_token", ("visual.class_embedding",), FIRST),
+        Rule("image.positions.table", ("visual.positional_embedding",), BATCHED),
+        Rule("image.patch_embed.weight", ("visual.conv1.weight",)),
+        Rule("image.pre_norm.{p}", ("visual.ln_pre.{p}",)),
+        *blocks("image.blocks", "visual.transformer.resblocks"),
+        Rule("image.norm.{p}", ("visual.ln_post.{p}",)),
+        Rule("projection.weight", ("visual.proj",), TRANSPOSED),
+        Rule("text.token_embedding.weight", ("token_embedding.weight",)),
+        Rule("text.positions", ("positional_embedding",)),
+        *blocks("text.blocks", "transformer.resblocks"),
+        Rule("text.norm.{p}", ("ln_final.{p}",)),
+        Rule("text.projection.weight", ("text_projection",), TRANSPOSED),
+        Rule("logit_scale", ("logit_scale",)),
+    )
+)
+
+
+def test_clip_equals_its_makers(fixtures_dir: Path) -> None:
+    folder = fixtures_dir / "clip"
+    sizes = json.loads((folder / "config.json").read_text())["vit"]
+    record = load_file(folder / "io.safetensors")
+    state = torch.load(folder / "weights.vit.pt", weights_only=True)
+    ids = record["in/token_ids"].long()
+    image = ViTConfig(
+        patch_size=sizes["vision_patch_size"],
+        width=sizes["vision_width"],
+        depth=sizes["vision_layers"],
+        heads=sizes["vision_width"] // 64,
+        image_size=sizes["image_resolution"],
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        activation="quick_gelu",
+        norm_eps=1e-5,
+        pre_norm=True,
+        patch_bias=False,
+    )
+    text = TextConfig(
+        vocabulary=len(state["token_embedding.weight"]),
+        context=ids.shape[1],
+        end=int(ids.max()),
+        width=sizes["transformer_width"],
+        depth=sizes["transformer_layers"],
+        heads=sizes["transformer_heads"],
+        embedding=sizes["embed_dim"],
+        activation="quick_gelu",
+    )
+    model = Clip(ClipConfig(image=image, text=text), Tokenizer.learn(["unused"], 300, 8))
+    ours = {name: tensor.float() for name, tensor in to_ours(state, OPENAI_CLIP).items()}
+    load_state(model, ours, "weights.vit.pt")
+    model.eval()
+    assert_equal(model(record["image/vit"]).summary, record["vit/image_features"])
+    assert_equal(model.encode_text(ids), record["vit/text_features"])
+    back = from_ours(ours, OPENAI_CLIP)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name].float()) for name in state)
