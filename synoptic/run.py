@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from synoptic.config import TrainConfig, from_layers, save_json, to_dict
+from synoptic.config import TrainConfig, from_dict, from_layers, load_json, save_json, to_dict
 from synoptic.data.loader import Loader
 from synoptic.data.sources import Source, open_source
-from synoptic.engine import loop
+from synoptic.engine import checkpoint, loop
 from synoptic.evaluation.protocols import build_evaluator
 from synoptic.evaluation.recognition import KNN
 from synoptic.methods import get_method
 from synoptic.methods.base import Method, Task
 from synoptic.predict import Preprocess, VisionModel, load
+from synoptic.types import present
 from synoptic.weights import formats
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,14 @@ def train(
         ValueError: for what cannot be trained so, in one line.
     """
     recipe = get_method(method)
-    if not isinstance(config, TrainConfig):
-        where = f"train {method}"
-        config = from_layers(recipe.config, keys, where, file=config, preset=preset, presets=recipe.presets)
-    out = Path(config.out)
-    _check_place(out, config)
+    if isinstance(config, TrainConfig):
+        return _train(recipe, config)
+    where = f"train {method}"
+    return _train(recipe, from_layers(recipe.config, keys, where, file=config, preset=preset, presets=recipe.presets))
+
+
+def _train(recipe: Method, config: TrainConfig) -> Path:
+    _check_place(Path(config.out), config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     source, config = _resolve(recipe, config)
     torch.manual_seed(config.seed)
@@ -67,17 +71,11 @@ def train(
     validation = _validation_scores(config, source)
     if config.checkpoint.metric is None and validation is not None:
         config = replace(config, checkpoint=replace(config.checkpoint, metric=recipe.metric))
-    if config.overwrite and out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = _claim(config)
     source.record_errors(out / "data_errors.jsonl")
-    save_json(config, out / "config.json")
-    _write_environment(out / "environment.json")
-    assert config.size is not None
     device = torch.device(config.device)
-    loader = Loader(
-        source, config.batch, config.seed, int(LONGEST * config.size), config.loader, pin=device.type == "cuda"
-    )
+    longest = int(LONGEST * present(config.size))
+    loader = Loader(source, config.batch, config.seed, longest, config.loader, pin=device.type == "cuda")
     result = loop.train(task, loader, config, out, validation, device)
     _export(task, recipe, config, out, result)
     return out
@@ -147,6 +145,21 @@ def _check_place(out: Path, config: TrainConfig) -> None:
         raise ValueError(f"out={out}: holds files that are no run; give a new or an empty folder")
 
 
+def _claim(config: TrainConfig) -> Path:
+    """Makes the run folder, and writes down what the run is; a run that was begun otherwise is left as it is."""
+    out = Path(config.out)
+    if config.overwrite and out.exists():
+        shutil.rmtree(out)
+    known = out / "config.json"
+    if known.exists():
+        before = from_dict(type(config), load_json(known), str(known))
+        checkpoint.check_identity(checkpoint.identity(before), checkpoint.identity(config), out)
+    out.mkdir(parents=True, exist_ok=True)
+    save_json(config, known)
+    _write_environment(out / "environment.json")
+    return out
+
+
 def _validation_scores(config: TrainConfig, source: Source) -> Callable[[nn.Module], Mapping[str, float]] | None:
     """k-NN of the validation part among training pictures; None where there are no labels to vote with."""
     if source.labels is None:
@@ -155,8 +168,7 @@ def _validation_scores(config: TrainConfig, source: Source) -> Callable[[nn.Modu
     if validation.labels is None or not len(validation):
         return None
     knn = KNN(_spread(source, BANK), _spread(validation, QUERIES))
-    assert config.size is not None
-    preprocess = Preprocess(config.size)
+    preprocess = Preprocess(present(config.size))
 
     def scores(model: nn.Module) -> Mapping[str, float]:
         return dict(knn.run(VisionModel(model, preprocess, config.model)))
@@ -173,7 +185,6 @@ def _spread(source: Source, count: int) -> Source:
 
 def _export(task: Task, recipe: Method, config: TrainConfig, out: Path, result: Mapping[str, Any]) -> None:
     """Writes the best model of a finished run to `weights/`."""
-    assert config.size is not None
     facts = {
         "name": out.name,
         "method": recipe.name,
@@ -185,7 +196,7 @@ def _export(task: Task, recipe: Method, config: TrainConfig, out: Path, result: 
         "seconds": round(result["seconds"], 1),
         "scores": result["evaluation"],
     }
-    formats.save(out / "weights", loop.best_model(task, config, out), Preprocess(config.size), facts)
+    formats.save(out / "weights", loop.best_model(task, config, out), Preprocess(present(config.size)), facts)
 
 
 def _write_environment(path: Path) -> None:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from itertools import pairwise
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def present(value: T | None) -> T:
+    """A value that the program's own order guarantees to be there."""
+    assert value is not None
+    return value
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Batch:
     def split(self, parts: int) -> tuple[Batch, ...]:
         """The batch in `parts` pieces of (nearly) equal size, in order."""
         bounds = [round(part * len(self) / parts) for part in range(parts + 1)]
-        return tuple(self._slice(slice(low, high)) for low, high in zip(bounds, bounds[1:], strict=False))
+        return tuple(self._slice(slice(low, high)) for low, high in pairwise(bounds))
 
     def _slice(self, piece: slice) -> Batch:
         cut: dict[str, object] = {}

@@ -12,7 +12,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
+    """The output function of SplitMix64 (Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
@@ -36,7 +36,7 @@ class Draws:
         return len(self._keys)
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0, count: int | None = None) -> Tensor:
-        """(B,) or (B, count) float32 on the CPU, uniform from low to high. Each draw of a batch has a name of its own."""
+        """(B,) or (B, count) float32 on the CPU, uniform from low to high; every draw of a batch has its own name."""
         stream = np.uint64(zlib.crc32(name.encode()))
         columns = np.arange(1, (count or 1) + 1, dtype=np.uint64)
         with np.errstate(over="ignore"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from synoptic.data import colour
 from synoptic.data.draws import Draws
 from synoptic.data.resample import interleaved, resized_crop
-from synoptic.types import Batch
+from synoptic.types import Batch, present
 
 _TRIES = 10
 _CACHED_VALUES = 1 << 20  # on a CPU, only as many pictures are coloured together as stay in its cache,
@@ -230,8 +230,8 @@ def plan_crops(config: MultiCropConfig, sizes: Tensor, position: Tensor, seed: i
         return CropPlan(size, boxes.view(*shape, 4), flips.view(shape), steps)
 
     return (
-        plan(numbers[:2], config.global_size, config.global_scale),
-        plan(numbers[2:], config.local_size, config.local_scale),
+        plan(numbers[:2], present(config.global_size), config.global_scale),
+        plan(numbers[2:], present(config.local_size), config.local_scale),
     )
 
 

@@ -116,7 +116,8 @@ def resolve_common(config: ConfigT, samples: int, *, lr: float, epochs: float, s
 
 def split_by_decay(named: Iterator[tuple[str, nn.Parameter]]) -> list[ParamGroup]:
     """Two groups: matrices, which weight decay shrinks, and vectors, biases and scalars, which it leaves alone."""
-    matrices, vectors = [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for _, parameter in named:
         if parameter.requires_grad:
             (matrices if parameter.ndim >= 2 else vectors).append(parameter)

@@ -19,7 +19,7 @@ from synoptic.models.clip import CLIP_MEAN, CLIP_STD, Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import vit_config
-from synoptic.types import Batch
+from synoptic.types import Batch, present
 
 LARGEST_LOGIT_SCALE = math.log(100.0)  # CLIP sec. 2.5: logits are never scaled by more than 100
 
@@ -63,14 +63,14 @@ class ClipTask(Task):
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         counts = torch.tensor([len(captions) for captions in batch.captions])
-        chosen = Draws(seed, batch.position).integers("caption", counts)
+        chosen = Draws(seed, present(batch.position)).integers("caption", counts)
         texts = [captions[place] for captions, place in zip(batch.captions, chosen.tolist(), strict=True)]
         cropped = self.crop(batch, seed)
-        return replace(cropped, tokens=self.model.tokenizer(texts).to(cropped.images.device))
+        return replace(cropped, tokens=self.model.tokenizer(texts).to(present(cropped.images).device))
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
-        images = self.model(batch.images).summary
-        texts = self.model.encode_text(batch.tokens)
+        images = self.model(present(batch.images)).summary
+        texts = self.model.encode_text(present(batch.tokens))
         loss = contrastive.clip(images, texts, self.model.logit_scale)
         yield {"loss": loss, "contrastive": loss.detach(), "logit_scale": self.model.logit_scale.detach().exp()}
 
@@ -87,7 +87,7 @@ class ClipTask(Task):
 
 
 def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
-    """Fills what is None: learning rate 5e-4 (CLIP, table 20), 32 epochs, a text tower as wide as CLIP's is to its ViT."""
+    """Fills what is None: learning rate 5e-4 (CLIP, table 20), 32 epochs, a text tower in CLIP's proportion to its ViT."""
     config = resolve_common(config, samples, lr=5e-4, epochs=32, size=224)
     image = vit_config(config.model)
     # CLIP's text towers are two thirds as wide as their ViT; 64 channels a head.
@@ -104,16 +104,20 @@ def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
 def build(config: ClipTrainConfig, source: Source) -> ClipTask:
     """The task for a resolved configuration, its tokenizer learned from the captions of `source`."""
     if not any(source.captions):
-        raise ValueError(f"data={config.data}: no captions to learn words from; give a captions JSON or a folder with one")
-    tokenizer = Tokenizer.learn((text for texts in source.captions for text in texts), config.vocabulary, config.context)
+        raise ValueError(
+            f"data={config.data}: no captions to learn words from; give a captions JSON or a folder with one"
+        )
+    tokenizer = Tokenizer.learn(
+        (text for texts in source.captions for text in texts), config.vocabulary, config.context
+    )
     text = TextConfig(
         vocabulary=tokenizer.vocabulary,
         context=config.context,
         end=tokenizer.end,
-        width=config.text_width,
-        depth=config.text_depth,
-        heads=config.text_heads,
-        embedding=config.embedding,
+        width=present(config.text_width),
+        depth=present(config.text_depth),
+        heads=present(config.text_heads),
+        embedding=present(config.embedding),
     )
     image = vit_config(config.model, image_size=config.size, mean=CLIP_MEAN, std=CLIP_STD)
     return ClipTask(config, Clip(ClipConfig(image=image, text=text), tokenizer))

@@ -69,6 +69,15 @@ class DinoConfig(TrainConfig):
     )
 
 
+class Network(nn.Module):
+    """A backbone with DINO's head."""
+
+    def __init__(self, backbone: ViT, head: DinoHead):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+
 class DinoTask(Task):
     """Student and teacher of DINO.
 
@@ -90,15 +99,16 @@ class DinoTask(Task):
             norm=config.head_norm,
             fixed_norm=config.fixed_norm,
         )
-        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
+        self.student = Network(backbone, head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.teacher["backbone"].eval()
+        self.teacher.backbone.eval()
+        self.centre: Tensor
         self.register_buffer("centre", torch.zeros(1, config.prototypes))
         self._teacher_logits: list[Tensor] = []
 
     def train(self, mode: bool = True) -> DinoTask:
         super().train(mode)
-        self.teacher["backbone"].eval()  # without stochastic depth; batch norms in the head use the batch, as the student's
+        self.teacher.backbone.eval()  # without stochastic depth; norms in the head use the batch, as the student's
         return self
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
@@ -115,11 +125,11 @@ class DinoTask(Task):
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
         with torch.no_grad():
-            logits = self.teacher["head"](self.teacher["backbone"](torch.cat(batch.crops[:2])).summary).float()
+            logits = self.teacher.head(self.teacher.backbone(torch.cat(batch.crops[:2])).summary).float()
             targets = self._targets(logits, self.teacher_temperature(progress))
             self._teacher_logits.append(logits)
-        summaries = [self.student["backbone"](crops).summary for crops in self._stacked(batch.crops)]
-        student = torch.cat([self.student["head"](summary) for summary in summaries])
+        summaries = [self.student.backbone(crops).summary for crops in self._stacked(batch.crops)]
+        student = torch.cat([self.student.head(summary) for summary in summaries])
         size = len(batch.crops[0])
         loss = ssl.dino(student.split(size), targets.split(size), self.config.student_temperature)
         terms = {"loss": loss, "dino": loss.detach(), "target_entropy": ssl.entropy(targets)}
@@ -142,7 +152,7 @@ class DinoTask(Task):
 
     def before_step(self, progress: float) -> None:
         if progress < self.config.freeze_last_layer:
-            for parameter in self.student["head"].last_layer.parameters():
+            for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
 
     @torch.no_grad()
@@ -156,10 +166,10 @@ class DinoTask(Task):
         return split_by_decay(self.student.named_parameters())
 
     def shard_units(self) -> Iterator[nn.Module]:
-        yield from self.student["backbone"].blocks
+        yield from self.student.backbone.blocks
 
     def exported(self) -> nn.Module:
-        return self.teacher["backbone"]
+        return self.teacher.backbone
 
 
 def resolve(config: DinoConfig, samples: int) -> DinoConfig:

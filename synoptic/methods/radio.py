@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from synoptic.methods.base import Method, ParamGroup, Task, resolve_common, spli
 from synoptic.methods.teachers import Teacher, Words, load_teachers, words_of
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.vit import vit_config
-from synoptic.types import Batch, Features
+from synoptic.types import Batch, Features, present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,29 +79,30 @@ class RadioTask(Task):
         self, config: RadioConfig, student: Student, teachers: Mapping[str, Teacher], weights: Mapping[str, float]
     ):
         super().__init__()
-        assert config.size is not None
         self.config = config
+        self.size = present(config.size)
         self.student = student
         self.teachers = dict(teachers)  # not submodules: they are neither trained nor saved with the run
         self.weights = dict(weights)
-        self.sizes = sorted({config.size, *(teacher.size for teacher in teachers.values())})
+        self.sizes = sorted({self.size, *(teacher.size for teacher in teachers.values())})
 
-    def _apply(self, *args, **kwargs):  # the teachers follow the student to its device
+    def _apply(self, *args: Any, **kwargs: Any) -> RadioTask:  # the teachers follow the student to its device
         for teacher in self.teachers.values():
             teacher._apply(*args, **kwargs)
         return super()._apply(*args, **kwargs)
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """Crops each picture once at random, and resamples the crop to every size that student and teachers read."""
-        draws = Draws(seed, batch.position)
-        boxes = random_boxes(batch.sizes, self.config.crop_scale, (3 / 4, 4 / 3), draws, "crop")
+        draws = Draws(seed, present(batch.position))
+        boxes = random_boxes(present(batch.sizes), self.config.crop_scale, (3 / 4, 4 / 3), draws, "crop")
         flip = draws.flags("flip", self.config.flip)
-        views = tuple(resized_crop(batch.images, boxes, size, flip) for size in self.sizes)
+        images = present(batch.images)
+        views = tuple(resized_crop(images, boxes, size, flip) for size in self.sizes)
         return replace(batch, images=None, crops=views)
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
         views = dict(zip(self.sizes, batch.crops, strict=True))
-        answers = self.student(views[self.config.size]).adaptors
+        answers = self.student(views[self.size]).adaptors
         terms: dict[str, Tensor] = {}
         for name, teacher in self.teachers.items():
             terms.update(self._terms(name, answers[name].float(), teacher(views[teacher.size])))
@@ -112,7 +113,7 @@ class RadioTask(Task):
         mine, theirs = distillation.to_larger_grid(student.patches, student.grid, teacher.patches, teacher.grid)
         terms = {f"{name}.patches": distillation.patch_match(mine, theirs)}
         if teacher.summary is not None:
-            terms[f"{name}.summary"] = distillation.summary_match(student.summary, teacher.summary)
+            terms[f"{name}.summary"] = distillation.summary_match(present(student.summary), teacher.summary)
         return terms
 
     def parameter_groups(self) -> list[ParamGroup]:
@@ -150,9 +151,7 @@ def _check_names(key: str, given: Mapping[str, float], known: list[str]) -> None
 
 def _student(config: RadioConfig, teachers: Mapping[str, Teacher]) -> Student:
     tokens = 1 if config.summary == "shared" else len(teachers)
-    backbone = vit_config(
-        config.model, image_size=config.size, summary_tokens=tokens, position=config.position
-    )
+    backbone = vit_config(config.model, image_size=config.size, summary_tokens=tokens, position=config.position)
     probes = {name: teacher.probe() for name, teacher in teachers.items()}
     widths = [features.patches.shape[-1] for features in probes.values()]
     hidden = config.head_hidden or max(*widths, backbone.width)
@@ -177,9 +176,10 @@ def _student(config: RadioConfig, teachers: Mapping[str, Teacher]) -> Student:
 def _keep_words(student: Student, words: Mapping[str, Words | None]) -> None:
     """Copies the teachers' text towers into the student, which then needs its teachers no more."""
     for name, known in words.items():
+        adaptor: Any = student.adaptors[name]
         if known is not None:
-            student.adaptors[name].text.load_state_dict(known.weights)
-            student.adaptors[name].logit_scale.copy_(known.logit_scale)
+            adaptor.text.load_state_dict(known.weights)
+            adaptor.logit_scale.copy_(known.logit_scale)
 
 
 METHOD = Method(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class Teacher(nn.Module):
 
     def __init__(self, model: nn.Module, size: int):
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        self.model: Any = model.requires_grad_(False).eval()
         self.size = size
         self.eval()
 
@@ -51,7 +52,7 @@ class Words:
     tokenizer: Tokenizer
 
 
-def words_of(model: nn.Module) -> Words | None:
+def words_of(model: Any) -> Words | None:
     """The text tower of a teacher, or None."""
     text = getattr(model, "text", None)
     if text is None:
@@ -77,7 +78,7 @@ def parse_teachers(spec: str) -> dict[str, str]:
 
 
 def load_teachers(spec: str, sizes: dict[str, int]) -> dict[str, Teacher]:
-    """Loads the teachers of `name:MODEL,...`, each at the size its weights were trained for unless `sizes` names one."""
+    """Loads the teachers of `name:MODEL,...`, each at the size it was trained for unless `sizes` names one."""
     teachers = {}
     for name, model in parse_teachers(spec).items():
         vision = load(model)

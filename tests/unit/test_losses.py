@@ -101,7 +101,9 @@ def test_clip_is_symmetric_cross_entropy(rng: torch.Generator) -> None:
     logits = math.exp(2.0) * (unit_images @ unit_texts.T)
     rows = [-math.log(float(logits[i].softmax(0)[i])) for i in range(5)]
     columns = [-math.log(float(logits[:, i].softmax(0)[i])) for i in range(5)]
-    assert float(contrastive.clip(images, texts, scale)) == pytest.approx((np.mean(rows) + np.mean(columns)) / 2, rel=1e-5)
+    assert float(contrastive.clip(images, texts, scale)) == pytest.approx(
+        (np.mean(rows) + np.mean(columns)) / 2, rel=1e-5
+    )
     torch.testing.assert_close(contrastive.clip(images, texts, scale), contrastive.clip(texts, images, scale))
 
 

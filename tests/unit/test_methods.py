@@ -23,7 +23,9 @@ CAPTIONS = ("a red cone", "a small blue torus", "a white cube left of a green sp
 
 
 def batch_of(count: int = 4, size: int = 32, start: int = 0) -> Batch:
-    pictures = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    pictures = torch.randint(
+        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
     place = torch.arange(start, start + count)
     captions = tuple((f"{CAPTIONS[i % 3]} number {i}", CAPTIONS[(i + 1) % 3]) for i in range(count))
     sizes = torch.full((count, 2), size)
@@ -132,14 +134,14 @@ def test_dino_centre_is_the_running_mean_of_all_teacher_logits_of_a_step(dino_ta
     for part in parts:
         crops = dino_task.prepare(part, 0).crops
         with torch.no_grad():
-            logits.append(dino_task.teacher["head"](dino_task.teacher["backbone"](torch.cat(crops[:2])).summary))
+            logits.append(dino_task.teacher.head(dino_task.teacher.backbone(torch.cat(crops[:2])).summary))
         backward(dino_task, part)
     dino_task.after_step(0.0)
     torch.testing.assert_close(dino_task.centre, 0.1 * torch.cat(logits).mean(0, keepdim=True))
 
 
 def test_dino_prototypes_stand_still_at_first(dino_task: dino.DinoTask) -> None:
-    last = dino_task.student["head"].last_layer
+    last = dino_task.student.head.last_layer
     backward(dino_task, batch_of())
     dino_task.before_step(0.49)
     assert all(parameter.grad is None for parameter in last.parameters())
@@ -149,7 +151,7 @@ def test_dino_prototypes_stand_still_at_first(dino_task: dino.DinoTask) -> None:
 
 
 def test_dino_prototypes_keep_unit_length(dino_task: dino.DinoTask) -> None:
-    weight = dino_task.student["head"].last_layer.weight
+    weight = dino_task.student.head.last_layer.weight
     torch.testing.assert_close(weight.norm(dim=1), torch.ones(32))
 
 

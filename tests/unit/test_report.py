@@ -95,7 +95,7 @@ def read_page(html: str) -> Reader:
 def test_the_interval_is_wilsons(trials: tuple[int, int]) -> None:
     right, count = trials
     low, high = interval(right / count, count)
-    assert 0 <= low and high <= 1
+    assert low >= 0 and high <= 1
     assert low - 1e-12 <= right / count <= high + 1e-12
     expected = binomtest(right, count).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-6)
