@@ -87,7 +87,7 @@ class ClipTask(Task):
 
 
 def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
-    """Fills what is None: learning rate 5e-4 (CLIP, table 20), 32 epochs, a text tower in CLIP's proportion to its ViT."""
+    """Fills what is None: learning rate 5e-4 (CLIP, table 20), 32 epochs, a text tower in proportion to the ViT."""
     config = resolve_common(config, samples, lr=5e-4, epochs=32, size=224)
     image = vit_config(config.model)
     # CLIP's text towers are two thirds as wide as their ViT; 64 channels a head.
