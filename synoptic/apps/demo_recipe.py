@@ -94,7 +94,15 @@ FULL = Recipe(
     },
 )
 
-_BRIEF: Words = {"size": 32, "batch": 16, "optim.lr": "1e-3", "evaluate_every": 12, "log_every": 4}
+_BRIEF: Words = {
+    "size": 32,
+    "steps": 20,
+    "batch": 16,
+    "optim.lr": "1e-3",
+    "log_every": 4,
+    "evaluate_every": 10,
+    "checkpoint_every": 10,
+}
 
 QUICK = Recipe(
     size=48,
@@ -104,7 +112,6 @@ QUICK = Recipe(
         "data": "single",
         "model": "vit_mini16",
         **_BRIEF,
-        "steps": 24,
         "embedding": 64,
         "text_width": 64,
         "text_depth": 1,
@@ -114,14 +121,13 @@ QUICK = Recipe(
         "data": "single",
         "model": "vit_mini16",
         **_BRIEF,
-        "steps": 24,
         "crops.local_count": 2,
         "crops.local_size": 16,
         "head_hidden": 64,
         "bottleneck": 32,
         "prototypes": 64,
     },
-    radio={"data": "single,multi", "model": "vit_mini8", **_BRIEF, "steps": 24},
+    radio={"data": "single,multi", "model": "vit_mini8", **_BRIEF},
 )
 
 RECIPES: Mapping[str, Recipe] = {"full": FULL, "quick": QUICK}

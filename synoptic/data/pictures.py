@@ -55,7 +55,8 @@ class PictureError(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        path = self.path.encode(errors="backslashreplace").decode()  # a file's name may be any bytes, a message not
+        return f"{path}: {self.reason}"
 
 
 def read_picture(picture: str | Path | BinaryIO | Image.Image, longest: int | None = None) -> np.ndarray:

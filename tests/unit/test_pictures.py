@@ -391,6 +391,7 @@ def test_file_names_of_any_bytes_are_recorded(tmp_path):
     log.write_to(tmp_path / "errors.jsonl")
     log.note([], [(0, PictureError("\udcff.jpg", "truncated"))])
     assert json.loads((tmp_path / "errors.jsonl").read_text())["path"] == "\udcff.jpg"
+    assert str(PictureError("\udcff.jpg", "truncated")).encode() == rb"\udcff.jpg: truncated"
 
 
 @given(st.integers(1, 2000), st.data())
