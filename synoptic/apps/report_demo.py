@@ -199,15 +199,26 @@ def _table(material: Material) -> Table:
     rows: list[list[Cell | str]] = []
     for subject, title in TITLES.items():
         rows.append([title, *(_cell(material, subject, measure) for measure in MEASURES)])
+        rows += _in_spaces(material) if subject == "student" else []
     for teacher in TEACHERS:
         shares = [material.kept(measure, teacher) for measure in MEASURES]
         cells = [Cell(NOTHING if share is None else percent(share, 0)) for share in shares]
         rows.append([f"kept of the {TITLES[teacher]}", *cells])
     note = (
-        "The best of each column stands out. Small: the 95 % interval. Kept: (student - chance) / (teacher - chance), "
-        "where there is such a score and the teacher is more than 2 points above chance."
+        "The best of each column stands out. Small: the 95 % interval. Student as CLIP, as DINO: what its adaptors "
+        "answer in the spaces of its teachers; its words lie in the space of CLIP. Kept: (student - chance) / "
+        "(teacher - chance), where there is such a score and the teacher is more than 2 points above chance."
     )
     return Table(["", *MEASURES.values()], rows, note)
+
+
+def _in_spaces(material: Material) -> list[list[Cell | str]]:
+    """The student's neighbours in the spaces of its teachers."""
+    found = {teacher: material.judged["student"].scores[f"knn_{teacher}"] for teacher in TEACHERS}
+    return [
+        [f"student as {teacher.upper()}", *(Cell(percent(knn) if name == "knn" else NOTHING) for name in MEASURES)]
+        for teacher, knn in found.items()
+    ]
 
 
 def _cell(material: Material, subject: str, measure: str) -> Cell:

@@ -155,7 +155,7 @@ Show = Callable[[Job, bool], None]
 @contextmanager
 def _display(console: Console, jobs: Sequence[Job]) -> Iterator[Show]:
     """How a job's progress is shown: as a live line each on a terminal, else as plain lines now and then."""
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield _plain_lines(console)
         return
     columns = (

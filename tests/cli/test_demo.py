@@ -111,7 +111,15 @@ def test_the_report_tells_the_scores_and_the_commands(made: Made) -> None:
     results = json.loads((made.out / "results.json").read_text())
     for scores in (*results["teachers"].values(), results["student"], results["untrained"], results["raw_pixels"]):
         assert all(percent(score) in page for score in scores.values())
-    for told in ("train clip", "train radio", "teachers=clip:", "student as CLIP", "quick preset", "hexagonal prism"):
+    for told in (
+        "train clip",
+        "train radio",
+        "teachers=clip:",
+        "student as CLIP",
+        "kept of the CLIP teacher",
+        "quick preset",
+        "hexagonal prism",
+    ):
         assert told in page
     assert (made.out / "figures" / "patch_pca.png").is_file()
     assert len(page) < 3e6

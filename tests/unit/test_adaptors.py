@@ -70,7 +70,7 @@ def test_only_the_adaptors_asked_for_are_computed() -> None:
 
 def test_a_summary_token_a_teacher() -> None:
     adaptors = {"dino": AdaptorConfig(patches=7, summary=7, hidden=16)}
-    with pytest.raises(ValueError, match="1 adaptors need as many summary tokens, not 2"):
+    with pytest.raises(ValueError, match="1 adaptors need one summary token or as many, not 2"):
         StudentConfig(backbone=backbone(2), adaptors=adaptors)
 
 
