@@ -1,6 +1,6 @@
 """ViT-B/16 at 224 pixels against the ViT of transformers with equal weights, and against the machine's own limit.
 
-    python benchmarks/vit_forward.py [--pairs 7] [--batch 8]
+    python benchmarks/vit_forward.py [--pairs 15] [--batch 4]
 
 Both networks have the same random weights, which went through the converter, and see the same pictures; normalisation
 is part of both. First their outputs are compared: in float32 they must be equal to 1e-4 of the largest value. Then
@@ -101,8 +101,8 @@ def measure(dtype: torch.dtype, threads: int, batch: int, pairs: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=7, help="measurements of each rival")
-    parser.add_argument("--batch", type=int, default=8, help="pictures in a batch")
+    parser.add_argument("--pairs", type=int, default=15, help="measurements of each rival")
+    parser.add_argument("--batch", type=int, default=4, help="pictures in a batch")
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()
