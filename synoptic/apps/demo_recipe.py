@@ -54,7 +54,7 @@ FULL = Recipe(
         "data": "single",
         "model": "vit_nano8",
         "size": 32,
-        "steps": 750,
+        "steps": 900,
         "batch": 128,
         "optim.lr": "2e-3",
         "optim.final_weight_decay": 0.1,
@@ -77,7 +77,7 @@ FULL = Recipe(
         "crops.hue": 0.5,
         "crops.gray": 0.3,
         "crops.sigma": "0.1,1.0",
-        "evaluate_every": 250,
+        "evaluate_every": 300,
         "loader.validation": 0.05,
     },
     radio={
