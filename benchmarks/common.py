@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "numpy", "pillow", "transformers", "kornia", "synoptic-vision")
+_PACKAGES = ("torch", "numpy", "pillow", "transformers", "synoptic-vision")
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def main() -> None:
             times = result[clock]
             print(f"{name}, {clock}: {times['extra_ms']:.2f} ms more than {times['bare_ms']:.1f} ms")
     budget = {"claim": "at most 3 ms more per step", "holds": results["loop"]["processor"]["extra_ms"] <= 3.0}
-    print(common.save("loop-overhead", {"model": MODEL, "batch": arguments.batch, **budget, **results}))
+    print(common.save("loop_overhead", {"model": MODEL, "batch": arguments.batch, **budget, **results}))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,8 @@ from synoptic.data.listing import list_images
 from synoptic.data.pictures import PictureError, read_picture
 from synoptic.data.transforms import fit
 from synoptic.models.adaptors import Student
-from synoptic.types import Features
+from synoptic.types import Features, Preprocess
 from synoptic.weights import formats, zoo
-from synoptic.weights.formats import Preprocess
-
-__all__ = ["Preprocess", "ReadBatch", "VisionModel", "load", "read_batches"]
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]

@@ -26,8 +26,8 @@ from synoptic.evaluation.protocols import build_evaluator
 from synoptic.evaluation.recognition import KNN
 from synoptic.methods import get_method
 from synoptic.methods.base import Method, Task
-from synoptic.predict import Preprocess, VisionModel, load
-from synoptic.types import present
+from synoptic.predict import VisionModel, load
+from synoptic.types import Preprocess, present
 from synoptic.weights import formats
 
 log = logging.getLogger(__name__)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+Mode = Literal["crop", "squash"]
 
 
 def present(value: T | None) -> T:
@@ -123,23 +126,51 @@ class Backbone(Protocol):
     def __call__(self, images: Tensor, masks: Tensor | None = None, layers: Sequence[int] = ()) -> Features: ...
 
 
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture of any size becomes what a model was trained to read.
+
+    Attributes:
+        size: side in pixels.
+        mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape.
+    """
+
+    size: int
+    mode: Mode = "crop"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size} should be a number of pixels")
+
+
 class EncodesImages(Protocol):
     """Capability of a model that an evaluator may ask for: pictures to features."""
 
+    @property
+    def preprocess(self) -> Preprocess: ...
+
     def encode_image(self, images: Tensor) -> Features:
-        """Features of (B, C, H, W) pictures in [0, 1], of the size that the model reads."""
+        """Features of (B, C, S, S) float pictures in [0, 1], S being the size that `preprocess` says."""
         ...
 
 
 class EncodesText(EncodesImages, Protocol):
-    """Capability of a model whose summary (or the adaptor named) lives in one space with words."""
+    """Capability of a model that also reads words."""
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """(n, C) float32 embeddings, L2-normalised."""
+    @property
+    def text_space(self) -> str | None:
+        """The adaptor whose summary lives in one space with words; None for the model's own summary."""
+        ...
+
+    def encode_text(self, texts: Sequence[str], adaptor: str | None = None) -> np.ndarray:
+        """(n, C) float32 in that space, or in the adaptor's given, L2-normalised."""
         ...
 
 
-class Evaluator(Protocol):
-    """Judges a model; every score is a fraction in [0, 1] unless its name says otherwise."""
+Capability = TypeVar("Capability", bound=EncodesImages, contravariant=True)
 
-    def run(self, model: EncodesImages) -> Iterator[tuple[str, float]]: ...
+
+class Evaluator(Protocol[Capability]):
+    """Judges a model that has the capability named; scores are fractions in [0, 1] unless their names say otherwise."""
+
+    def run(self, model: Capability) -> Iterator[tuple[str, float]]: ...

@@ -22,11 +22,12 @@ from synoptic.config import from_dict, load_json
 from synoptic.data.sources import open_source
 from synoptic.engine.checkpoint import write_atomically
 from synoptic.evaluation.dense import Confusion, Segmentation, read_mask, segment
-from synoptic.evaluation.features import Encoder, RawPixels, Space, encode
+from synoptic.evaluation.features import RawPixels, Space, encode
 from synoptic.evaluation.protocols import zeroshot
 from synoptic.evaluation.recognition import KNN, Recognised
 from synoptic.methods import get_method
-from synoptic.predict import Preprocess, VisionModel, load
+from synoptic.predict import VisionModel, load
+from synoptic.types import EncodesImages, Preprocess
 from synoptic.weights.formats import text_towers
 
 EXAMPLES = 6  # test pictures whose segmentation is kept
@@ -63,7 +64,7 @@ def judge(demo: Demo, subject: str) -> tuple[dict[str, Any], dict[str, np.ndarra
     return scores, evidence | {"segmentation_iou": confusion.iou, "segmentation_masks": masks}
 
 
-def _segmented(demo: Demo, model: Encoder) -> tuple[Confusion, np.ndarray]:
+def _segmented(demo: Demo, model: EncodesImages) -> tuple[Confusion, np.ndarray]:
     """How well a linear probe does, and (EXAMPLES, H, W) uint8, what it says of the first test pictures."""
     train, test = (open_source(str(demo.data("multi")), part) for part in ("train", "test"))
     segmentation = Segmentation(train, test)

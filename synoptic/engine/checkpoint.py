@@ -114,17 +114,24 @@ class Checkpoints:
         return sorted(int(path.stem.removeprefix("step_")) for path in self.folder.glob("step_*.pt"))
 
     def save(self, state: Mapping[str, Any]) -> Path:
-        """Writes the state after `state["step"]` steps, notes `state["best"]`, and removes what is no longer kept."""
+        """Writes the state after `state["step"]` steps, then tidies up."""
         path = self.path(state["step"])
         save(path, state)
-        self.note_best(state["best"])
-        kept = {*self.steps()[-self.keep :], (state["best"] or {}).get("step")}
+        self.tidy(state["best"])
+        return path
+
+    def tidy(self, best: Mapping[str, Any] | None) -> None:
+        """Notes the best checkpoint, and removes those that are no longer kept.
+
+        Done after each checkpoint, and anew when a run goes on, which may have been killed in between.
+        """
+        self._note_best(best)
+        kept = {*self.steps()[-self.keep :], (best or {}).get("step")}
         for step in self.steps():
             if step not in kept:
                 self.path(step).unlink()
-        return path
 
-    def note_best(self, best: Mapping[str, Any] | None) -> None:
+    def _note_best(self, best: Mapping[str, Any] | None) -> None:
         """Writes {"step", "metric", "score"} of the best checkpoint to `best.json`."""
         note, text = self.folder / "best.json", json.dumps(best) + "\n"
         if best and not (note.exists() and note.read_text() == text):

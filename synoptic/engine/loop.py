@@ -229,7 +229,7 @@ class _Run:
         self.load(state)
         if self.best and not self.checkpoints.path(self.best["step"]).exists():
             self.best = None  # it gave way to a better one, which was damaged since
-        self.checkpoints.note_best(self.best)
+        self.checkpoints.tidy(self.best)
         return state["step"], state["seconds"]
 
     def load(self, state: Mapping[str, Any]) -> None:

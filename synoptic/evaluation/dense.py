@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synoptic.data.sources import Source
-from synoptic.evaluation.features import Encoder, Space, check_finite, encode
+from synoptic.evaluation.features import Space, check_finite, encode
 from synoptic.evaluation.ridge import LinearProbe, NormalEquations
-from synoptic.types import Features
+from synoptic.types import EncodesImages, Features
 
 IGNORE = 255  # pixels of this class are neither learned from nor judged
 
@@ -76,10 +76,10 @@ class Segmentation:
         self.classes = int(np.flatnonzero(pixels + judged).max()) + 1
         self._frequency = torch.from_numpy(pixels[: self.classes] / pixels.sum())
 
-    def run(self, model: Encoder) -> Iterator[tuple[str, float]]:
+    def run(self, model: EncodesImages) -> Iterator[tuple[str, float]]:
         yield f"segmentation_miou{self.space.suffix}", self.judge(model, self.fit(model)).miou
 
-    def fit(self, model: Encoder) -> LinearProbe:
+    def fit(self, model: EncodesImages) -> LinearProbe:
         """The probe for a model's patches, from the training pictures alone."""
         every = range(len(self.train))
         held = every[HELD_OUT - 1 :: HELD_OUT] or every  # of fewer than five, the same ones fit and choose
@@ -98,7 +98,7 @@ class Segmentation:
         probe = equations.solve(RIDGES[best])
         return probe.scaled(self._factors(FURTHER[further]).to(probe.bias))
 
-    def judge(self, model: Encoder, probe: LinearProbe) -> Confusion:
+    def judge(self, model: EncodesImages, probe: LinearProbe) -> Confusion:
         """What a probe of the model's patches makes of the test pictures."""
         counts = np.zeros((self.classes, self.classes), np.int64)
         for features, masks in self._patches(model, self.test, range(len(self.test))):
@@ -107,7 +107,7 @@ class Segmentation:
         return Confusion(counts)
 
     def _patches(
-        self, model: Encoder, source: Source, indices: Sequence[int]
+        self, model: EncodesImages, source: Source, indices: Sequence[int]
     ) -> Iterator[tuple[Features, list[np.ndarray]]]:
         """The patches of pictures in the space that is judged, batch by batch, with their masks."""
         assert source.masks is not None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,34 +17,11 @@ from torch.nn import functional as F
 from synoptic.data.pictures import PictureError
 from synoptic.data.sources import Source
 from synoptic.data.transforms import fit
-from synoptic.types import Features
-
-Mode = Literal["crop", "squash"]
+from synoptic.types import EncodesImages, Features, Mode, Preprocess
 
 BATCH = 64  # pictures of up to 224 pixels; fewer of larger ones
 READERS = 4  # threads; decoding runs beside the network, and more would only compete with it
 AHEAD = 2  # batches that are read while the model computes
-
-
-class Preprocess(Protocol):
-    """How pictures become a model's input."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def mode(self) -> Mode: ...
-
-
-class Encoder(Protocol):
-    """A model that pictures can be given to: all that the evaluators here ask for."""
-
-    @property
-    def preprocess(self) -> Preprocess: ...
-
-    def encode_image(self, images: Tensor) -> Features:
-        """Features of (B, 3, S, S) float pictures in [0, 1], S being the size that `preprocess` says."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +91,7 @@ class Embeddings:
 
 
 def encode(
-    model: Encoder, source: Source, indices: Sequence[int] | None = None, mode: Mode | None = None
+    model: EncodesImages, source: Source, indices: Sequence[int] | None = None, mode: Mode | None = None
 ) -> Iterator[Encoded]:
     """Shows a model the pictures of a source, batch by batch.
 
@@ -143,7 +120,7 @@ def encode(
 
 
 def embed(
-    model: Encoder, source: Source, spaces: Sequence[Space] = (Space(),), indices: Sequence[int] | None = None
+    model: EncodesImages, source: Source, spaces: Sequence[Space] = (Space(),), indices: Sequence[int] | None = None
 ) -> Embeddings:
     """One L2-normalised vector a picture in each of `spaces`, all from one pass over the source.
 
@@ -172,11 +149,10 @@ class RawPixels:
     """
 
     size: int = 16
-    mode: Mode = "squash"
 
     @property
     def preprocess(self) -> Preprocess:
-        return self
+        return Preprocess(self.size, "squash")
 
     def encode_image(self, images: Tensor) -> Features:
         """Features of (B, 3, size, size) pictures."""

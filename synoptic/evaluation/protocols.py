@@ -10,13 +10,12 @@ from synoptic.data.sources import Source, open_source, parts_of
 from synoptic.evaluation.dense import Segmentation
 from synoptic.evaluation.recognition import KNN, ZeroShot
 from synoptic.evaluation.scenes import is_scenes, seen_pairs
+from synoptic.types import EncodesText, Evaluator
 
 logger = logging.getLogger(__name__)
 
 TEMPLATES = ("a photo of {}.", "a picture of {}.", "a close-up photo of {}.", "a photo of {}, small.", "{}")
 SCENE_TEMPLATES = ("{}", "a picture of {}", "a photo of {}", "there is {}")  # as their captions speak
-
-AnyEvaluator = KNN | ZeroShot | Segmentation
 
 
 def zeroshot(source: Source) -> ZeroShot:
@@ -40,14 +39,14 @@ def prompts(names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
 
 
 # Each is built from the training part and the part to judge by.
-EVALUATIONS: dict[str, Callable[[Source, Source], AnyEvaluator]] = {
+EVALUATIONS: dict[str, Callable[[Source, Source], Evaluator[EncodesText]]] = {
     "knn": KNN,
     "zeroshot": lambda train, judged: zeroshot(judged),
     "segmentation": Segmentation,
 }
 
 
-def build_evaluator(name: str, data: str, split: Literal["test", "validation"] = "test") -> AnyEvaluator:
+def build_evaluator(name: str, data: str, split: Literal["test", "validation"] = "test") -> Evaluator[EncodesText]:
     """An evaluation of a data set.
 
     Args:

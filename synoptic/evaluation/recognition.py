@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synoptic.data.sources import Source
-from synoptic.evaluation.features import Encoder, Space, embed
+from synoptic.evaluation.features import Space, embed
+from synoptic.types import EncodesImages, EncodesText
 
 QUERY_CHUNK, BANK_CHUNK = 512, 16384  # similarities computed at once: 32 MB
 
@@ -122,11 +122,11 @@ class KNN:
         if queries.classes[: len(bank.classes)] != bank.classes:
             raise ValueError(f"{queries.root} has other classes than {bank.root}: neighbours cannot vote for them")
 
-    def run(self, model: Encoder) -> Iterator[tuple[str, float]]:
+    def run(self, model: EncodesImages) -> Iterator[tuple[str, float]]:
         for name, recognised in self.judge(model):
             yield name, recognised.accuracy()
 
-    def judge(self, model: Encoder) -> Iterator[tuple[str, Recognised]]:
+    def judge(self, model: EncodesImages) -> Iterator[tuple[str, Recognised]]:
         """For each space the name of its score, and every query with its votes and neighbours."""
         bank, queries = embed(model, self.bank, self.spaces), embed(model, self.queries, self.spaces)
         for space in self.spaces:
@@ -135,19 +135,6 @@ class KNN:
             votes = vote(neighbours, self._bank_labels, len(self.queries.classes), self.temperature)
             truth = self._query_labels[queries.index]
             yield f"knn{space.suffix}", Recognised(queries.index, truth, votes, neighbours)
-
-
-class Reader(Encoder, Protocol):
-    """A model that also reads words."""
-
-    @property
-    def text_space(self) -> str | None:
-        """The adaptor whose summary lives in one space with words; None for the model's own summary."""
-        ...
-
-    def encode_text(self, texts: Sequence[str], adaptor: str | None = None) -> np.ndarray:
-        """(n, C) float32 in that space, or in the adaptor's given, L2-normalised."""
-        ...
 
 
 def class_embeddings(
@@ -193,13 +180,13 @@ class ZeroShot:
         if not self._asked:
             raise ValueError(f"{source.root}: none of its pictures shows a class that has prompts")
 
-    def run(self, model: Reader) -> Iterator[tuple[str, float]]:
+    def run(self, model: EncodesText) -> Iterator[tuple[str, float]]:
         recognised = self.judge(model)
         yield "zeroshot", recognised.accuracy()
         if len(self.prompts) > 5:
             yield "zeroshot_top5", recognised.accuracy(within=5)
 
-    def judge(self, model: Reader) -> Recognised:
+    def judge(self, model: EncodesText) -> Recognised:
         """Every picture with its cosines to the classes."""
         adaptor = self.adaptor or model.text_space
         classes = class_embeddings(lambda texts: model.encode_text(texts, adaptor), self.prompts)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,27 +32,11 @@ from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
+from synoptic.types import Preprocess
 from synoptic.weights.convert import load_state
 
 FORMAT, VERSION = "synoptic", 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How a picture of any size becomes what the model was trained to read.
-
-    Attributes:
-        size: side in pixels.
-        mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape.
-    """
-
-    size: int
-    mode: Literal["crop", "squash"] = "crop"
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size} should be a number of pixels")
 
 
 @dataclass(frozen=True)

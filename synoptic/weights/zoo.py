@@ -12,8 +12,9 @@ from torch import nn
 
 from synoptic.config import nearest
 from synoptic.models.vit import NAMES, ViT, vit_config
+from synoptic.types import Preprocess
 from synoptic.weights import formats
-from synoptic.weights.formats import Preprocess, Record
+from synoptic.weights.formats import Record
 
 FORMS = "a name that `synoptic models` lists, a run folder, or a weights folder with its model.safetensors"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import assert_equal, assert_equal_forward_and_backward, assert_survives_the_way_there_and_back, file_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -17,17 +18,7 @@ from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViTConfig
 from synoptic.weights.convert import HUGGINGFACE_CLIP_TEXT, Change, Rule, Table, from_ours, load_state, to_ours
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of the reference's largest absolute value
 END = 29
-
-
-def assert_equal(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE[theirs.dtype] * theirs.abs().max().item())
-
-
-def file_of(model: nn.Module, folder: Path) -> dict[str, Tensor]:
-    model.save_pretrained(folder)
-    return load_file(folder / "model.safetensors")
 
 
 def pair(folder: Path, act: str, dtype: torch.dtype) -> tuple[TextTower, CLIPTextModelWithProjection]:
@@ -67,25 +58,12 @@ def tokens() -> Tensor:
 def test_equals_transformers_forward_and_backward(tmp_path: Path, act: str, dtype: torch.dtype) -> None:
     ours, theirs = pair(tmp_path, act, dtype)
     answer, expected = ours(tokens()), theirs(input_ids=tokens()).text_embeds
-    assert_equal(answer, expected)
-
-    weights = torch.randn_like(expected)
-    (answer * weights).sum().backward()
-    (expected * weights).sum().backward()
-    with torch.no_grad():  # gradients go through the same converter as weights
-        for parameter in theirs.parameters():
-            parameter.copy_(parameter.grad)
-    expected_gradients = to_ours(file_of(theirs, tmp_path), HUGGINGFACE_CLIP_TEXT)
-    for name, parameter in ours.named_parameters():
-        assert_equal(parameter.grad, expected_gradients[name])
+    assert_equal_forward_and_backward(ours, theirs, answer, expected, HUGGINGFACE_CLIP_TEXT, tmp_path)
 
 
 def test_weights_survive_the_way_there_and_back(tmp_path: Path) -> None:
     ours, theirs = pair(tmp_path, "gelu", torch.float32)
-    back = from_ours(ours.state_dict(), HUGGINGFACE_CLIP_TEXT)
-    file = file_of(theirs, tmp_path)
-    assert back.keys() == file.keys()
-    assert all(torch.equal(back[name], file[name]) for name in file)
+    assert_survives_the_way_there_and_back(ours, theirs, HUGGINGFACE_CLIP_TEXT, tmp_path)
 
 
 # What OpenAI's released files call things. Projections are stored for a product from the right.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from comparison import assert_equal, assert_equal_forward_and_backward, assert_survives_the_way_there_and_back, file_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ViTConfig as TheirConfig
@@ -16,21 +18,9 @@ from transformers import ViTModel
 
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.types import Features
-from synoptic.weights.convert import HUGGINGFACE_VIT, Rule, Table, from_ours, load_state, to_ours
+from synoptic.weights.convert import HUGGINGFACE_VIT, Rule, Table, load_state, to_ours
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of the reference's largest absolute value
 HALVES = (0.5, 0.5, 0.5)
-
-
-def assert_equal(ours: Tensor, theirs: Tensor) -> None:
-    bound = TOLERANCE[theirs.dtype] * theirs.abs().max().item()
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
-
-
-def file_of(model: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """The model's tensors under the names that its files have."""
-    model.save_pretrained(folder)
-    return load_file(folder / "model.safetensors")
 
 
 def pair(folder: Path, act: str = "gelu", dtype: torch.dtype = torch.float64) -> tuple[ViT, ViTModel]:
@@ -71,19 +61,7 @@ def test_equals_transformers_forward_and_backward(
     images = torch.rand(2, 3, *size, dtype=dtype)
     answer = tokens_of(ours(images))
     expected = theirs((images - 0.5) / 0.5, interpolate_pos_encoding=True).last_hidden_state
-    assert_equal(answer, expected)
-
-    weights = torch.randn_like(expected)
-    (answer * weights).sum().backward()
-    (expected * weights).sum().backward()
-    with torch.no_grad():  # gradients go through the same converter as weights
-        for parameter in theirs.parameters():
-            parameter.copy_(parameter.grad)
-    expected_gradients = to_ours(file_of(theirs, tmp_path), HUGGINGFACE_VIT)
-    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
-    assert gradients.keys() == expected_gradients.keys()
-    for name, gradient in gradients.items():
-        assert_equal(gradient, expected_gradients[name])
+    assert_equal_forward_and_backward(ours, theirs, answer, expected, HUGGINGFACE_VIT, tmp_path)
 
 
 def test_layers_equal_transformers(tmp_path: Path) -> None:
@@ -96,10 +74,7 @@ def test_layers_equal_transformers(tmp_path: Path) -> None:
 
 def test_weights_survive_the_way_there_and_back(tmp_path: Path) -> None:
     ours, theirs = pair(tmp_path, dtype=torch.float32)
-    back = from_ours(ours.state_dict(), HUGGINGFACE_VIT)
-    file = file_of(theirs, tmp_path)
-    assert back.keys() == file.keys()
-    assert all(torch.equal(back[name], file[name]) for name in file)
+    assert_survives_the_way_there_and_back(ours, theirs, HUGGINGFACE_VIT, tmp_path)
 
 
 def test_a_wrong_epsilon_would_be_seen(tmp_path: Path) -> None:
@@ -129,8 +104,10 @@ FACEBOOK = Table(
 )
 
 
-def from_fixture(path: Path, **config: Any) -> ViT:
-    model = ViT(ViTConfig(**config))
+def from_fixture(path: Path, sizes: Mapping[str, int], **config: Any) -> ViT:
+    """The ViT of a makers' file, with the sizes that its record names."""
+    ours = {"patch_size": "patch", "width": "dim", "depth": "depth", "heads": "heads", "image_size": "img"}
+    model = ViT(ViTConfig(**{name: sizes[theirs] for name, theirs in ours.items()}, **config))
     load_state(model, to_ours(torch.load(path, weights_only=True), FACEBOOK), str(path))
     return model.eval()
 
@@ -145,11 +122,7 @@ def test_equals_dino(fixtures_dir: Path, name: str) -> None:
     sizes = json.loads((folder / "config.json").read_text())["vits"][name]
     model = from_fixture(
         folder / f"weights.{name}.pth",
-        patch_size=sizes["patch"],
-        width=sizes["dim"],
-        depth=sizes["depth"],
-        heads=sizes["heads"],
-        image_size=sizes["img"],
+        sizes,
         position_offset=0.1,
     )
     record = load_file(folder / "io.safetensors")
@@ -166,11 +139,7 @@ def test_equals_dinov2(fixtures_dir: Path, name: str) -> None:
     sizes = json.loads((folder / "config.json").read_text())["variants"][name]
     model = from_fixture(
         folder / f"weights.{name}.pth",
-        patch_size=sizes["patch"],
-        width=sizes["dim"],
-        depth=sizes["depth"],
-        heads=sizes["heads"],
-        image_size=sizes["img"],
+        sizes,
         registers=sizes["reg"],
         feed_forward="mlp" if sizes["ffn"] == "mlp" else "swiglu",
         antialias=sizes["antialias"],

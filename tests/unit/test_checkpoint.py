@@ -140,7 +140,7 @@ def test_if_all_are_damaged_nothing_starts_anew_in_silence(tmp_path):
 def test_the_best_note_may_name_a_file_that_is_gone(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(state(5))
-    checkpoints.note_best({"step": 3, "metric": "knn", "score": 0.5})
+    checkpoints.tidy({"step": 3, "metric": "knn", "score": 0.5})
     assert checkpoints.best() == checkpoints.path(5)
 
 

@@ -20,8 +20,8 @@ from synoptic.evaluation.dense import IGNORE, Confusion, Segmentation, class_sha
 from synoptic.evaluation.protocols import build_evaluator
 from synoptic.evaluation.ridge import NormalEquations
 from synoptic.models.vit import ViT, vit_config
-from synoptic.predict import Preprocess, VisionModel
-from synoptic.types import Features
+from synoptic.predict import VisionModel
+from synoptic.types import Features, Preprocess
 
 SIDE, PATCH = 32, 4
 

@@ -16,8 +16,8 @@ from synoptic.methods import METHOD_NAMES, clip, dino, get_method, radio
 from synoptic.methods.base import split_by_decay
 from synoptic.methods.teachers import Teacher, parse_teachers
 from synoptic.models.vit import ViT, vit_config
-from synoptic.predict import Preprocess, VisionModel
-from synoptic.types import Batch
+from synoptic.predict import VisionModel
+from synoptic.types import Batch, Preprocess
 
 CAPTIONS = ("a red cone", "a small blue torus", "a white cube left of a green sphere")
 

@@ -21,7 +21,8 @@ from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
-from synoptic.predict import Preprocess, VisionModel, read_batches
+from synoptic.predict import VisionModel, read_batches
+from synoptic.types import Preprocess
 
 TOKENIZER = Tokenizer.learn(["a red cone", "a blue cube"], vocabulary=300, context=12)
 TEXT = TextConfig(

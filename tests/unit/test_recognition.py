@@ -27,8 +27,8 @@ from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, vit_config
-from synoptic.predict import Preprocess, VisionModel
-from synoptic.types import Features
+from synoptic.predict import VisionModel
+from synoptic.types import Features, Preprocess
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (20, 40, 210)}
 WORDS = {name: torch.tensor(rgb, dtype=torch.float32) / 255 for name, rgb in COLOURS.items()}

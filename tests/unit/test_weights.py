@@ -23,6 +23,7 @@ from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import NAMES, ViT, ViTConfig
+from synoptic.types import Preprocess
 from synoptic.weights import formats, zoo
 from synoptic.weights.convert import (
     HUGGINGFACE_CLIP_TEXT,
@@ -34,7 +35,7 @@ from synoptic.weights.convert import (
     load_state,
     to_ours,
 )
-from synoptic.weights.formats import Preprocess, text_towers, weights_hash
+from synoptic.weights.formats import text_towers, weights_hash
 
 TOKENIZER = Tokenizer.learn(["a red cone", "a blue cube"], vocabulary=300, context=8)
 TEXT = TextConfig(vocabulary=TOKENIZER.vocabulary, context=8, end=TOKENIZER.end, width=8, depth=1, heads=2, embedding=6)
