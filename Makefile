@@ -14,7 +14,7 @@ test: $(READY)
 	$(VENV)/bin/python -m pytest -n $(JOBS) -rs --durations=15
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -m slow -rs --durations=0
+	$(VENV)/bin/python -m pytest -m slow -rs -s --durations=0
 
 bench: $(READY)
 	set -e; for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do \

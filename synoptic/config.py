@@ -90,7 +90,6 @@ class TrainConfig:
             several, comma-separated.
         out: the run folder.
         model: architecture to train (`synoptic models` lists them).
-        init: weights to start from; None starts from nothing.
         size: side of the training pictures in pixels; None takes the method's.
         steps: optimiser steps.
         epochs: passes over the data, where `steps` is not given.
@@ -110,7 +109,6 @@ class TrainConfig:
     data: str
     out: str
     model: str = "vit_s16"
-    init: str | None = None
     size: PositiveInt | None = None
     steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None

@@ -111,7 +111,6 @@ trainings = st.builds(
     TrainConfig,
     data=texts,
     out=texts,
-    init=st.none() | texts,
     steps=st.none() | st.integers(1, 10**9),
     epochs=st.none() | sixtyfourths,
     precision=st.sampled_from(["auto", "fp32", "bf16"]),

@@ -47,7 +47,6 @@ trainings = st.builds(
     TrainConfig,
     data=st.text(),
     out=st.text(),
-    init=st.none() | st.text(),
     steps=st.none() | st.integers(1, 10**9),
     epochs=st.none() | positive,
     seed=st.integers(0, 2**63 - 1),

@@ -41,7 +41,7 @@ def imported(*folders: str) -> set[str]:
                 modules.add(node.module or "")
     if "torch.utils.tensorboard" in modules:
         modules.add("tensorboard")
-    ours = {"synoptic", "common"}  # the latter is shared by the benchmarks
+    ours = {"synoptic", *(path.stem for path in paths)}  # files of tests and benchmarks import their neighbours
     names = {module.partition(".")[0] for module in modules} - ours - sys.stdlib_module_names
     return {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in names}
 

@@ -1,0 +1,57 @@
+"""How much memory a process and all its children hold at the worst moment (Linux alone tells)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+EVERY = 0.5  # seconds
+
+
+class Peak:
+    """The most bytes seen so far, shared pages counted once."""
+
+    bytes = 0
+
+
+@contextmanager
+def watched() -> Iterator[Peak]:
+    """Watches this process and its children, and theirs, until it is left."""
+    peak, ended = Peak(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(EVERY):
+            peak.bytes = max(peak.bytes, sum(_held(process) for process in _family(os.getpid())))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _family(root: int) -> list[int]:
+    children: dict[int, list[int]] = defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it may end any time
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                children[int(parent)].append(int(entry.name))
+    family = [root]
+    for process in family:
+        family += children[process]
+    return family
+
+
+def _held(process: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
