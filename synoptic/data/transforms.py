@@ -78,33 +78,35 @@ def fit(images: Tensor, sizes: Tensor, size: int, mode: Literal["crop", "squash"
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """One random crop of every picture, resized: the whole augmentation of CLIP and AM-RADIO.
+    """One random crop of every picture, resized: the augmentation of CLIP, and of students that copy their teachers.
 
     Attributes:
-        size: side of the crop in pixels.
+        sizes: sides in pixels; the same crop comes in each of them.
         scale: share of the picture's area, smallest and largest.
         ratio: width over height, smallest and largest.
         flip: share of the crops that are mirrored.
     """
 
-    size: int
+    sizes: tuple[int, ...]
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_at_least("size", self.size, 1)
+        for size in self.sizes:
+            _check_at_least("size", size, 1)
         _check_span("scale", self.scale, 1.0)
         _check_span("ratio", self.ratio, math.inf)
         _check_share("flip", self.flip)
 
     def __call__(self, batch: Batch, seed: int) -> Batch:
-        """The batch with images (B, C, size, size) float32 in [0, 1]."""
+        """The batch with crops (B, C, size, size) float32 in [0, 1], one tensor a size, in place of its images."""
         images, sizes, position = _opened(batch)
         draws = Draws(seed, position)
         boxes = random_boxes(sizes, self.scale, self.ratio, draws, "crop.box")
-        images = resized_crop(images, boxes, self.size, draws.flags("crop.flip", self.flip))
-        return replace(batch, images=images, sizes=None)
+        flips = draws.flags("crop.flip", self.flip)
+        crops = tuple(resized_crop(images, boxes, size, flips) for size in self.sizes)
+        return replace(batch, images=None, sizes=None, crops=crops)
 
 
 @dataclass(frozen=True, kw_only=True)

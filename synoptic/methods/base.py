@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import AfterValidator
+from pydantic import Field as Bound
 from torch import Tensor, nn
 
 from synoptic.config import TrainConfig
+from synoptic.models.vit import tiled_sizes, vit_config
 from synoptic.types import Batch
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+
+_AreaShare = Annotated[float, Bound(gt=0, le=1)]
+
+
+def _rising(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] > span[1]:
+        raise ValueError("the lowest value comes first")
+    return span
+
+
+AreaSpan = Annotated[tuple[_AreaShare, _AreaShare], AfterValidator(_rising)]
+"""Lowest and highest share of a picture's area."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,15 @@ class Task(nn.Module):
 
     `progress` is the share of the run already done, in [0, 1]: every schedule is a function of it.
     """
+
+    @property
+    def reads(self) -> int:
+        """Side in pixels of the largest pictures that a network of this task is shown."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, str]:
+        """What else a run of this task depends on, beside its configuration: name -> what tells it apart."""
+        return {}
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """Augments a batch on its own device; everything random comes from (seed, batch.position)."""
@@ -112,6 +136,14 @@ def resolve_common(config: ConfigT, samples: int, *, lr: float, epochs: float, s
         evaluate_every=config.evaluate_every or max(1, steps // 5),
         optim=config.optim if config.optim.lr is not None else replace(config.optim, lr=lr),
     )
+
+
+def check_tiles(key: str, size: int, model: str) -> None:
+    """Refuses pictures that the patches of an architecture do not tile, by the key that users type."""
+    patch = vit_config(model).patch_size
+    if size % patch:
+        low, high = tiled_sizes(size, patch)
+        raise ValueError(f"{key}={size}: the patches of {model} do not tile it; the nearest that work: {low}, {high}")
 
 
 def split_by_decay(named: Iterator[tuple[str, nn.Parameter]]) -> list[ParamGroup]:

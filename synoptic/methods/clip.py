@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
+from pydantic import Field as Bound
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from synoptic.config import OptimConfig, TrainConfig
@@ -14,13 +17,14 @@ from synoptic.data.draws import Draws
 from synoptic.data.sources import Source
 from synoptic.data.transforms import RandomCrop
 from synoptic.losses import contrastive
-from synoptic.methods.base import Method, Task, resolve_common
+from synoptic.methods.base import AreaSpan, Method, Task, check_tiles, resolve_common
 from synoptic.models.clip import CLIP_MEAN, CLIP_STD, Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import vit_config
 from synoptic.types import Batch, present
 
+SMALLEST_VOCABULARY = 258  # all bytes, start and end
 LARGEST_LOGIT_SCALE = math.log(100.0)  # CLIP sec. 2.5: logits are never scaled by more than 100
 
 
@@ -31,18 +35,19 @@ class ClipTrainConfig(TrainConfig):
     Attributes:
         embedding: width of the space shared by pictures and words.
         text_width, text_depth, text_heads: of the text transformer; None follows the picture encoder.
-        vocabulary: most tokens of the byte-pair encoding learned from the captions.
-        context: most tokens of a caption.
+        vocabulary: most tokens of the byte-pair encoding learned from the captions; the bytes alone are 258 with the
+            marks of start and end.
+        context: most tokens of a caption, start and end among them.
         crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
     """
 
-    embedding: int | None = None
-    text_width: int | None = None
-    text_depth: int | None = None
-    text_heads: int | None = None
-    vocabulary: int = 8192
-    context: int = 32
-    crop_scale: tuple[float, float] = (0.9, 1.0)
+    embedding: PositiveInt | None = None
+    text_width: PositiveInt | None = None
+    text_depth: PositiveInt | None = None
+    text_heads: PositiveInt | None = None
+    vocabulary: Annotated[int, Bound(ge=SMALLEST_VOCABULARY)] = 8192
+    context: Annotated[int, Bound(ge=3)] = 32
+    crop_scale: AreaSpan = (0.9, 1.0)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.2, betas=(0.9, 0.98), clip=1.0))
 
 
@@ -59,17 +64,21 @@ class ClipTask(Task):
         assert config.size is not None
         self.config = config
         self.model = model
-        self.crop = RandomCrop(config.size, scale=config.crop_scale)
+        self.crop = RandomCrop((config.size,), scale=config.crop_scale)
+
+    @property
+    def reads(self) -> int:
+        return max(self.crop.sizes)
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         counts = torch.tensor([len(captions) for captions in batch.captions])
         chosen = Draws(seed, present(batch.position)).integers("caption", counts)
         texts = [captions[place] for captions, place in zip(batch.captions, chosen.tolist(), strict=True)]
         cropped = self.crop(batch, seed)
-        return replace(cropped, tokens=self.model.tokenizer(texts).to(present(cropped.images).device))
+        return replace(cropped, tokens=self.model.tokenizer(texts).to(cropped.crops[0].device))
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
-        images = self.model(present(batch.images)).summary
+        images = self.model(batch.crops[0]).summary
         texts = self.model.encode_text(present(batch.tokens))
         loss = contrastive.clip(images, texts, self.model.logit_scale)
         yield {"loss": loss, "contrastive": loss.detach(), "logit_scale": self.model.logit_scale.detach().exp()}
@@ -88,16 +97,25 @@ class ClipTask(Task):
 
 def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
     """Fills what is None: learning rate 5e-4 (CLIP, table 20), 32 epochs, a text tower in proportion to the ViT."""
+    if config.accumulate > 1:
+        raise ValueError(
+            f"accumulate={config.accumulate}: CLIP compares every picture of a batch with every caption of it, "
+            f"which cannot be done in parts; lower batch instead"
+        )
     config = resolve_common(config, samples, lr=5e-4, epochs=32, size=224)
+    check_tiles("size", present(config.size), config.model)
     image = vit_config(config.model)
     # CLIP's text towers are two thirds as wide as their ViT; 64 channels a head.
     width = config.text_width or max(round(image.width * 2 / 3 / 64), 1) * 64
+    heads = config.text_heads or next(heads for heads in range(max(width // 64, 1), 0, -1) if width % heads == 0)
+    if width % heads:
+        raise ValueError(f"text_heads={heads}: does not divide text_width={width}")
     return replace(
         config,
         embedding=config.embedding or width,
         text_width=width,
         text_depth=config.text_depth or min(image.depth, 12),
-        text_heads=config.text_heads or max(width // 64, 1),
+        text_heads=heads,
     )
 
 
@@ -119,7 +137,8 @@ def build(config: ClipTrainConfig, source: Source) -> ClipTask:
         heads=present(config.text_heads),
         embedding=present(config.embedding),
     )
-    image = vit_config(config.model, image_size=config.size, mean=CLIP_MEAN, std=CLIP_STD)
+    # The one change to the ViT in CLIP sec. 2.4 is the norm before its blocks.
+    image = vit_config(config.model, image_size=config.size, mean=CLIP_MEAN, std=CLIP_STD, pre_norm=True)
     return ClipTask(config, Clip(ClipConfig(image=image, text=text), tokenizer))
 
 

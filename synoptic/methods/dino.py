@@ -9,21 +9,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from synoptic.config import OptimConfig, TrainConfig
+from synoptic.config import Fraction, OptimConfig, Share, TrainConfig
 from synoptic.data.sources import Source
 from synoptic.data.transforms import MultiCrop, MultiCropConfig
 from synoptic.losses import ssl
-from synoptic.methods.base import Method, ParamGroup, Task, resolve_common, split_by_decay, update_average
+from synoptic.methods.base import Method, ParamGroup, Task, check_tiles, resolve_common, split_by_decay, update_average
 from synoptic.models.heads import DinoHead
 from synoptic.models.vit import ViT, vit_config
-from synoptic.types import Batch
+from synoptic.types import Batch, present
 
 
 @dataclass(frozen=True, kw_only=True)
 class DinoConfig(TrainConfig):
     """Self-distillation without labels.
+
+    What is taken over a batch (Sinkhorn-Knopp, KoLeo, batch norm in the head) is taken over each part of it where
+    `accumulate` cuts it. `optim.clip` bounds the norm of all gradients together; the makers' code bounds each tensor's.
 
     Attributes:
         prototypes: K, outputs of the head; None takes about a quarter of the number of pictures, between 256 and the
@@ -47,22 +51,21 @@ class DinoConfig(TrainConfig):
         crops: multi-crop augmentation.
     """
 
-    size: int | None = None
-    prototypes: int | None = None
-    head_hidden: int = 2048
-    bottleneck: int = 256
+    prototypes: PositiveInt | None = None
+    head_hidden: PositiveInt = 2048
+    bottleneck: PositiveInt = 256
     head_norm: bool = False
     fixed_norm: bool = True
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    teacher_temperature_start: float = 0.04
-    teacher_temperature_warmup: float = 0.1
-    momentum: float = 0.996
+    student_temperature: PositiveFloat = 0.1
+    teacher_temperature: PositiveFloat = 0.04
+    teacher_temperature_start: PositiveFloat = 0.04
+    teacher_temperature_warmup: Share = 0.1
+    momentum: Share = 0.996
     centring: Literal["mean", "sinkhorn"] = "mean"
-    centre_momentum: float = 0.9
-    freeze_last_layer: float = 0.01
-    koleo: float = 0.0
-    drop_path: float = 0.1
+    centre_momentum: Fraction = 0.9
+    freeze_last_layer: Share = 0.01
+    koleo: NonNegativeFloat = 0.0
+    drop_path: Fraction = 0.1
     crops: MultiCropConfig = field(default_factory=MultiCropConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(weight_decay=0.04, final_weight_decay=0.4, final_lr=2e-3, clip=3.0)
@@ -111,6 +114,10 @@ class DinoTask(Task):
         self.teacher.backbone.eval()  # without stochastic depth; norms in the head use the batch, as the student's
         return self
 
+    @property
+    def reads(self) -> int:
+        return max(present(self.config.crops.global_size), present(self.config.crops.local_size))
+
     def prepare(self, batch: Batch, seed: int) -> Batch:
         return self.multi_crop(batch, seed)
 
@@ -128,13 +135,13 @@ class DinoTask(Task):
             logits = self.teacher.head(self.teacher.backbone(torch.cat(batch.crops[:2])).summary).float()
             targets = self._targets(logits, self.teacher_temperature(progress))
             self._teacher_logits.append(logits)
-        summaries = [self.student.backbone(crops).summary for crops in self._stacked(batch.crops)]
-        student = torch.cat([self.student.head(summary) for summary in summaries])
+        summaries = torch.cat([self.student.backbone(crops).summary for crops in self._stacked(batch.crops)])
+        student = self.student.head(summaries)
         size = len(batch.crops[0])
         loss = ssl.dino(student.split(size), targets.split(size), self.config.student_temperature)
         terms = {"loss": loss, "dino": loss.detach(), "target_entropy": ssl.entropy(targets)}
         if self.config.koleo:
-            spread = torch.stack([ssl.koleo(view) for view in summaries[0].split(size)]).mean()
+            spread = torch.stack([ssl.koleo(view) for view in summaries[: 2 * size].split(size)]).mean()
             terms["loss"] = loss + self.config.koleo * spread
             terms["koleo"] = spread.detach()
         yield terms
@@ -174,13 +181,15 @@ class DinoTask(Task):
 
 def resolve(config: DinoConfig, samples: int) -> DinoConfig:
     """Fills what the data decide: learning rate 5e-4 * batch / 256 and 100 epochs (paper), prototypes, crop sizes."""
-    config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=224)
-    assert config.size is not None
+    size = config.size or config.crops.global_size or 224
+    config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=size)
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
     # Small crops keep the paper's proportion of 96 to 224, rounded to whole patches.
     patch = vit_config(config.model).patch_size
-    large = config.crops.global_size or config.size
+    large = config.crops.global_size or size
     small = config.crops.local_size or max(round(large * 96 / 224 / patch), 1) * patch
+    for key, side in {"size": size, "crops.global_size": large, "crops.local_size": small}.items():
+        check_tiles(key, side, config.model)
     crops = replace(config.crops, global_size=large, local_size=small)
     return replace(config, prototypes=prototypes, crops=crops)
 

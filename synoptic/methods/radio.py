@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from synoptic.config import OptimConfig, TrainConfig
-from synoptic.data.draws import Draws
+from synoptic.config import OptimConfig, Share, TrainConfig
 from synoptic.data.sources import Source
-from synoptic.data.transforms import random_boxes, resized_crop
+from synoptic.data.transforms import RandomCrop
 from synoptic.losses import distillation
-from synoptic.methods.base import Method, ParamGroup, Task, resolve_common, split_by_decay
+from synoptic.methods.base import AreaSpan, Method, ParamGroup, Task, check_tiles, resolve_common, split_by_decay
 from synoptic.methods.teachers import Teacher, Words, load_teachers, words_of
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.vit import vit_config
@@ -29,10 +30,11 @@ class RadioConfig(TrainConfig):
         teachers: `name:MODEL,name:MODEL`; the names are those of the student's adaptors.
         teacher_sizes: `name:PIXELS,...`, the side of the pictures that a teacher sees, where it is not the one it was
             trained with.
-        weights: `name.summary:W,name.patches:W,...`, the weight of a loss term where it is not 1.
-        head_hidden: width inside the heads; None takes the widest of the teachers and the student.
+        loss_weights: `name.summary:W,name.patches:W,...`, the weight of a loss term where it is not 1. A student has no
+            summary for a teacher whose `summary` weighs 0.
+        head_hidden: width inside the heads; None takes the widest of the teachers' patches and the student.
         crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
-        flip: share of the crops that are mirrored.
+        flip: share of the crops that are mirrored (not in the paper; it suits small data).
         summary: "shared" is one summary token that all heads read (the paper); "per_teacher" one token for each, whose
             concatenation is the student's summary (the released models).
         position: "learned" position embeddings, or "cpe", which lets the student see any size.
@@ -40,29 +42,52 @@ class RadioConfig(TrainConfig):
 
     teachers: str = ""
     teacher_sizes: str = ""
-    weights: str = ""
-    head_hidden: int | None = None
-    crop_scale: tuple[float, float] = (0.4, 1.0)
-    flip: float = 0.5
+    loss_weights: str = ""
+    head_hidden: PositiveInt | None = None
+    crop_scale: AreaSpan = (0.4, 1.0)
+    flip: Share = 0.5
     summary: Literal["shared", "per_teacher"] = "per_teacher"
     position: Literal["learned", "cpe"] = "cpe"
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.02, clip=1.0))
 
 
-def parse_numbers(key: str, spec: str) -> dict[str, float]:
-    """`name:number,...` as a dictionary.
+def parse_sizes(spec: str) -> dict[str, int]:
+    """`name:PIXELS,...` as a dictionary.
 
     Raises:
-        ValueError: naming `key` and the entry that is wrong.
+        ValueError: naming the entry that is wrong.
     """
-    numbers = {}
+    sizes = {}
+    for name, value in _entries(spec):
+        if not value.isdecimal() or not int(value):
+            raise ValueError(f"teacher_sizes={spec!r}: {name}:{value} is not of the form name:PIXELS, such as clip:224")
+        sizes[name] = int(value)
+    return sizes
+
+
+def parse_loss_weights(spec: str) -> dict[str, float]:
+    """`name.term:WEIGHT,...` as a dictionary.
+
+    Raises:
+        ValueError: naming the entry that is wrong.
+    """
+    weights = {}
+    for name, value in _entries(spec):
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            weights[name] = math.nan
+        if not 0.0 <= weights[name] < math.inf:
+            raise ValueError(f"loss_weights={spec!r}: {name}:{value} should be a number, 0 or more")
+        if not weights[name] and name.endswith(".patches"):
+            raise ValueError(f"loss_weights={spec!r}: {name}:{value}: patches are what every adaptor answers with")
+    return weights
+
+
+def _entries(spec: str) -> Iterator[tuple[str, str]]:
     for entry in filter(None, (part.strip() for part in spec.split(","))):
         name, _, value = entry.partition(":")
-        try:
-            numbers[name] = float(value)
-        except ValueError:
-            raise ValueError(f"{key}={spec!r}: {entry!r} is not of the form name:number") from None
-    return numbers
+        yield name.strip(), value.strip()
 
 
 class RadioTask(Task):
@@ -72,19 +97,26 @@ class RadioTask(Task):
         config: resolved configuration.
         student: one adaptor a teacher.
         teachers: by the adaptors' names.
-        weights: `name.summary` and `name.patches` -> weight of that term, 1 where absent.
+        loss_weights: `name.summary` and `name.patches` -> weight of that term, 1 where absent.
     """
 
     def __init__(
-        self, config: RadioConfig, student: Student, teachers: Mapping[str, Teacher], weights: Mapping[str, float]
+        self, config: RadioConfig, student: Student, teachers: Mapping[str, Teacher], loss_weights: Mapping[str, float]
     ):
         super().__init__()
-        self.config = config
         self.size = present(config.size)
         self.student = student
         self.teachers = dict(teachers)  # not submodules: they are neither trained nor saved with the run
-        self.weights = dict(weights)
-        self.sizes = sorted({self.size, *(teacher.size for teacher in teachers.values())})
+        self.loss_weights = dict(loss_weights)
+        sizes = {self.size, *(teacher.size for teacher in teachers.values())}
+        self.crop = RandomCrop(tuple(sorted(sizes)), config.crop_scale, flip=config.flip)
+
+    @property
+    def reads(self) -> int:
+        return max(self.crop.sizes)
+
+    def facts(self) -> dict[str, str]:
+        return {f"teachers.{name}": teacher.fingerprint() for name, teacher in self.teachers.items()}
 
     def _apply(self, *args: Any, **kwargs: Any) -> RadioTask:  # the teachers follow the student to its device
         for teacher in self.teachers.values():
@@ -93,27 +125,22 @@ class RadioTask(Task):
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """Crops each picture once at random, and resamples the crop to every size that student and teachers read."""
-        draws = Draws(seed, present(batch.position))
-        boxes = random_boxes(present(batch.sizes), self.config.crop_scale, (3 / 4, 4 / 3), draws, "crop")
-        flip = draws.flags("flip", self.config.flip)
-        images = present(batch.images)
-        views = tuple(resized_crop(images, boxes, size, flip) for size in self.sizes)
-        return replace(batch, images=None, crops=views)
+        return self.crop(batch, seed)
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
-        views = dict(zip(self.sizes, batch.crops, strict=True))
+        views = dict(zip(self.crop.sizes, batch.crops, strict=True))
         answers = self.student(views[self.size]).adaptors
         terms: dict[str, Tensor] = {}
         for name, teacher in self.teachers.items():
             terms.update(self._terms(name, answers[name].float(), teacher(views[teacher.size])))
-        loss = torch.stack([self.weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        loss = torch.stack([self.loss_weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         yield {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def _terms(self, name: str, student: Features, teacher: Features) -> dict[str, Tensor]:
         mine, theirs = distillation.to_larger_grid(student.patches, student.grid, teacher.patches, teacher.grid)
         terms = {f"{name}.patches": distillation.patch_match(mine, theirs)}
-        if teacher.summary is not None:
-            terms[f"{name}.summary"] = distillation.summary_match(present(student.summary), teacher.summary)
+        if student.summary is not None:
+            terms[f"{name}.summary"] = distillation.summary_match(student.summary, present(teacher.summary))
         return terms
 
     def parameter_groups(self) -> list[ParamGroup]:
@@ -128,19 +155,29 @@ class RadioTask(Task):
 
 def resolve(config: RadioConfig, samples: int) -> RadioConfig:
     """Fills what is None: learning rate 1e-3 (AM-RADIO sec. 4), 100 epochs."""
-    return resolve_common(config, samples, lr=1e-3, epochs=100, size=224)
+    config = resolve_common(config, samples, lr=1e-3, epochs=100, size=224)
+    check_tiles("size", present(config.size), config.model)
+    return config
 
 
 def build(config: RadioConfig, source: Source) -> RadioTask:
-    """The task for a resolved configuration: loads the teachers, and a student with one summary token for each."""
+    """The task for a resolved configuration: loads the teachers, and makes their student."""
     if not config.teachers:
         raise ValueError("teachers= is missing; give at least one, such as teachers=clip:runs/clip,dino:runs/dino")
-    sizes = {name: int(size) for name, size in parse_numbers("teacher_sizes", config.teacher_sizes).items()}
+    sizes, loss_weights = parse_sizes(config.teacher_sizes), parse_loss_weights(config.loss_weights)
     teachers = load_teachers(config.teachers, sizes)
-    weights = parse_numbers("weights", config.weights)
+    answers = {name: teacher.probe() for name, teacher in teachers.items()}
     _check_names("teacher_sizes", sizes, list(teachers))
-    _check_names("weights", weights, [f"{name}.{term}" for name in teachers for term in ("summary", "patches")])
-    return RadioTask(config, _student(config, teachers), teachers, weights)
+    _check_names(
+        "loss_weights", loss_weights, [term for name, given in answers.items() for term in _terms(name, given)]
+    )
+    silent = {name for name in teachers if loss_weights.get(f"{name}.summary") == 0.0}
+    wanted = {name: replace(given, summary=None) if name in silent else given for name, given in answers.items()}
+    return RadioTask(config, _student(config, teachers, wanted), teachers, loss_weights)
+
+
+def _terms(name: str, answer: Features) -> list[str]:
+    return [f"{name}.patches", *([f"{name}.summary"] if answer.summary is not None else [])]
 
 
 def _check_names(key: str, given: Mapping[str, float], known: list[str]) -> None:
@@ -149,13 +186,14 @@ def _check_names(key: str, given: Mapping[str, float], known: list[str]) -> None
             raise ValueError(f"{key}: {name!r} is none of {', '.join(known)}")
 
 
-def _student(config: RadioConfig, teachers: Mapping[str, Teacher]) -> Student:
+def _student(config: RadioConfig, teachers: Mapping[str, Teacher], wanted: Mapping[str, Features]) -> Student:
+    """A student that answers with all that is `wanted` of each teacher, shown by an example."""
     tokens = 1 if config.summary == "shared" else len(teachers)
     backbone = vit_config(config.model, image_size=config.size, summary_tokens=tokens, position=config.position)
-    probes = {name: teacher.probe() for name, teacher in teachers.items()}
-    widths = [features.patches.shape[-1] for features in probes.values()]
+    widths = [features.patches.shape[-1] for features in wanted.values()]
     hidden = config.head_hidden or max(*widths, backbone.width)
-    words = {name: words_of(teacher.model) for name, teacher in teachers.items()}
+    speaking = [name for name, features in wanted.items() if features.summary is not None]
+    words = {name: words_of(teachers[name].model) if name in speaking else None for name in teachers}
     adaptors = {
         name: AdaptorConfig(
             patches=features.patches.shape[-1],
@@ -163,7 +201,7 @@ def _student(config: RadioConfig, teachers: Mapping[str, Teacher]) -> Student:
             hidden=hidden,
             text=known.config if (known := words[name]) else None,
         )
-        for name, features in probes.items()
+        for name, features in wanted.items()
     }
     student = Student(
         StudentConfig(backbone=backbone, adaptors=adaptors),

@@ -12,6 +12,7 @@ from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.predict import load
 from synoptic.types import Features
+from synoptic.weights.formats import weights_hash
 
 
 class Teacher(nn.Module):
@@ -34,6 +35,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:  # (B, C, size, size) -> float32 features
         return self.model(images).float()
+
+    def fingerprint(self) -> str:
+        """Tells its weights from those of any other model."""
+        return weights_hash(self.model)
 
     @torch.no_grad()
     def probe(self) -> Features:

@@ -47,8 +47,9 @@ class DinoHead(nn.Module):
 
     def forward(self, summary: Tensor) -> Tensor:  # (B, D) -> (B, K)
         hidden = self.mlp(summary)
-        eps = 1e-6 if hidden.dtype == torch.float16 else 1e-12
-        return self.last_layer(F.normalize(hidden, dim=-1, eps=eps))
+        # Logits are divided by temperatures down to 0.01: rounded to half precision they would be off by tenths.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.last_layer(F.normalize(hidden.to(self.last_layer.weight.dtype), dim=-1))
 
 
 class MlpHead(nn.Module):

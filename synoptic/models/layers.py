@@ -28,17 +28,13 @@ def activation(name: Activation) -> nn.Module:
 class Normalize(nn.Module):
     """(images - mean) / std a channel. The constants belong to the model's configuration, not to its weights."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        # Named, since no weights file fills these in where the model is built on the meta device.
-        self.register_buffer("mean", torch.tensor(mean, device="cpu").view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device="cpu").view(1, -1, 1, 1), persistent=False)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+        channels = zip(images.unbind(1), self.mean, self.std, strict=True)
+        return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:

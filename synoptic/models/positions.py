@@ -47,7 +47,7 @@ class LearnedPositions(nn.Module):
         """Adds positions to (1, T, D) summary tokens, where there are any, and to (B, h*w, D) patches."""
         if prefix is not None:
             prefix = prefix + self.table[:, : self.prefix]
-        return prefix, patches + self._resampled(grid).to(patches.dtype)
+        return prefix, patches + self._resampled(grid)
 
     def _resampled(self, grid: tuple[int, int]) -> Tensor:  # (1, h*w, D)
         table = self.table[:, self.prefix :]
@@ -90,10 +90,10 @@ class CroppedPositions(nn.Module):
     def forward(self, prefix: Tensor | None, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
         """Adds positions to (B, h*w, D) patches; summary tokens pass."""
         if not self.training:
-            return prefix, patches + self._resized(grid).to(patches.dtype)
+            return prefix, patches + self._resized(grid)
         positions = self._sampled(self._viewports(len(patches)), grid)
         seen = torch.rand(len(patches), 1, 1, device=patches.device) >= self.dropout
-        return prefix, patches + (positions * seen).to(patches.dtype)
+        return prefix, patches + positions * seen
 
     def _resized(self, grid: tuple[int, int]) -> Tensor:  # (1, h*w, D)
         planes = _planes(self.table, self.grid)

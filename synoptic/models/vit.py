@@ -131,6 +131,11 @@ def vit_config(name: str, **changes: Any) -> ViTConfig:
     return replace(config, **changes)
 
 
+def tiled_sizes(size: int, patch: int) -> tuple[int, int]:
+    """The nearest multiples of `patch`, at least one patch, that are not above and not below `size`."""
+    return max(size // patch, 1) * patch, max(-(-size // patch), 1) * patch
+
+
 class ConvStem(nn.Sequential):
     """Strided 3x3 convolutions with GroupNorm and ReLU, then a 1x1 one; no BatchNorm, since batches may be small."""
 
@@ -223,13 +228,10 @@ class ViT(nn.Module):
         if masks is not None:
             if self.mask_token is None:
                 raise ValueError("masks were given to a ViT whose configuration has mask_token=False")
-            tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
+            tokens = torch.where(masks[..., None], self.mask_token, tokens)
+        # Under autocast patches come in half precision; what is added to them carries the residual stream to float32.
         summary, tokens = self.positions(self.summary_token, tokens, grid)
-        learned = [
-            part.to(tokens.dtype).expand(len(tokens), -1, -1)
-            for part in (summary, self.register_token)
-            if part is not None
-        ]
+        learned = [part.expand(len(tokens), -1, -1) for part in (summary, self.register_token) if part is not None]
         tokens = self.pre_norm(torch.cat([*learned, tokens], dim=1))  # (B, T + R + h*w, D)
 
         wanted = self._layers(layers)
@@ -260,8 +262,7 @@ class ViT(nn.Module):
         height, width = images.shape[-2:]
         patch = self.stride
         if height % patch or width % patch or not height or not width:
-            low_h, low_w = max(height // patch, 1) * patch, max(width // patch, 1) * patch
-            high_h, high_w = -(-height // patch) * patch, -(-width // patch) * patch
+            (low_h, high_h), (low_w, high_w) = tiled_sizes(height, patch), tiled_sizes(width, patch)
             raise ValueError(
                 f"pictures of {height}x{width} are not tiled by patches of {patch}; "
                 f"the nearest sizes that work are {low_h}x{low_w} and {high_h}x{high_w}"

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from synoptic.config import from_dict
+from synoptic.config import from_dict, from_layers
 from synoptic.data.sources import Source
+from synoptic.losses import ssl
 from synoptic.methods import METHOD_NAMES, clip, dino, get_method, radio
 from synoptic.methods.base import split_by_decay
 from synoptic.methods.teachers import Teacher, parse_teachers
@@ -128,6 +129,87 @@ def test_dino_schedules_follow_progress(dino_task: dino.DinoTask) -> None:
     np.testing.assert_allclose(temperatures, [0.04, 0.055, 0.07, 0.07])
 
 
+def short(**values: Any) -> dino.DinoTask:
+    """DINO by its preset, small."""
+    torch.manual_seed(0)
+    recipe = get_method("dino")
+    shared = {"data": "d", "out": "o", "model": "vit_nano16", "size": 32, "batch": 4, "steps": 10}
+    small = {"head_hidden": 16, "bottleneck": 8, "prototypes": 32}
+    config = from_layers(recipe.config, shared | small | values, "dino", preset="short", presets=recipe.presets)
+    return dino.build(recipe.resolve(config, 4), source_of()).train()
+
+
+def test_dino_by_its_preset_takes_a_step_of_balanced_targets_and_spread_summaries() -> None:
+    task = short()
+    with torch.no_grad():  # all crops alike would leave nothing to spread
+        batch = task.prepare(batch_of(8), 0)
+    assert len(batch.crops) == 2
+    (terms,) = task.losses(batch, 0.5)
+    summaries = task.student.backbone(torch.cat(batch.crops)).summary
+    logits = task.teacher.head(task.teacher.backbone(torch.cat(batch.crops)).summary)
+    targets = ssl.sinkhorn_knopp(logits, 0.01)
+    expected = ssl.dino(task.student.head(summaries).split(8), targets.split(8), 0.1)
+    spread = torch.stack([ssl.koleo(view) for view in summaries.split(8)]).mean()
+    torch.testing.assert_close(terms["loss"], expected + 0.1 * spread)
+    terms["loss"].backward()
+    assert all(
+        parameter.grad is not None for name, parameter in task.student.named_parameters() if "original0" not in name
+    )
+
+
+def test_dino_spreads_large_crops_alone() -> None:
+    task = short(crops={"local_count": 2, "global_size": 32, "local_size": 32})
+    batch = task.prepare(batch_of(8), 0)
+    (terms,) = task.losses(batch, 0.5)
+    large = [ssl.koleo(task.student.backbone(crop).summary) for crop in batch.crops[:2]]
+    torch.testing.assert_close(terms["koleo"], torch.stack(large).mean().detach())
+
+
+def test_dino_sees_the_size_of_its_large_crops() -> None:
+    config = get_method("dino").resolve(
+        from_dict(dino.DinoConfig, {"data": "d", "out": "o", "crops": {"global_size": 96}}, "dino"), 100
+    )
+    assert config.size == 96
+    assert dino.build(replace(config, model="vit_nano16"), source_of()).reads == 96
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("dino", {"size": 0}, "size=0"),
+        ("dino", {"teacher_temperature": 0.0}, "teacher_temperature=0"),
+        ("dino", {"drop_path": 1.0}, "drop_path=1"),
+        ("dino", {"momentum": 1.5}, "momentum=1.5"),
+        ("dino", {"prototypes": -3}, "prototypes=-3"),
+        ("dino", {"koleo": -1.0}, "koleo=-1"),
+        ("dino", {"size": 50}, "size=50: the patches of vit_nano16 do not tile it; the nearest that work: 48, 64"),
+        ("dino", {"crops": {"local_size": 20}}, "crops.local_size=20: .* 16, 32"),
+        ("clip", {"vocabulary": 10}, "vocabulary=10"),
+        ("clip", {"context": 1}, "context=1"),
+        ("clip", {"crop_scale": [1.0, 0.4]}, "lowest value comes first"),
+        ("clip", {"text_width": 64, "text_heads": 3}, "text_heads=3: does not divide text_width=64"),
+        ("clip", {"accumulate": 2}, "accumulate=2: CLIP compares every picture"),
+        ("radio", {"crop_scale": [0.0, 1.0]}, "crop_scale"),
+        ("radio", {"flip": 5.0}, "flip=5"),
+        ("radio", {"size": 33}, "size=33: .* 32, 48"),
+    ],
+)
+def test_values_that_cannot_be_trained_with_are_refused_by_their_key(
+    method: str, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        config_of(method, **values)
+    assert "\n" not in str(raised.value)
+
+
+def test_heads_of_text_divide_its_width_unasked() -> None:
+    assert config_of("clip", text_width=200).text_heads == 2
+
+
+def test_clip_has_a_norm_before_the_blocks_of_its_vit(clip_task: clip.ClipTask) -> None:
+    assert isinstance(clip_task.model.image.pre_norm, torch.nn.LayerNorm)
+
+
 def test_dino_centre_is_the_running_mean_of_all_teacher_logits_of_a_step(dino_task: dino.DinoTask) -> None:
     parts = batch_of().split(2)
     logits = []
@@ -199,7 +281,7 @@ def test_clip_without_captions_tells_so() -> None:
 
 
 def test_radio_gives_every_teacher_the_same_crop_at_its_own_size(radio_task: radio.RadioTask) -> None:
-    views = dict(zip(radio_task.sizes, radio_task.prepare(batch_of(size=64), 0).crops, strict=True))
+    views = dict(zip(radio_task.crop.sizes, radio_task.prepare(batch_of(size=64), 0).crops, strict=True))
     assert {size: tuple(view.shape) for size, view in views.items()} == {32: (4, 3, 32, 32), 48: (4, 3, 48, 48)}
     small = torch.nn.functional.interpolate(views[48], size=32, mode="bicubic", antialias=True)
     assert float((small - views[32]).abs().mean()) < 0.05
@@ -212,10 +294,41 @@ def test_radio_terms_are_those_of_each_teacher_and_their_weights_count(radio_tas
     names = {"clip.summary", "clip.patches", "dino.summary", "dino.patches"}
     assert set(terms) == {"loss"} | names
     torch.testing.assert_close(terms["loss"], sum(terms[name] for name in names))
-    radio_task.weights = {"dino.summary": 0.0, "clip.patches": 3.0}
+    radio_task.loss_weights = {"dino.summary": 0.0, "clip.patches": 3.0}
     (weighted,) = radio_task.losses(batch, 0.0)
     expected = terms["clip.summary"] + 3.0 * terms["clip.patches"] + terms["dino.patches"]
     torch.testing.assert_close(weighted["loss"], expected)
+
+
+def test_files_are_read_as_large_as_the_largest_teacher_sees_them(radio_task: radio.RadioTask) -> None:
+    assert radio_task.size == 32 and radio_task.reads == 48
+
+
+def test_a_run_depends_on_the_weights_of_its_teachers(radio_task: radio.RadioTask) -> None:
+    before = radio_task.facts()
+    assert before.keys() == {"teachers.clip", "teachers.dino"}
+    with torch.no_grad():
+        next(radio_task.teachers["dino"].parameters()).add_(1.0)
+    after = radio_task.facts()
+    assert after["teachers.clip"] == before["teachers.clip"]
+    assert after["teachers.dino"] != before["teachers.dino"]
+
+
+def test_a_student_with_one_summary_token_answers_for_all_teachers(tmp_path: Path, clip_task: clip.ClipTask) -> None:
+    config = radio_config(tmp_path, clip_task, summary="shared", position="learned")
+    task = radio.build(config, source_of()).train()
+    assert task.student.backbone.config.summary_tokens == 1
+    backward(task, batch_of())
+    trained = [parameter for group in task.parameter_groups() for parameter in group.params]
+    assert trained and all(parameter.grad is not None for parameter in trained)
+
+
+def test_a_summary_of_no_weight_is_neither_learned_nor_answered(tmp_path: Path, clip_task: clip.ClipTask) -> None:
+    config = radio_config(tmp_path, clip_task, loss_weights="clip.summary:0")
+    task = radio.build(config, source_of()).train()
+    assert set(backward(task, batch_of())) == {"loss", "clip.patches", "dino.patches", "dino.summary"}
+    clip_adaptor = task.student.adaptors["clip"]
+    assert clip_adaptor.summary_head is None and clip_adaptor.text is None
 
 
 def test_radio_teachers_are_frozen_in_evaluation_mode_and_not_part_of_the_run(radio_task: radio.RadioTask) -> None:
@@ -272,9 +385,14 @@ def test_a_windows_or_hub_like_model_keeps_its_colons() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("weights", "clip.summry:0", "clip.summary"),
-        ("weights", "clip.summary:much", "name:number"),
+        ("loss_weights", "clip.summry:0", "clip.summary"),
+        ("loss_weights", "clip.summary:much", "clip.summary:much should be a number"),
+        ("loss_weights", "clip.summary:nan", "clip.summary:nan should be a number"),
+        ("loss_weights", "clip.summary:-1", "clip.summary:-1 should be a number"),
+        ("loss_weights", "clip.patches:0", "what every adaptor answers with"),
         ("teacher_sizes", "sam:64", "none of clip, dino"),
+        ("teacher_sizes", "clip:33.7", "name:PIXELS"),
+        ("teacher_sizes", "clip:inf", "name:PIXELS"),
     ],
 )
 def test_radio_options_that_name_no_teacher_are_refused(

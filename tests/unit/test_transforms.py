@@ -116,7 +116,7 @@ def test_no_padding_gets_into_a_crop():
     white = replace(batch, images=torch.where(batch.images > 0, 255, 0).to(torch.uint8))
     for crop in MultiCrop(PLAIN)(white, seed=0).crops[2:]:
         assert crop.min() > 0.99
-    assert RandomCrop(16)(white, seed=0).images.min() > 0.99
+    assert RandomCrop((16,))(white, seed=0).crops[0].min() > 0.99
 
 
 def test_no_local_crops_is_allowed():
@@ -192,10 +192,10 @@ def test_changing_a_batch_is_changing_its_chosen_pictures_one_by_one(side):
 
 def test_random_crop_keeps_colours_and_sizes():
     batch = batch_of(6)
-    images = RandomCrop(16, scale=(1.0, 1.0), ratio=(0.01, 100.0))(replace(batch, sizes=None), seed=0).images
+    (images,) = RandomCrop((16,), scale=(1.0, 1.0), ratio=(0.01, 100.0))(replace(batch, sizes=None), seed=0).crops
     assert images.shape == (6, 3, 16, 16)
-    mirrored = RandomCrop(16, scale=(0.5, 0.6), flip=1.0)(batch, seed=0).images
-    torch.testing.assert_close(mirrored.flip(3), RandomCrop(16, scale=(0.5, 0.6))(batch, seed=0).images)
+    (mirrored,) = RandomCrop((16,), scale=(0.5, 0.6), flip=1.0)(batch, seed=0).crops
+    torch.testing.assert_close(mirrored.flip(3), RandomCrop((16,), scale=(0.5, 0.6))(batch, seed=0).crops[0])
 
 
 @pytest.mark.parametrize(("mode", "box"), [("crop", (10, 0, 50, 40)), ("squash", (0, 0, 60, 40))])
@@ -235,6 +235,6 @@ def test_other_impossible_requests_are_named():
     with pytest.raises(ValueError, match="choose crop or squash"):
         fit(torch.zeros(1, 3, 8, 8), torch.tensor([[8, 8]]), 4, "stretch")
     with pytest.raises(ValueError, match="scale"):
-        RandomCrop(8, scale=(0.0, 1.0))
+        RandomCrop((8,), scale=(0.0, 1.0))
     with pytest.raises(ValueError, match="size is 0"):
-        RandomCrop(0)
+        RandomCrop((0,))
