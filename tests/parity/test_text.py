@@ -103,7 +103,8 @@ OPENAI_CLIP = Table(
 )
 
 
-def test_clip_equals_its_makers(fixtures_dir: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clip_equals_its_makers(fixtures_dir: Path, dtype: torch.dtype) -> None:
     folder = fixtures_dir / "clip"
     sizes = json.loads((folder / "config.json").read_text())["vit"]
     record = load_file(folder / "io.safetensors")
@@ -135,9 +136,10 @@ def test_clip_equals_its_makers(fixtures_dir: Path) -> None:
     model = Clip(ClipConfig(image=image, text=text), Tokenizer.learn(["unused"], 300, 8))
     ours = {name: tensor.float() for name, tensor in to_ours(state, OPENAI_CLIP).items()}
     load_state(model, ours, "weights.vit.pt")
-    model.eval()
-    assert_equal(model(record["image/vit"]).summary, record["vit/image_features"])
-    assert_equal(model.encode_text(ids), record["vit/text_features"])
+    twin = "_f64" if dtype == torch.float64 else ""
+    model = model.to(dtype).eval()
+    assert_equal(model(record["image/vit"].to(dtype)).summary, record[f"vit/image_features{twin}"])
+    assert_equal(model.encode_text(ids), record[f"vit/text_features{twin}"])
     back = from_ours(ours, OPENAI_CLIP)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name].float()) for name in state)
