@@ -81,15 +81,21 @@ class Demo:
 
     def drawing_jobs(self) -> list[Job]:
         counts = {"single": self.recipe.single, "multi": self.recipe.multi}
-        look = {"single": lambda: self._drawn(0, counts["single"]), "multi": lambda: self._drawn(*counts.values())}
         lacking = [name for name in counts if not (self.data(name) / "scenes.json").is_file()]
-        return [Job(name, ("synoptic", *self.drawing(name)), look[name]) for name in lacking]
+        return [
+            Job(name, ("synoptic", *self.drawing(name)), partial(self._drawn, name, counts[name], self._begun(name)))
+            for name in lacking
+        ]
 
-    def _drawn(self, before: int, count: int) -> Progress:
-        """How many pictures there are, wherever below the data folder they are being written, beyond those `before`."""
-        files = chain.from_iterable(names for _, _, names in os.walk(self.out / "data"))
-        found = sum(name.endswith(".jpg") for name in files)
-        return Progress(min(max(found - before, 0), count), count, "pictures")
+    def _begun(self, name: str) -> frozenset[Path]:
+        """Folders in which a set of pictures is being drawn, or was when its process was killed."""
+        return frozenset(self.data(name).parent.glob(f".{name}.*.partial"))
+
+    def _drawn(self, name: str, count: int, left: frozenset[Path]) -> Progress:
+        """How many pictures of a set there are, beside those that killed processes had `left` unfinished."""
+        folders = [self.data(name), *(self._begun(name) - left)]
+        files = chain.from_iterable(names for folder in folders for _, _, names in os.walk(folder))
+        return Progress(min(sum(file.endswith(".jpg") for file in files), count), count, "pictures")
 
     def training_jobs(self, names: Sequence[str], threads: int) -> list[Job]:
         lacking = [name for name in names if not self.is_trained(name)]
@@ -119,7 +125,11 @@ class Demo:
         hands = [lacking[place::at_once] for place in range(at_once)]
         module = "synoptic.apps.demo_scores"
         return [
-            Job(", ".join(hand), (module, str(self.out), str(threads), *hand), partial(self._judged, hand))
+            Job(
+                ", ".join(hand).replace("_", " "),
+                (module, str(self.out), str(threads), *hand),
+                partial(self._judged, hand),
+            )
             for hand in hands
             if hand
         ]

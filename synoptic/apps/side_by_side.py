@@ -166,13 +166,15 @@ def _display(console: Console, jobs: Sequence[Job]) -> Iterator[Show]:
         TimeElapsedColumn(),
     )
     with Bars(*columns, console=console) as bars:
-        rows = {job.name: bars.add_task(job.name, total=None, start=False, text="") for job in jobs}
+        rows = {job.name: bars.add_task(job.name, total=None, start=False, visible=False, text="") for job in jobs}
 
         def show(job: Job, done: bool) -> None:
             progress, row = job.look(), rows[job.name]
             bars.start_task(row)
             total = progress.total or (1 if done else None)
-            bars.update(row, total=total, completed=total if done else progress.done, text=_told(progress))
+            bars.update(
+                row, total=total, completed=total if done else progress.done, text=_told(progress), visible=True
+            )
 
         yield show
 

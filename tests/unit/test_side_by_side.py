@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from synoptic.apps import side_by_side
 from synoptic.apps.side_by_side import Job, Progress, run
@@ -66,6 +68,16 @@ def test_jobs_run_at_the_same_time(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     code = "import pathlib, time\npathlib.Path({!r}).touch()\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.01)"
     run([job(code.format(str(first), str(second))), job(code.format(str(second), str(first)))], 2)
+
+
+def test_a_terminal_shows_a_job_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    said = io.StringIO()
+    jobs = [Job(name, (), lambda: Progress(1, 2, "steps")) for name in ("first", "second")]
+    with side_by_side._display(Console(file=said, force_terminal=True, width=80), jobs) as show:
+        show(jobs[0], False)
+    assert "first" in said.getvalue() and "1/2  steps" in said.getvalue()
+    assert "second" not in said.getvalue()
 
 
 def test_a_fault_is_told_with_its_last_lines_and_stops_the_others(tmp_path: Path) -> None:
