@@ -154,8 +154,14 @@ def read(kind: type[T], words: Words, where: str, positional: str | None = None)
     return from_dict(kind, given | typed(kind, words.values, where), where)
 
 
-def key_table(kind: type) -> Table:
-    """Every key of a configuration class with its type, its default and what its docstring says of it."""
+def key_table(kind: type, unset: str = "none", required: Iterable[str] = ()) -> Table:
+    """Every key of a configuration class with its type, its default and what its docstring says of it.
+
+    Args:
+        kind: the class.
+        unset: what a default of None means, where the docstring of its key does not say.
+        required: keys that must be given though they have a default.
+    """
     groups: dict[str, list[Key]] = {}
     for key in keys(kind).values():
         groups.setdefault(key.name.rpartition(".")[0], []).append(key)
@@ -166,10 +172,23 @@ def key_table(kind: type) -> Table:
             about = _description(kind, group) or summary(members[0].owner)
             table.add_row(Text(f"{group}.", style="bold"), Text(about, style="bold"))
         for key in members:
-            standard = "required" if key.default is MISSING else f"default {show(key.default) or 'nothing'}"
             label = Text(f"  {key.name}", style="cyan").append(f"={_type_name(key.hint)}", style="dim")
-            table.add_row(label, Text(_description(key.owner, key.name)).append(f" ({standard})", style="dim"))
+            table.add_row(label, _meaning(kind, key, unset, key.name in required))
     return table
+
+
+def _meaning(kind: type, key: Key, unset: str, required: bool) -> Text:
+    """What a key does, and what it is when it is not given."""
+    about = _description(kind, key.name) or _description(key.owner, key.name.rpartition(".")[2])
+    if key.default is None and _NONE.search(about):
+        return Text(_NONE.sub("none", _NONE.sub("none, the default,", about, count=1)))
+    if key.default is MISSING or required:
+        standard = "required"
+    elif key.default is None:
+        standard = f"default {unset}"
+    else:
+        standard = f"default {show(key.default) or 'nothing'}"
+    return Text(_NONE.sub("none", about)).append(f" ({standard})", style="dim")
 
 
 def two_columns(rows: Iterable[tuple[str, str]]) -> Table:
@@ -267,11 +286,10 @@ def _type_name(hint: Any) -> str:
     return "|".join(parts)
 
 
-def _description(kind: type, key: str) -> str:
-    """What the docstring of a class, or of the nearest class it derives from, says of its key."""
-    name = key.rpartition(".")[2]
+def _description(kind: type, name: str) -> str:
+    """What the docstring of a class, or of the nearest class it derives from, says of a key, dotted ones included."""
     for owner in kind.__mro__:
         for entry in parse_docstring(owner.__doc__ or "").params:
             if name in entry.arg_name.split(", ") and entry.description:
-                return _NONE.sub("none", " ".join(entry.description.split()).rstrip("."))
+                return " ".join(entry.description.split()).rstrip(".")
     return ""

@@ -9,12 +9,14 @@ from typing import Any
 from synoptic.apps.arguments import Words, key_table, show, summary, two_columns, typed
 from synoptic.config import TrainConfig, from_layers
 
-USAGE = "synoptic train {} data=DIR out=RUN [key=value ...]"
+USAGE = "synoptic train {} data=DIR out=RUN{} [key=value ...]"
 ABOVE_KEYS = (
     ("config=FILE.json", "keys from a run's config.json"),
     ("preset=NAME", "keys of a recipe, over those of the file; keys that are typed hold over both"),
     ("--dry-run", "print the resolved configuration and the parameter counts, and stop"),
 )
+NEEDED = {"radio": {"teachers": "NAME:MODEL,..."}}  # keys of a method beside data and out, and how they are typed
+UNSET = "the method's rule"
 
 
 class Train:
@@ -43,14 +45,16 @@ class Train:
         """The keys of the method that is named, else those that all methods share."""
         if not words.plain:
             methods = two_columns((name, _method(name).summary) for name in _names())
-            shared = key_table(TrainConfig)
-            return [USAGE.format("METHOD"), methods, two_columns(ABOVE_KEYS), "Keys of all methods:", shared]
+            shared = key_table(TrainConfig, UNSET)
+            return [USAGE.format("METHOD", ""), methods, two_columns(ABOVE_KEYS), "Keys of all methods:", shared]
         method = _method(words.plain[0])
-        page = [USAGE.format(method.name), f"{method.name}: {method.summary}.", two_columns(ABOVE_KEYS)]
+        needed = NEEDED.get(method.name, {})
+        usage = USAGE.format(method.name, "".join(f" {key}={typed}" for key, typed in needed.items()))
+        page = [usage, f"{method.name}: {method.summary}.", two_columns(ABOVE_KEYS)]
         if method.presets:
             recipes = ((name, _typed_out(values)) for name, values in method.presets.items())
             page += ["Presets:", two_columns(recipes)]
-        return [*page, key_table(method.config)]
+        return [*page, key_table(method.config, UNSET, needed)]
 
 
 def configure(words: Words) -> tuple[str, TrainConfig]:
