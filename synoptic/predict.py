@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from synoptic.data.listing import list_images
 from synoptic.data.pictures import PictureError, read_picture
 from synoptic.data.transforms import fit
+from synoptic.data.words import sentence
 from synoptic.models.adaptors import Student
 from synoptic.types import Features, Preprocess
 from synoptic.weights import formats, zoo
@@ -96,6 +97,11 @@ class VisionModel:
         """Where it computes."""
         return next(self.model.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are, and what it computes in."""
+        return next(self.model.parameters()).dtype
+
     def to(self, device: str | torch.device) -> VisionModel:
         """Moves the model; returns itself."""
         self.model.to(device)
@@ -116,7 +122,7 @@ class VisionModel:
         """
         if not images.is_floating_point():
             raise ValueError(f"expected pictures as floats in [0, 1], got {images.dtype}; divide bytes by 255")
-        images = images.to(self.device)
+        images = images.to(self.device, self.dtype)
         if isinstance(self.model, Student):
             return self.model(images, layers=layers, adaptors=adaptors)
         if adaptors:
@@ -175,9 +181,9 @@ class VisionModel:
         Args:
             inputs: see `features`.
             labels: the classes in words.
-            templates: sentences in which `{}` stands for a label; a class lies in the middle of its sentences. The
-                best ones say what the captions that the model learned from say ("a photo of a {}"); "{}" takes the
-                labels as they are.
+            templates: sentences in which `{}` stands for a label, and "a {}" for one after "a" or "an"; a class lies
+                in the middle of its sentences. The best ones say what the captions that the model learned from say
+                ("a photo of a {}"); "{}" takes the labels as they are.
             adaptor: the student's teacher whose words are used; needed where several know words.
         Returns:
             [{"label", "score"}, ...] with the highest score first; scores sum to one. For a single picture one such
@@ -187,7 +193,7 @@ class VisionModel:
         """
         _check_words(labels, templates)
         space, tower = self._text_tower(adaptor)
-        sentences = [template.replace("{}", label) for label in labels for template in templates]
+        sentences = [sentence(template, label) for label in labels for template in templates]
         words = self.encode_text(sentences, adaptor).reshape(len(labels), len(templates), -1)  # (n, t, C)
         classes = F.normalize(torch.from_numpy(words).mean(1), dim=1)
         pictures = torch.from_numpy(self.embed(inputs, space, batch_size))
@@ -230,7 +236,8 @@ class VisionModel:
             adaptor = next(iter(towers))
         if adaptor not in towers:
             wrong = "knows words in several spaces" if adaptor is None else f"knows no words as {adaptor!r}"
-            raise ValueError(f"{self.name} {wrong}; choose adaptor= from {', '.join(towers) or 'none'}")
+            names = ", ".join(filter(None, towers))
+            raise ValueError(f"{self.name} {wrong}; {f'choose adaptor= from {names}' if names else 'take no adaptor='}")
         return adaptor or None, towers[adaptor]
 
 

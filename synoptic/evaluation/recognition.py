@@ -47,7 +47,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
 
 
 def vote(neighbours: Neighbours, labels: np.ndarray, classes: int, temperature: float = 0.07) -> np.ndarray:
-    """Each neighbour votes for its class with the weight exp(cosine / temperature) (DINO sec. 4.1, arXiv 2104.14294).
+    """Each neighbour votes for its class with the weight exp(cosine / temperature).
 
     Args:
         neighbours: of Q queries.
@@ -56,6 +56,7 @@ def vote(neighbours: Neighbours, labels: np.ndarray, classes: int, temperature: 
         temperature: above 0.
     Returns:
         (Q, classes) float64, the share of the votes of each class.
+    Source: Wu et al. 2018, sec. 3.4 (arXiv 1805.01978).
     """
     weights = np.exp((neighbours.similarity.astype(np.float64) - neighbours.similarity[:, :1]) / temperature)
     votes = np.zeros((len(weights), classes))
@@ -91,7 +92,7 @@ class Recognised:
 
 
 class KNN:
-    """Weighted k-nearest-neighbour classification, the evaluation that needs no training (DINO sec. 4.1).
+    """Weighted k-nearest-neighbour classification, the evaluation that needs no training.
 
     Yields "knn": the share of the queries whose class wins the vote of their neighbours in the bank. For other spaces
     than the model's own, "knn_" and the space's name.
@@ -104,6 +105,7 @@ class KNN:
         spaces: which of the model's answers are judged; all from one pass.
     Raises:
         ValueError: where labels are missing, or classes differ.
+    Source: Wu et al. 2018, sec. 3.4 (arXiv 1805.01978), with the 20 neighbours of DINO, sec. 3.2 (arXiv 2104.14294).
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from synoptic.models.bounds import check_sizes
 from synoptic.models.heads import MlpHead
 from synoptic.models.text import TextConfig, TextTower
 from synoptic.models.tokenizers import Tokenizer
@@ -34,15 +35,29 @@ class AdaptorConfig:
     hidden: int
     text: TextConfig | None = None
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "patches", "summary", "hidden")
+        if self.text is not None and self.text.embedding != self.summary:
+            raise ValueError(f"text.embedding={self.text.embedding} should equal summary={self.summary}, one space")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """A backbone whose summary tokens are one for all teachers, or one for each in the order of `adaptors`."""
+    """A backbone whose summary tokens are one for all teachers, or one for each in the order of `adaptors`.
+
+    The names of adaptors are identifiers.
+    """
 
     backbone: ViTConfig
     adaptors: Mapping[str, AdaptorConfig]
 
     def __post_init__(self) -> None:
+        if not self.adaptors:
+            raise ValueError("adaptors={}: a student needs one at least")
+        for name in self.adaptors:
+            # They are keys of the weights and parts of file names, and attributes of PyTorch's dictionary of modules.
+            if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+                raise ValueError(f"adaptors: none can be called {name!r}; take another name of letters, digits and _")
         if self.backbone.summary_tokens not in (1, len(self.adaptors)):
             raise ValueError(
                 f"{len(self.adaptors)} adaptors need one summary token or as many, not {self.backbone.summary_tokens}"

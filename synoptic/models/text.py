@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from synoptic.models.bounds import LARGEST_VOCABULARY, check_sizes, check_transformer
 from synoptic.models.layers import Activation, Block, Mlp
 
 
@@ -31,6 +32,14 @@ class TextConfig:
     heads: int = 8
     embedding: int = 512
     activation: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+        check_sizes(self, "embedding", "depth")  # the initialisation divides by the depth
+        check_sizes(self, "context", least=3)  # start, a word, end
+        check_sizes(self, "vocabulary", least=3, most=LARGEST_VOCABULARY)
+        if not 0 <= self.end < self.vocabulary:
+            raise ValueError(f"end={self.end} is none of the ids of vocabulary={self.vocabulary}")
 
 
 class TextTower(nn.Module):
@@ -67,9 +76,14 @@ class TextTower(nn.Module):
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(n, L) int64 ids to (n, embedding), not normalised. What follows the first end token has no effect."""
+        """(n, L) int64 ids to (n, embedding), not normalised.
+
+        What follows the first end token has no effect. A row without any is read at its last token.
+        """
         features = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
         for block in self.blocks:
             features = block(features)
-        ends = (tokens == self.config.end).int().argmax(dim=1)
+        ends = tokens == self.config.end
+        ends[:, -1] = True
+        ends = ends.int().argmax(dim=1)  # the first of several
         return self.projection(self.norm(features[torch.arange(len(tokens), device=tokens.device), ends]))

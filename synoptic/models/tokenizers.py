@@ -22,6 +22,8 @@ class Tokenizer:
     """
 
     def __init__(self, definition: str, context: int):
+        if not isinstance(context, int) or context < 3:
+            raise ValueError(f"context={context!r} should be 3 or more tokens: start, a word, end")
         self._engine = Engine.from_str(definition)
         self.context = context
         start, end = self._engine.token_to_id(START), self._engine.token_to_id(END)

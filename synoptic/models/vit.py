@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from synoptic.models.bounds import check_sizes, check_transformer
 from synoptic.models.layers import Activation, Block, FeedForward, Normalize, init_linear
 from synoptic.models.positions import CroppedPositions, Interpolation, LearnedPositions
 from synoptic.types import Features
@@ -81,12 +82,22 @@ class ViTConfig:
     patch_bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        check_transformer(self)
+        check_sizes(self, "patch_size", "hidden", "image_size", "channels")
+        check_sizes(self, "summary_tokens", "registers", least=0)
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"channels={self.channels} needs as many values in mean={self.mean} and std={self.std}")
+        if not all(deviation > 0 for deviation in self.std):
+            raise ValueError(f"std={self.std} should be above 0, since pictures are divided by it")
+        if not (self.norm_eps > 0 and 0 <= self.drop_path < 1 and 0 <= self.position_dropout <= 1):
+            raise ValueError(
+                f"norm_eps={self.norm_eps} should be above 0, drop_path={self.drop_path} from 0 to below 1, "
+                f"position_dropout={self.position_dropout} from 0 to 1"
+            )
+        if not 0 <= self.position_offset < 1:
+            raise ValueError(f"position_offset={self.position_offset} should be from 0 to below 1 cell of the grid")
         if self.stem == "conv" and self.patch_size not in (4, 8, 16, 32):
             raise ValueError(f"stem='conv' halves the picture, so patch_size={self.patch_size} must be 4, 8, 16 or 32")
 

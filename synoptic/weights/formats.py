@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -95,7 +96,10 @@ def text_towers(model: nn.Module) -> dict[str, Any]:
 
 
 def save(folder: str | Path, model: nn.Module, preprocess: Preprocess, card: Mapping[str, Any] | None = None) -> None:
-    """Writes a weights folder in place of the one that may lie there; it is the old one or the new one, always whole.
+    """Writes a weights folder in place of the one that may lie there; what lies there is always whole.
+
+    It is the old one or the new one. A process killed between the two renames of the exchange leaves none there, and
+    both beside it under hidden names; the next save begins by putting the old one back.
 
     Args:
         folder: new, empty, or an older weights folder.
@@ -110,6 +114,7 @@ def save(folder: str | Path, model: nn.Module, preprocess: Preprocess, card: Map
     trained = dict(card or {})
     record = Record(kind_of(model), str(trained.pop("name", folder.name)), trained)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(folder)
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.new")
     fresh.mkdir()
     try:
@@ -208,8 +213,20 @@ def _write(folder: Path, model: Any, preprocess: Preprocess, record: Record) -> 
             os.fsync(file.fileno())
 
 
+def _tidy(folder: Path) -> None:
+    """Undoes what a killed save left beside `folder`: brings back weights that lie there no more, removes the rest."""
+    mine = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.(new|old)")
+    for left in sorted(folder.parent.iterdir()):
+        if not mine.fullmatch(left.name):
+            continue
+        if left.suffix == ".old" and not folder.exists():
+            left.rename(folder)
+        else:
+            shutil.rmtree(left)
+
+
 def _replace(folder: Path, fresh: Path) -> None:
-    """Puts `fresh` where `folder` is; a process killed between the renames leaves the old one beside it, as `.old`."""
+    """Puts `fresh` where `folder` is; a process killed on the way leaves what `_tidy` knows to mend."""
     if not folder.exists():
         fresh.rename(folder)
         return
@@ -292,6 +309,10 @@ def _read_tokenizers(folder: Path, config: Any) -> dict[str, Tokenizer]:
                 f"{path}: {tokenizer.vocabulary} tokens, of which {tokenizer.end} ends a text, do not fit a text tower "
                 f"of {text.vocabulary} tokens ended by {text.end}"
             )
+        if tokenizer.context > text.context:
+            raise ValueError(
+                f"{path}: texts of up to {tokenizer.context} tokens do not fit a text tower that reads {text.context}"
+            )
         tokenizers[adaptor] = tokenizer
     return tokenizers
 
@@ -327,7 +348,7 @@ def _card(model: Any, preprocess: Preprocess, record: Record) -> str:
         lines = [f"- `{name}`: {_channels(adaptor)}" for name, adaptor in model.adaptors.items()]
         parts.append("## Adaptors\n\nIt answers in the space of each of its teachers:\n\n" + "\n".join(lines) + "\n")
     if record.trained:
-        lines = [f"- {key}: {_fact(value)}" for key, value in record.trained.items()]
+        lines = [f"- {key}: {_fact(value)}" for key, value in record.trained.items() if value not in ({}, None)]
         parts.append("## Training\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 

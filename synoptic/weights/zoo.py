@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from synoptic.config import nearest
+from synoptic.config import load_json, nearest
 from synoptic.models.vit import NAMES, ViT, vit_config
 from synoptic.types import Preprocess
 from synoptic.weights import formats
@@ -91,6 +93,28 @@ def load(model: str | Path) -> tuple[nn.Module, Preprocess, Record]:
     return build(place).eval(), Preprocess(vit_config(place).image_size), Record("vit", place)
 
 
+def validation_share(model: str | Path, data: str) -> float | None:
+    """The share of the pictures of `data` that the run behind a MODEL argument set apart for validation.
+
+    Returns:
+        None where the model is no run, or was trained on other data.
+    Raises:
+        ValueError: see `resolve`.
+    """
+    place = resolve(model)
+    if not isinstance(place, Path):
+        return None
+    try:
+        run = load_json(place.parent / formats.CONFIG)
+    except ValueError:  # a weights folder may lie anywhere
+        return None
+    loader = run.get("loader")
+    share = loader.get("validation") if isinstance(loader, Mapping) else None
+    if not isinstance(share, float) or not 0 < share < 1 or _place(str(run.get("data"))) != _place(data):
+        return None
+    return share
+
+
 def build(name: str) -> nn.Module:
     """A built-in architecture with random weights.
 
@@ -98,6 +122,11 @@ def build(name: str) -> nn.Module:
         ValueError: for a name that `list_models` does not know.
     """
     return ViT(vit_config(name))
+
+
+def _place(data: str) -> str:
+    """One spelling of a path, and of what else a DIR argument may be."""
+    return os.path.realpath(os.path.expanduser(data))
 
 
 @cache

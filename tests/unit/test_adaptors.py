@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
@@ -57,6 +59,23 @@ def test_each_adaptor_reads_its_own_summary_token() -> None:
     torch.testing.assert_close(features.adaptors["dino"].summary, model.adaptors["dino"].summary_head(token))
 
 
+def test_one_summary_token_serves_all_teachers_where_it_is_shared() -> None:
+    torch.manual_seed(0)
+    adaptors = {name: AdaptorConfig(patches=width, summary=width, hidden=16) for name, width in (("a", 6), ("b", 7))}
+    model = Student(StudentConfig(backbone=backbone(1), adaptors=adaptors)).eval()
+    own, features = model.backbone(pictures()), model(pictures())
+    assert own.summary.shape == (2, 12)
+    assert torch.equal(features.summary, own.summary)
+    for name, answer in features.adaptors.items():
+        part = model.adaptors[name]
+        for head, tokens, said in (
+            (part.summary_head, own.summary, answer.summary),
+            (part.patch_head, own.patches, answer.patches),
+        ):
+            hidden = F.layer_norm(F.linear(tokens, head.fc1.weight, head.fc1.bias), (16,))
+            torch.testing.assert_close(said, F.linear(F.gelu(hidden), head.fc2.weight, head.fc2.bias))
+
+
 def test_only_the_adaptors_asked_for_are_computed() -> None:
     model = student()
     assert list(model(pictures(), adaptors=("sam",)).adaptors) == ["sam"]
@@ -72,6 +91,32 @@ def test_a_summary_token_a_teacher() -> None:
     adaptors = {"dino": AdaptorConfig(patches=7, summary=7, hidden=16)}
     with pytest.raises(ValueError, match="1 adaptors need one summary token or as many, not 2"):
         StudentConfig(backbone=backbone(2), adaptors=adaptors)
+
+
+@pytest.mark.parametrize("name", ["keys", "training", "forward", "a.b", "../a", "", "a b"])
+def test_names_that_cannot_be_keys_and_files_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"adaptors: none can be called .*; take another name"):
+        StudentConfig(backbone=backbone(1), adaptors={name: AdaptorConfig(patches=7, summary=7, hidden=16)})
+
+
+def test_a_student_has_a_teacher() -> None:
+    with pytest.raises(ValueError, match="a student needs one at least"):
+        StudentConfig(backbone=backbone(1), adaptors={})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patches": 0}, "patches=0 should be from 1 to"),
+        ({"summary": 0}, "summary=0 should be from 1 to"),
+        ({"hidden": -1}, "hidden=-1 should be from 1 to"),
+        ({"text": TEXT}, r"text\.embedding=6 should equal summary=7"),
+        ({"text": TEXT, "summary": None}, r"text\.embedding=6 should equal summary=None"),
+    ],
+)
+def test_adaptors_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdaptorConfig(**{"patches": 7, "summary": 7, "hidden": 16} | changes)
 
 
 def test_the_teachers_words_are_kept_and_frozen() -> None:

@@ -121,6 +121,15 @@ def test_calling_takes_tensors_of_any_size_that_fits() -> None:
     assert (model.width, model.stride, model.channels, model.adaptors) == (12, 4, 3, ("clip", "siglip", "dino", "sam"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_pictures_of_any_float_type_are_read_in_the_models_own(dtype: torch.dtype) -> None:
+    model, images = vit(), torch.rand(2, 3, 8, 8).to(dtype)
+    assert torch.equal(model(images).patches, model(images.float()).patches)
+    model.model.double()
+    assert torch.equal(model(images).patches, model(images.double()).patches)
+    assert model(images).patches.dtype == model.dtype == torch.float64
+
+
 def test_the_model_is_in_evaluation_mode() -> None:
     model = VisionModel(ViT(vit_config(drop_path=0.9, position="cpe", depth=3)).train(), Preprocess(16), "m")
     images = torch.rand(2, 3, 16, 16)
@@ -245,10 +254,10 @@ def test_calling_with_bytes_or_for_unknown_spaces_is_refused() -> None:
 @pytest.mark.parametrize("build", [clip, lambda: student("clip")], ids=["clip", "student"])
 def test_classification_is_the_softmax_of_scaled_cosines(build: Callable[[], VisionModel], folder: Path) -> None:
     model = build()
-    labels = ["red cone", "blue cube", "torus"]
+    labels = ["red cone", "blue cube", "orange torus"]
     tower = model.model if isinstance(model.model, Clip) else model.model.adaptors["clip"]
     space = None if isinstance(model.model, Clip) else "clip"
-    words = model.encode_text([f"a {label}" for label in labels])
+    words = model.encode_text(["a red cone", "a blue cube", "an orange torus"])
     logits = tower.logit_scale.exp().item() * model.embed(folder / "1.png", space) @ words.T
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
     answers = model.classify(folder / "1.png", labels)
@@ -289,6 +298,8 @@ def test_words_find_their_own_space(folder: Path) -> None:
     assert both.encode_text(["a cone"], adaptor="clip").shape == (1, 6)
     with pytest.raises(ValueError, match="knows no words as 'dino'; choose adaptor= from clip, siglip"):
         both.classify(folder / "1.png", ["cone"], adaptor="dino")
+    with pytest.raises(ValueError, match=r"tiny knows no words as 'siglip'; take no adaptor=$"):
+        clip().encode_text(["a cone"], adaptor="siglip")
     for silent in (vit(), student()):
         with pytest.raises(ValueError, match="tiny knows no words: take a CLIP, or a student of a CLIP"):
             silent.classify(folder / "1.png", ["cone"])

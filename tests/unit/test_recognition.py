@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from synoptic.data import scenes
 from synoptic.data.sources import Source, open_source
+from synoptic.data.words import sentence
 from synoptic.evaluation import recognition
 from synoptic.evaluation.features import Encoded, RawPixels, Space, embed, encode
-from synoptic.evaluation.protocols import EVALUATIONS, build_evaluator, prompts
+from synoptic.evaluation.protocols import EVALUATIONS, build_evaluator, judged_part, prompts, zeroshot
 from synoptic.evaluation.recognition import KNN, Neighbours, ZeroShot, class_embeddings, nearest, vote
 from synoptic.evaluation.scenes import seen_pairs
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
@@ -28,6 +29,7 @@ from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
+from synoptic.run import evaluate
 from synoptic.types import Features, Preprocess
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (20, 40, 210)}
@@ -259,6 +261,9 @@ def test_articles():
         ["there is an orange cube"],
         ["there is a red torus"],
     ]
+    assert sentence("A {} beside a {}, {}: pizza {}", "Ice") == "An Ice beside an Ice, Ice: pizza Ice"
+    assert sentence("a photo of a {}", "cone") == "a photo of a cone"
+    assert sentence("a {}", r"{} \1") == r"a {} \1"
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +309,11 @@ def test_an_untrained_network_end_to_end(single: Path):
 
 @pytest.fixture
 def student() -> VisionModel:
-    """A small untrained student of a CLIP and a DINO."""
+    return student_of("clip")
+
+
+def student_of(*speaking: str) -> VisionModel:
+    """A small untrained student of a DINO and of teachers that know words."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.learn(["a red cube", "a picture of a blue torus"], vocabulary=300, context=16)
     text = TextConfig(
@@ -312,10 +321,10 @@ def student() -> VisionModel:
     )
     adaptors = {
         "dino": AdaptorConfig(patches=24, summary=24, hidden=32),
-        "clip": AdaptorConfig(patches=20, summary=24, hidden=32, text=text),
+        **{name: AdaptorConfig(patches=20, summary=24, hidden=32, text=text) for name in speaking},
     }
-    backbone = vit_config("vit_mini16", depth=1, width=48, hidden=96, summary_tokens=2)
-    model = Student(StudentConfig(backbone=backbone, adaptors=adaptors), {"clip": tokenizer})
+    backbone = vit_config("vit_mini16", depth=1, width=48, hidden=96, summary_tokens=len(adaptors))
+    model = Student(StudentConfig(backbone=backbone, adaptors=adaptors), dict.fromkeys(speaking, tokenizer))
     return VisionModel(model, Preprocess(48), "student")
 
 
@@ -348,3 +357,78 @@ def test_evaluations_by_name(tmp_path: Path, colours: tuple[Source, Source]):
         build_evaluator("kmeans", data)
     with pytest.raises(ValueError, match="has no masks"):
         build_evaluator("segmentation", data)
+
+
+def test_a_student_is_judged_in_the_space_that_is_named(single: Path, tmp_path: Path):
+    data, model = str(single), student_of("clip", "siglip")
+    with pytest.raises(ValueError, match="knows words in several spaces; choose adaptor= from clip, siglip"):
+        evaluate(model, ["zeroshot"], data)
+    scores = evaluate(model, ["knn", "zeroshot"], data, tmp_path / "scores.json", adaptor="siglip")
+    assert scores == {
+        **dict(KNN(*parts(data), spaces=[Space("siglip")]).run(model)),
+        **dict(zeroshot(parts(data)[1], "siglip").run(model)),
+    }
+    assert list(scores) == ["knn_siglip", "zeroshot", "zeroshot_top5"]
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written == {"model": "student", "data": data, "part": "test", "adaptor": "siglip", **scores}
+    assert build_evaluator("segmentation", data, adaptor="clip").space == Space("clip")
+
+
+def test_a_space_that_the_model_lacks_is_refused_before_any_picture_is_read(student: VisionModel):
+    with pytest.raises(ValueError, match=r"adaptor=sam: no such adaptor; choose from dino, clip$"):
+        evaluate(student, ["knn"], "nowhere", adaptor="sam")
+    plain = VisionModel(ViT(vit_config("vit_mini16", depth=1, width=48, hidden=96)), Preprocess(48), "plain")
+    with pytest.raises(ValueError, match=r"adaptor=clip: no such adaptor; plain has none$"):
+        evaluate(plain, ["knn"], "nowhere", adaptor="clip")
+
+
+def parts(data: str) -> tuple[Source, Source]:
+    return open_source(data, "train"), open_source(data, "test")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder on forty pictures without a test part, of which it set a quarter apart."""
+    paint(tmp_path / "set", {f"{n}/{i}.png": COLOURS[n] for n in ("red", "blue") for i in range(20)})
+    model = VisionModel(ViT(vit_config("vit_mini16", depth=1, width=48, hidden=96)), Preprocess(48), "tiny")
+    model.save(tmp_path / "run" / "weights")
+    settings = {"data": str(tmp_path / "set"), "loader": {"validation": 0.25}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    return tmp_path / "run"
+
+
+def test_without_a_test_part_a_run_is_judged_by_what_it_set_apart(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    data, judged = str(tmp_path / "set"), []
+    monkeypatch.setattr(KNN, "run", lambda knn, model: judged.append(knn) or iter([("knn", 1.0)]))
+    for model in (run, run / "weights", str(run / "weights" / "model.safetensors")):
+        caplog.clear()
+        evaluate(model, ["knn"], f"{data}/", tmp_path / "scores.json")
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "judging by the 0.25 of its pictures that the model's run set apart for validation" in caplog.text
+        assert judged[-1].queries.paths == open_source(data, "validation", validation=0.25).paths
+        assert judged[-1].bank.paths == open_source(data, "train", validation=0.25).paths
+    assert json.loads((tmp_path / "scores.json").read_text())["part"] == "validation"
+
+
+@pytest.mark.parametrize(
+    "config", ["no JSON", '{"data": "other", "loader": {"validation": 0.25}}', "{}", '{"loader": {"validation": "x"}}']
+)
+def test_models_that_may_have_seen_the_judged_pictures_are_judged_with_a_warning(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, config: str
+):
+    (run / "config.json").write_text(config)
+    evaluate(run, ["knn"], str(tmp_path / "set"))
+    assert "judging by 0.1 of its pictures, on which the model may have been trained" in caplog.text
+
+
+def test_the_part_that_is_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for part in ("train", "validation"):
+        paint(tmp_path / part, {"red/1.png": COLOURS["red"], "red/2.png": COLOURS["red"]})
+    assert judged_part(str(tmp_path), 0.5) == "validation"
+    assert "has no test part: judging by its validation part" in caplog.text
+    caplog.clear()
+    paint(tmp_path / "test", {"red/1.png": COLOURS["red"]})
+    assert judged_part(str(tmp_path)) == "test"
+    assert not caplog.records

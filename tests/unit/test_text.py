@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +88,37 @@ def test_what_follows_the_end_has_no_effect() -> None:
     rows = TOKENIZER(["a red cone"])
     junk = torch.cat([rows, torch.tensor([[5, 6, TOKENIZER.end]])], dim=1)
     torch.testing.assert_close(tower()(junk), tower()(rows))
+
+
+def test_a_row_without_an_end_is_read_at_its_last_token() -> None:
+    model, row = tower(), TOKENIZER(["a red cone"])[:, :-1]
+    without = model(row)
+    model.config = replace(model.config, end=int(row[0, -1]))
+    torch.testing.assert_close(without, model(row))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 200, "heads": 3}, "heads=3 does not divide width=200"),
+        ({"heads": 0}, "heads=0 should be from 1 to"),
+        ({"depth": 0}, "depth=0 should be from 1 to"),
+        ({"depth": 10**9}, "depth=1000000000 should be from 0 to 1024"),
+        ({"embedding": 0}, "embedding=0 should be from 1 to"),
+        ({"context": 2}, "context=2 should be from 3 to"),
+        ({"vocabulary": 2}, "vocabulary=2 should be from 3 to"),
+        ({"end": 320}, "end=320 is none of the ids of vocabulary=320"),
+    ],
+)
+def test_towers_that_cannot_be_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextConfig(**{"vocabulary": 320, "context": 12, "end": 1} | changes)
+
+
+@pytest.mark.parametrize("context", [2, "12", None])
+def test_a_tokenizer_needs_room_for_a_word(context: Any) -> None:
+    with pytest.raises(ValueError, match="should be 3 or more tokens"):
+        Tokenizer(TOKENIZER._engine.to_str(), context)
 
 
 def test_a_text_is_encoded_alike_in_any_batch() -> None:

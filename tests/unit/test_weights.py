@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,6 +51,9 @@ def build(kind: str) -> nn.Module:
         return ViT(vit_config()).eval()
     if kind == "clip":
         return Clip(ClipConfig(image=vit_config(), text=TEXT), TOKENIZER).eval()
+    if kind == "shared student":  # one summary token for both teachers
+        shared = {name: AdaptorConfig(patches=width, summary=width, hidden=16) for name, width in (("a", 7), ("b", 9))}
+        return Student(StudentConfig(backbone=vit_config(), adaptors=shared)).eval()
     adaptors = {
         "clip": AdaptorConfig(patches=10, summary=6, hidden=16, text=TEXT),
         "dino": AdaptorConfig(patches=7, summary=None, hidden=16),
@@ -73,7 +75,7 @@ def answers(model: nn.Module) -> list[Tensor]:
     return [tensor for space in spaces for tensor in (space.summary, space.patches) if tensor is not None] + words
 
 
-@pytest.mark.parametrize("kind", ["vit", "clip", "student"])
+@pytest.mark.parametrize("kind", ["vit", "clip", "student", "shared student"])
 def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     model = build(kind)
     facts = {"method": "radio", "steps": 100, "scores": {"knn": 0.5}}
@@ -82,7 +84,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     assert type(loaded) is type(model)
     assert loaded.config == model.config
     assert preprocess == Preprocess(16, "squash")
-    assert (record.kind, record.name, record.trained) == (kind, "mine", facts)
+    assert (record.kind, record.name, record.trained) == (kind.split()[-1], "mine", facts)
     assert not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(answers(loaded), answers(model), strict=True))
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
@@ -91,16 +93,11 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["weights"]
 
 
-def test_a_student_is_whole_without_its_teachers(tmp_path: Path) -> None:
-    formats.save(tmp_path / "teachers" / "clip", build("clip"), Preprocess(16))
+def test_a_students_folder_holds_its_teachers_words_wherever_it_lies(tmp_path: Path) -> None:
     student = build("student")
-    student.adaptors["clip"].text.load_state_dict(formats.load(tmp_path / "teachers" / "clip")[0].text.state_dict())
-    formats.save(tmp_path / "student", student, Preprocess(16))
-    before = answers(formats.load(tmp_path / "student")[0])
-    shutil.rmtree(tmp_path / "teachers")
-    (tmp_path / "student").rename(tmp_path / "elsewhere")
+    saved(tmp_path, "student").rename(tmp_path / "elsewhere")
     after = answers(formats.load(tmp_path / "elsewhere")[0])
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(answers(student), after, strict=True))
 
 
 def test_the_model_card_tells_what_it_is(tmp_path: Path) -> None:
@@ -166,6 +163,20 @@ def test_a_rename_that_fails_leaves_the_old_weights(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
+def test_a_save_mends_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path)
+    (tmp_path / ".other.0123abcd.old").mkdir()  # of another folder
+    folder.rename(tmp_path / ".weights.0123abcd.old")  # killed between the two renames
+    for name in (".weights.0123abcd.new", ".weights.4567cdef.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MODEL).write_bytes(b"half")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(formats, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+        formats.save(folder, build("vit"), Preprocess(16))
+    assert formats.load(folder)[2].kind == "clip"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.0123abcd.old", "weights"]
+
+
 def test_folders_of_another_sort_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"precious")
@@ -205,6 +216,10 @@ def tensors(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None
     return spoil
 
 
+def rename_adaptor(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda config: config["model"]["adaptors"].update({name: config["model"]["adaptors"].pop("clip")})
+
+
 def cut(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40]) and None
 
@@ -239,13 +254,35 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
         tensors(lambda t: t.update({"projection.weight": torch.ones(6, 13)})),
         r"1 misshapen \(projection\.weight \(6, 13\) for \(6, 12\)\)",
     ),
+    "no heads": (edit(lambda c: c["model"]["image"].update(heads=0)), "heads=0 should be from 1"),
+    "no patches": (edit(lambda c: c["model"]["image"].update(patch_size=0)), "patch_size=0 should be from 1"),
+    "fewer than no registers": (edit(lambda c: c["model"]["image"].update(registers=-1)), "registers=-1 should be"),
+    "endless depth": (edit(lambda c: c["model"]["image"].update(depth=10**9)), "depth=1000000000 should be from 0"),
+    "endless text": (edit(lambda c: c["model"]["text"].update(depth=10**9)), "depth=1000000000 should be from 0"),
+    "impossible text": (edit(lambda c: c["model"]["text"].update(heads=3)), "heads=3 does not divide width=8"),
+    "a number beyond all": (edit(lambda c: c["model"]["image"].update(width=10**30)), "width=10{30} should be"),
+    "shorter text tower": (
+        edit(lambda c: c["model"]["text"].update(context=7)),
+        "up to 8 tokens do not fit a text tower",
+    ),
+    "no context": (
+        lambda f: (f / "tokenizer.json").write_text(TOKENIZER.to_json().replace('"context": 8', '"context": 0')),
+        "damaged tokenizer .context=0 should be 3 or more",
+    ),
+    "adaptor called keys": (edit(rename_adaptor("keys")), "none can be called 'keys'"),
+    "adaptor with a dot": (edit(rename_adaptor("a.b")), r"unknown key adaptors\.a"),
+    "adaptor elsewhere": (edit(rename_adaptor("a/b")), "none can be called 'a/b'"),
+    "adaptor without patches": (
+        edit(lambda c: c["model"]["adaptors"]["clip"].update(patches=0)),
+        "patches=0 should be from 1",
+    ),
     "other depth": (edit(lambda c: c["model"]["image"].update(depth=2)), r"12 missing \(.*, \.\.\.\)"),
 }
 
 
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_spoiled_folder_is_refused_in_one_line_that_says_why(tmp_path: Path, case: str) -> None:
-    folder = saved(tmp_path)
+    folder = saved(tmp_path, "student" if case.startswith("adaptor") else "clip")
     spoil, message = SPOILED[case]
     spoil(folder)
     with pytest.raises(ValueError, match=message) as error:
@@ -256,7 +293,7 @@ def test_a_spoiled_folder_is_refused_in_one_line_that_says_why(tmp_path: Path, c
 
 def test_a_giant_configuration_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     folder = saved(tmp_path, "vit")
-    edit(lambda config: config["model"].update(width=3 * 10**6))(folder)
+    edit(lambda config: config["model"].update(width=3 * 10**4))(folder)
     with pytest.raises(ValueError, match="misshapen"):
         formats.load(folder)
 
