@@ -22,13 +22,13 @@ from synoptic.config import TrainConfig, from_dict, from_layers, load_json, save
 from synoptic.data.loader import Loader
 from synoptic.data.sources import Source, open_source
 from synoptic.engine import checkpoint, loop
-from synoptic.evaluation.protocols import build_evaluator
+from synoptic.evaluation.protocols import build_evaluator, judged_part
 from synoptic.evaluation.recognition import KNN
 from synoptic.methods import get_method
 from synoptic.methods.base import Method, Task
 from synoptic.predict import VisionModel, load
 from synoptic.types import Preprocess, present
-from synoptic.weights import formats
+from synoptic.weights import formats, zoo
 
 log = logging.getLogger(__name__)
 
@@ -96,25 +96,39 @@ def plan(method: str, config: TrainConfig) -> dict[str, Any]:
 
 
 def evaluate(
-    model: str | Path | VisionModel, on: Iterable[str], data: str, out: Path | str | None = None
+    model: str | Path | VisionModel,
+    on: Iterable[str],
+    data: str,
+    out: Path | str | None = None,
+    adaptor: str | None = None,
 ) -> dict[str, float]:
-    """Scores of a model on the test part of a data set.
+    """Scores of a model on the test part of a data set, or for want of one on its validation part (with a warning).
 
     Args:
         model: a MODEL or one that is loaded.
         on: names of evaluations: knn, zeroshot, segmentation.
         data: a data set with labels, words or masks, as the evaluations need.
-        out: JSON file for the scores.
+        out: JSON file for the scores, which also names the part that was judged and the adaptor.
+        adaptor: the teacher in whose space a student is judged, needed for `zeroshot` where several know words; None
+            takes the model's own space.
     Raises:
-        ValueError: for an unknown evaluation, and for data that lack what it needs.
+        ValueError: for an unknown evaluation or adaptor, and for data that lack what an evaluation needs.
     """
     vision = model if isinstance(model, VisionModel) else load(model)
+    if adaptor is not None and adaptor not in vision.adaptors:
+        has = f"choose from {', '.join(vision.adaptors)}" if vision.adaptors else f"{vision.name} has none"
+        raise ValueError(f"adaptor={adaptor}: no such adaptor; {has}")
+    share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
+    part = judged_part(data, share)
+    # All are built first: mistakes show at once.
+    evaluators = [build_evaluator(name, data, part, adaptor=adaptor, validation=share) for name in on]
     scores: dict[str, float] = {}
-    for evaluator in [build_evaluator(name, data) for name in on]:  # all are built first: mistakes show at once
+    for evaluator in evaluators:
         scores.update(evaluator.run(vision))
     if out is not None:
+        facts = {"model": vision.name, "data": data, "part": part, "adaptor": adaptor}
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps({"model": vision.name, "data": data, **scores}, indent=2) + "\n")
+        Path(out).write_text(json.dumps(facts | scores, indent=2) + "\n")
     return scores
 
 
