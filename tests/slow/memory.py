@@ -10,22 +10,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 EVERY = 1.0  # seconds
+PROCESSES = Path("/proc")
 
 
 class Peak:
-    """The most bytes seen so far. Pages that processes share count for each of them, so it is rather less in truth."""
+    """The most bytes seen so far; None where the system tells nothing.
 
-    bytes = 0
+    Pages that processes share count for each of them, so it is rather less in truth.
+    """
+
+    bytes: int | None = None
 
 
 @contextmanager
 def watched() -> Iterator[Peak]:
     """Watches this process and its children, and theirs, until it is left."""
     peak, ended = Peak(), threading.Event()
+    if not (PROCESSES / "self" / "statm").is_file():
+        yield peak
+        return
 
     def watch() -> None:
-        while not ended.wait(EVERY):
-            peak.bytes = max(peak.bytes, sum(_held(process) for process in _family(os.getpid())))
+        while True:
+            peak.bytes = max(peak.bytes or 0, sum(_held(process) for process in _family(os.getpid())))
+            if ended.wait(EVERY):
+                break
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -38,7 +47,7 @@ def watched() -> Iterator[Peak]:
 
 def _family(root: int) -> list[int]:
     children: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").iterdir():
+    for entry in PROCESSES.iterdir():
         if entry.name.isdigit():
             with suppress(OSError):  # it may end any time
                 parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
@@ -51,5 +60,5 @@ def _family(root: int) -> list[int]:
 
 def _held(process: int) -> int:
     with suppress(OSError):
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int((PROCESSES / str(process) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0

@@ -17,25 +17,29 @@ pytestmark = pytest.mark.slow
 
 SEEDS = (0, 1, 2)
 
-MINUTES = 12
+MINUTES = 12  # the one claim about time that a test judges; benchmarks judge the others
 GIGABYTES = 4
 
 Results = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
-    """`results.json` of each seed, with the most memory that was held."""
+def results(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> list[Results]:
+    """`results.json` of each seed, with the most memory that was held; each told as a line of JSON."""
     folder = tmp_path_factory.mktemp("demos")
-    return [_made(folder / str(seed), seed) for seed in SEEDS]
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    found = []
+    for seed in SEEDS:
+        found.append(_made(folder / str(seed), seed))
+        with capture.global_and_fixture_disabled():
+            print(f"\n{json.dumps(found[-1])}", flush=True)
+    return found
 
 
 def _made(out: Path, seed: int) -> Results:
     with watched() as peak:
         demo(out, "full", seed)
-    found: Results = json.loads((out / "results.json").read_text())
-    print(json.dumps({"seed": seed, "bytes": peak.bytes, **found}))  # shown by -s, and when a test fails
-    return {**found, "bytes": peak.bytes}
+    return {"seed": seed, "bytes": peak.bytes, **json.loads((out / "results.json").read_text())}
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +80,15 @@ def test_the_student_sees_where_things_are(of: Of) -> None:
     assert miou["student"] >= max(miou["clip"], miou["dino"]) - 0.05
 
 
-def test_a_small_machine_is_enough(results: list[Results]) -> None:
-    """On two cores that do nothing else."""
-    assert max(found["bytes"] for found in results) < GIGABYTES * 1e9
+def test_little_memory_is_enough(results: list[Results]) -> None:
+    peaks = [found["bytes"] for found in results]
+    if None in peaks:
+        pytest.skip("this system does not tell what its processes hold: it has no /proc")
+    assert max(peaks) < GIGABYTES * 1e9
+
+
+def test_two_cores_are_enough(results: list[Results]) -> None:
+    """On two cores that do nothing else; one run of three may be disturbed."""
     assert median(found["seconds"] for found in results) < MINUTES * 60
 
 
