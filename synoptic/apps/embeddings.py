@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +13,10 @@ import pyarrow.parquet as pq
 import torch.nn.functional as F
 from torch import Tensor
 
-from synoptic.data.listing import list_images
-from synoptic.predict import ReadBatch, VisionModel, load, read_batches
+from synoptic.apps.reading import Reading
+from synoptic.predict import ReadBatch, VisionModel, load
 from synoptic.types import Features
 from synoptic.weights.formats import weights_hash
-
-log = logging.getLogger(__name__)
 
 Tokens = Literal["summary", "patches"]
 
@@ -49,56 +46,39 @@ def embed(
     Raises:
         ValueError: no pictures, no such model or adaptor, or none of the pictures can be read.
     """
-    paths = list_images(images)
-    vision = load(model)
-    unreadable: list[str] = []
-
-    def skip(path: str, reason: str) -> None:
-        unreadable.append(path)
-        log.warning("left out %s: %s", path, reason)
-
+    reading, vision = Reading(images, progress), load(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        _write(partial, _tables(vision, paths, tokens, adaptor, skip), progress, len(paths))
-        if len(unreadable) == len(paths):
-            raise ValueError(f"{images}: none of its {len(paths)} pictures can be read")
+        _write(partial, _tables(vision, reading, tokens, adaptor))
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
-    return len(unreadable)
+    return reading.left_out
 
 
-def _write(
-    path: Path, tables: Iterator[tuple[int, pa.Table]], progress: Callable[[int, int], None] | None, total: int
-) -> None:
+def _write(path: Path, tables: Iterator[pa.Table]) -> None:
     writer: pq.ParquetWriter | None = None
-    done = 0
     try:
-        for pictures, table in tables:
+        for table in tables:
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table)
-            done += pictures
-            if progress:
-                progress(done, total)
     finally:
         if writer:
             writer.close()
 
 
-def _tables(
-    vision: VisionModel, paths: list[Path], tokens: Tokens, adaptor: str | None, skip: Callable[[str, str], None]
-) -> Iterator[tuple[int, pa.Table]]:
-    """(number of pictures, their rows) a batch."""
+def _tables(vision: VisionModel, reading: Reading, tokens: Tokens, adaptor: str | None) -> Iterator[pa.Table]:
+    """The rows of one batch after the other."""
     if adaptor is not None and adaptor not in vision.adaptors:
         has = ", ".join(vision.adaptors) or "none"
         raise ValueError(f"{vision.name} has no adaptor {adaptor!r}; it has {has}")
     hashed = weights_hash(vision.model)
-    for batch in read_batches(list(paths), vision.preprocess, channels=vision.channels, on_error=skip):
+    for batch in reading.batches(vision):
         answer = vision(batch.images, adaptors=() if adaptor is None else (adaptor,))
         features = answer if adaptor is None else answer.adaptors[adaptor]
         rows = _picture_rows(batch, vision.name, hashed)
-        yield len(batch.inputs), _summaries(rows, features) if tokens == "summary" else _patches(rows, features)
+        yield _summaries(rows, features) if tokens == "summary" else _patches(rows, features)
 
 
 def _picture_rows(batch: ReadBatch, name: str, weights: str) -> dict[str, list[Any]]:

@@ -54,6 +54,7 @@ class Train:
         if method.presets:
             recipes = ((name, _typed_out(values)) for name, values in method.presets.items())
             page += ["Presets:", two_columns(recipes)]
+        page.append(f"By the method's rule, where no key says otherwise: {_rule(method)}")
         return [*page, key_table(method.config, UNSET, needed)]
 
 
@@ -73,6 +74,15 @@ def configure(words: Words) -> tuple[str, TrainConfig]:
     values = typed(method.config, texts, where)
     config = from_layers(method.config, values, where, file=file, preset=preset, presets=method.presets)
     return method.name, config
+
+
+def _rule(method: Any) -> str:
+    """What a method takes for the keys that decide most, found by asking it."""
+    config = method.config(data="", out="")
+    epoch = 1000  # steps
+    resolved = method.resolve(config, epoch * config.batch)
+    derived = {"size": resolved.size, "epochs": resolved.steps / epoch, "optim.lr": resolved.optim.lr}
+    return f"{_typed_out(derived)} (with batch={config.batch})"
 
 
 def _names() -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def demo(options: DemoOptions) -> None:
     """The whole story on built-in data, ends with a report."""
     from synoptic.apps.demo import demo
 
-    demo(Path(options.out), options.preset)
+    demo(_path(options.out), options.preset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class ModelsOptions:
     """Names that stand for a MODEL anywhere.
 
     Attributes:
-        pattern: part of a name, or a glob such as `vit_*`; none lists all.
+        pattern: part of a name, or a glob such as `vit_*`; None lists all.
     """
 
     pattern: str | None = None
@@ -96,7 +96,7 @@ class EmbedOptions:
         model: a name from `synoptic models`, a run folder, or a weights folder.
         out: the .parquet file.
         tokens: one embedding a picture, or one a patch.
-        adaptor: in the space of this teacher of a student.
+        adaptor: the teacher of a student in whose space they lie; None takes the model's own space.
     """
 
     images: str
@@ -110,11 +110,11 @@ def embed(options: EmbedOptions) -> None:
     """Embeddings of pictures into a Parquet file."""
     from synoptic.apps.embeddings import embed
 
+    out = _path(options.out)
     with _bar("embedding") as advance:
-        left_out = embed(
-            options.images, options.model, Path(options.out), options.tokens, options.adaptor, progress=advance
-        )
-    print(f"{options.out}{f', without {left_out} unreadable pictures' if left_out else ''}")
+        left_out = embed(options.images, options.model, out, options.tokens, options.adaptor, progress=advance)
+    print(out)
+    _tell_left_out(left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,17 +140,21 @@ class ClassifyOptions:
 
 def classify(options: ClassifyOptions) -> None:
     """The label in words that fits each picture best."""
-    from synoptic.data.listing import list_images
-    from synoptic.predict import load
+    from synoptic.apps.labelling import classify
 
-    paths = [str(path) for path in list_images(options.images)]
-    model = load(options.model)
-    ranked: Any = model.classify(paths, options.labels, options.templates, options.adaptor)
-    scores = dict(zip(paths, ranked, strict=True))
-    if options.out:
-        Path(options.out).write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with _bar("classifying") as advance:
+        scores, left_out = classify(
+            options.images,
+            options.model,
+            options.labels,
+            options.templates,
+            options.adaptor,
+            _file(options.out),
+            progress=advance,
+        )
     best = [[path, labels[0]["label"], labels[0]["score"]] for path, labels in scores.items()]
     _print_rows(["picture", "label", "score"], best)
+    _tell_left_out(left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +163,17 @@ class EvaluateOptions:
 
     Attributes:
         model: a name from `synoptic models`, a run folder, or a weights folder.
-        on: evaluations, comma-separated.
+        on: evaluations, comma-separated: knn asks the nearest training pictures, zeroshot words, and segmentation a
+            linear probe of the patches.
         data: a folder with `train/` and `test/` inside.
+        adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
         out: JSON file for the scores.
     """
 
     model: str
-    on: tuple[str, ...]
+    on: tuple[Literal["knn", "zeroshot", "segmentation"], ...]
     data: str
+    adaptor: str | None = None
     out: str | None = None
 
 
@@ -174,7 +181,7 @@ def evaluate(options: EvaluateOptions) -> None:
     """Scores of a model on a data set."""
     from synoptic.run import evaluate
 
-    scores = evaluate(options.model, on=list(options.on), data=options.data, out=options.out and Path(options.out))
+    scores = evaluate(options.model, options.on, options.data, _file(options.out), options.adaptor)
     _print_rows(["score", "value"], list(scores.items()))
 
 
@@ -184,7 +191,7 @@ class ReportOptions:
 
     Attributes:
         runs: run folders.
-        out: the page; none writes report.html into the first run's folder.
+        out: the page; None writes report.html into the first run's folder.
     """
 
     runs: tuple[str, ...]
@@ -195,7 +202,7 @@ def report(options: ReportOptions) -> None:
     """A page with the scores, curves and pictures of one run or several."""
     from synoptic.apps.report import report
 
-    page = report([Path(run) for run in options.runs], options.out and Path(options.out))
+    page = report([_path(run) for run in options.runs], _file(options.out))
     print(page)
 
 
@@ -208,6 +215,20 @@ SIMPLE_VERBS = (
     OptionsVerb(evaluate, EvaluateOptions, "model"),
     OptionsVerb(report, ReportOptions, "runs"),
 )
+
+
+def _path(typed: str) -> Path:
+    """The shell opens `~` in words, but not behind a `=`."""
+    return Path(os.path.expanduser(typed))
+
+
+def _file(typed: str | None) -> Path | None:
+    return _path(typed) if typed else None
+
+
+def _tell_left_out(count: int) -> None:
+    if count:
+        print(f"left out {count} unreadable picture{'s' if count > 1 else ''}", file=sys.stderr)
 
 
 @contextmanager

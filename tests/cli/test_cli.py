@@ -14,6 +14,7 @@ from typing import Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from synoptic.apps import arguments, cli
 from synoptic.apps.arguments import read, split, typed
@@ -147,7 +148,7 @@ def test_every_key_of_every_verb_and_method_is_explained() -> None:
         f"{kind.__name__}.{key.name}"
         for kind in kinds
         for key in keys(kind).values()
-        if not arguments._description(key.owner, key.name)
+        if not arguments._description(key.owner, key.name.rpartition(".")[2])
     ]
     assert not silent
 
@@ -180,7 +181,59 @@ def test_help_of_a_method_lists_its_keys_defaults_and_presets(capsys: pytest.Cap
     assert "precision=auto|fp32|bf16" in out
     assert "teacher_temperature=NUMBER" in out
     assert "config=FILE.json" in out
-    assert "None" not in out
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [
+        ("dino", "size=224 epochs=100 optim.lr=0.000125 (with batch=64)"),
+        ("clip", "size=224 epochs=32 optim.lr=0.0005 (with batch=64)"),
+        ("radio", "size=224 epochs=100 optim.lr=0.001 (with batch=64)"),
+    ],
+)
+def test_help_of_a_method_tells_what_a_key_is_when_it_is_not_given(
+    method: str, rule: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    assert cli.main(["train", method, "--help"]) == 0
+    out = capsys.readouterr().out
+    lines = {line.split("=")[0].strip(): line.rstrip() for line in out.splitlines() if line.startswith("  ")}
+    assert f"By the method's rule, where no key says otherwise: {rule}\n" in out
+    assert "None" not in out and "default none" not in out
+    assert "none, the default, takes" in lines["size"] and "(default" not in lines["size"]
+    assert lines["steps"].endswith("(default the method's rule)") or "none, the default," in lines["steps"]
+    assert lines["batch"].endswith("(default 64)")
+
+
+def test_help_says_what_is_required(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    assert cli.main(["train", "radio", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("synoptic train radio data=DIR out=RUN teachers=NAME:MODEL,... [key=value ...]\n")
+    (teachers,) = (line for line in out.splitlines() if line.startswith("  teachers="))
+    assert teachers.rstrip().endswith("(required)")
+
+
+def test_a_method_may_say_what_a_nested_key_of_its_own_does(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Special(Options):
+        """Special things.
+
+        Attributes:
+            inner.deep: deeper here.
+        """
+
+    arguments.print_help(Console(width=200), arguments.key_table(Special))
+    out = capsys.readouterr().out
+    assert "deeper here (default 0.25)" in out
+    assert "two that share a line (default nothing)" in out
+
+
+def test_help_of_evaluate_lists_the_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
+    from synoptic.evaluation.protocols import EVALUATIONS
+
+    assert cli.main(["evaluate", "--help"]) == 0
+    assert f"on={'|'.join(EVALUATIONS)},..." in capsys.readouterr().out
 
 
 def test_help_of_train_lists_the_methods(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +279,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("embed a.jpg model=m out=o tokens=words", "embed: tokens=words should be 'summary' or 'patches'"),
         ("classify no/such/folder model=vit_mini16 labels=a,b", "no/such/folder does not exist"),
         ("evaluate model=vit_mini16 on=knn", "evaluate: data= is missing"),
+        ("evaluate vit_mini16 data=a on=knn,kn", "evaluate: on=kn should be 'knn', 'zeroshot' or 'segmentation'"),
         ("train", "train: give one method, one of dino, clip, radio (got none)"),
         ("train dino clip data=a out=b", "train: give one method, one of dino, clip, radio (got dino clip)"),
         ("train dinoo data=a out=b", "unknown method 'dinoo'"),
