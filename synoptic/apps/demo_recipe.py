@@ -71,9 +71,10 @@ FULL = Recipe(
         "data": "single,multi",
         "model": "vit_mini16",
         "size": 96,
-        "steps": 450,
+        "steps": 480,
         "batch": 128,
         "optim.lr": "2e-3",
+        "optim.warmup": 0.25,
         # The weaker teacher has less to say: at full weight it pulls the shared summary away from shape.
         "loss_weights": "dino.summary:0.25",
         "summary": "shared",
