@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +75,7 @@ def test_going_on_draws_nothing_anew(made: Made) -> None:
     assert code == 0, said
     assert "1/5" in made.interrupted[1] and "1/5" not in said
     assert all(part in said for part in ("2/5", "3/5", "4/5", "5/5")), said
+    assert "Matplotlib" not in said  # whose first use has things to say of its own
     assert str(made.out / "report.html") in said.splitlines()[-1]
 
 
@@ -106,6 +111,54 @@ def test_the_scores_are_those_that_evaluate_finds(made: Made, capsys: pytest.Cap
         assert found[name] == pytest.approx(score, abs=1e-9), name
 
 
+ANSWERS = """
+import json, sys, synoptic
+model = synoptic.load(sys.argv[1])
+spaces = {str(adaptor): model.embed(sys.argv[2], adaptor) for adaptor in (None, *model.adaptors)}
+words = model.encode_text(["a red cube", "a blue torus"])
+labels = model.classify(sys.argv[2], ["red cube", "blue torus"])
+print(json.dumps([{name: vectors.tolist() for name, vectors in spaces.items()}, words.tolist(), labels]))
+"""
+
+
+def answers(made: Made) -> str:
+    """All that the student says of the test pictures, every digit of it, in a process that knows nothing else."""
+    words = [str(made.out / "student"), str(made.out / "data" / "single" / "test" / "images")]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # the order of sums is the same each time
+    ended = subprocess.run(
+        [sys.executable, "-c", ANSWERS, *words], capture_output=True, text=True, timeout=PATIENCE, env=one_thread
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_without_its_teachers_the_student_says_the_same(made: Made) -> None:
+    before = answers(made)
+    assert list(json.loads(before)[0]) == ["None", "clip", "dino"]
+    away = (made.out / "teachers").rename(made.out.parent / "away")
+    try:
+        assert answers(made) == before
+    finally:
+        away.rename(made.out / "teachers")
+
+
+def test_the_python_of_the_readme_runs(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this student, with pictures of ours where it names some."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    assert any("synoptic.load(" in block for block in blocks)
+    monkeypatch.chdir(tmp_path)
+    picture = next((made.out / "data" / "single" / "test" / "images").rglob("*.jpg"))
+    for block in blocks:
+        texts = {node.value for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Constant)}
+        for text in filter(lambda value: isinstance(value, str), texts):
+            place = tmp_path / f"{text}picture.jpg" if text.endswith("/") else tmp_path / text
+            if place.suffix == ".jpg":
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, place)
+        exec(re.sub(r'"[^"]*/student"', repr(str(made.out / "student")), block), {})
+
+
 def test_the_report_tells_the_scores_and_the_commands(made: Made) -> None:
     page = (made.out / "report.html").read_text()
     results = json.loads((made.out / "results.json").read_text())
@@ -130,6 +183,14 @@ def test_it_knows_that_it_is_done(made: Made, capsys: pytest.CaptureFixture[str]
     assert cli.main(["demo", f"out={made.out}", "preset=quick"]) == 0
     assert f"done; its report: {made.out / 'report.html'}" in capsys.readouterr().err.replace("\n", "")
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_users_home_is_found(
+    made: Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(made.out.parent))
+    assert cli.main(["demo", f"out=~/{made.out.name}", "preset=quick"]) == 0
+    assert str(made.out) in capsys.readouterr().err.replace("\n", "")
 
 
 def test_what_is_lost_is_made_again(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +251,23 @@ def test_time_counts_over_all_sittings(tmp_path: Path, monkeypatch: pytest.Monke
         journal.tick()
         killed = Journal(Demo(tmp_path, QUICK, 0), "quick")  # as one finds it that was killed here
         assert killed.seconds == {"teachers": 42.0, "student": 7.0}
+
+
+def test_only_pictures_that_are_being_drawn_are_counted(tmp_path: Path) -> None:
+    def lay(folder: str, count: int) -> Path:
+        (tmp_path / "data" / folder / "train").mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "data" / folder / "train" / f"{number}.jpg").touch()
+        return tmp_path / "data" / folder
+
+    lay(".single.1.partial", 5)  # of a process that was killed
+    single, multi = Demo(tmp_path, QUICK, 0).drawing_jobs()
+    assert single.look().done == 0
+    drawn = lay(".single.2.partial", 3)
+    assert (single.look().done, single.look().total, multi.look().done) == (3, QUICK.single, 0)
+    drawn.rename(drawn.with_name("single"))
+    lay(".multi.2.partial", 1)
+    assert (single.look().done, multi.look().done) == (3, 1)
 
 
 @pytest.mark.parametrize("preset", RECIPES)

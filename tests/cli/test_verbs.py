@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import synoptic
 from synoptic.apps import cli
 
 CLIP = "train clip data=pictures model=vit_mini16 size=32 batch=4 vocabulary=300 threads=1 device=cpu precision=fp32"
@@ -101,6 +102,46 @@ def test_pictures_get_labels(type_in, workshop: Path) -> None:
         assert float(score) == pytest.approx(scores[path][0]["score"], abs=1e-4)
 
 
+def test_labels_are_those_that_python_gives(type_in, workshop: Path) -> None:
+    type_in("classify pictures/test/images model=clip labels=cone,cube out=labels.json")
+    expected = synoptic.load(workshop / "clip").classify(workshop / "pictures/test/images", ["cone", "cube"])
+    assert list(json.loads((workshop / "labels.json").read_text()).values()) == expected
+
+
+def test_what_is_broken_is_told_and_left_out(type_in, workshop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mixed = workshop / "mixed"
+    mixed.mkdir()
+    whole = next((workshop / "pictures" / "test" / "images").rglob("*.jpg")).read_bytes()
+    (mixed / "a.jpg").write_bytes(whole)
+    (mixed / "b.jpg").write_bytes(whole[:100])
+    rows = type_in("classify mixed model=clip labels=cone,cube out=mixed.json").splitlines()[1:]
+    assert [row.partition("\t")[0] for row in rows] == ["mixed/a.jpg"]
+    assert list(json.loads((workshop / "mixed.json").read_text())) == ["mixed/a.jpg"]
+    assert type_in("embed mixed model=clip out=mixed.parquet") == "mixed.parquet\n"
+    assert pq.read_table(workshop / "mixed.parquet")["path"].to_pylist() == ["mixed/a.jpg"]
+    assert sum("left out mixed/b.jpg" in message for message in caplog.messages) == 2
+    (mixed / "a.jpg").unlink()
+    assert "none of its 1 pictures can be read" in type_in("classify mixed model=clip labels=cone,cube", code=2)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "embed pictures/test/images model=clip out={}.parquet",
+        "classify pictures/test/images model=clip labels=cone,cube out={}.json",
+        "evaluate clip on=knn data=pictures out={}.json",
+        "report clip out={}.html",
+    ],
+)
+def test_what_is_written_may_lie_in_a_new_folder_of_the_users_home(
+    type_in, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    type_in(command.format("~/new/folder/file"))
+    assert [path.stem for path in (tmp_path / "new" / "folder").iterdir()] == ["file"]
+    assert not (workshop / "~").exists()
+
+
 def test_one_picture_gets_a_label(type_in, workshop: Path) -> None:
     picture = next((workshop / "pictures" / "test" / "images").rglob("*.jpg")).relative_to(workshop)
     assert len(type_in(f"classify {picture} model=clip/weights labels=cone,cube").splitlines()) == 2
@@ -133,8 +174,9 @@ def test_a_run_gets_its_page(type_in, workshop: Path) -> None:
         ("embed nothing model=clip out=x.parquet", "nothing does not exist"),
         ("embed pictures model=vit_mini61 out=x.parquet", "did you mean vit_mini16"),
         ("classify pictures/test/images model=vit_mini16 labels=a,b", "knows no words"),
-        ("classify pictures/test/images model=clip labels=", "label"),
-        ("evaluate clip on=knnn data=pictures", "knn"),
+        ("classify pictures model=clip labels=", 'labels=: give classes in words, comma-separated, as in labels="cat,'),
+        ("classify pictures model=clip labels=a templates=photo", "templates=photo: {} should stand for the label"),
+        ("evaluate clip on=knnn data=pictures", "on=knnn should be 'knn', 'zeroshot' or 'segmentation'"),
         ("evaluate nowhere on=knn data=pictures", "there is no model 'nowhere'"),
         ("report nowhere", "nowhere"),
     ],
@@ -150,7 +192,8 @@ def test_a_run_that_cannot_begin_leaves_no_folder(type_in, workshop: Path) -> No
 
 
 def test_an_interrupted_run_is_saved_and_goes_on(type_in, workshop: Path) -> None:
-    command = f"{CLIP} out=stopped steps=2000 evaluate_every=2000 checkpoint_every=2000 log_every=1"
+    steps = 150
+    command = f"{CLIP} out=stopped steps={steps} evaluate_every={steps} checkpoint_every={steps} log_every=1"
     process = subprocess.Popen(
         [sys.executable, "-m", "synoptic", *command.split()],
         cwd=workshop,
@@ -167,4 +210,12 @@ def test_an_interrupted_run_is_saved_and_goes_on(type_in, workshop: Path) -> Non
     assert process.wait(timeout=60) == 130
     assert rest.splitlines()[-1].startswith("synoptic: ")
     assert "Traceback" not in rest
-    assert list((workshop / "stopped" / "checkpoints").iterdir())
+    run = workshop / "stopped"
+    (saved,) = (run / "checkpoints").glob("step_*.pt")
+    stopped = int(saved.stem.removeprefix("step_"))
+    assert 0 < stopped < steps
+    type_in(command)
+    assert f"going on after step {stopped}" in (run / "train.log").read_text()
+    told = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(told)) == list(range(1, steps + 1))
+    assert (run / "weights" / "model.safetensors").is_file()
