@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import Field as Bound
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
+from synoptic.files import write_text
+
 T = TypeVar("T")
 
 Share = Annotated[float, Bound(ge=0, le=1)]  # of a whole, which may be all of it
@@ -59,12 +61,13 @@ class LoaderConfig:
         workers: reading processes; None takes none on a CPU (where they would compete with training) and up to 8
             beside a GPU.
         cache_mb: decoded pictures are kept in memory while they fit in this many megabytes, in each reading process.
-        validation: share of the training pictures set apart where a data set has no validation part.
+        validation: share of the training pictures, above 0 and below 1, set apart where a data set has no validation
+            part.
     """
 
     workers: NonNegativeInt | None = None
     cache_mb: NonNegativeInt = 1024
-    validation: Fraction = 0.1
+    validation: Annotated[Fraction, Bound(gt=0)] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +76,8 @@ class CheckpointConfig:
 
     Attributes:
         keep: how many of the newest checkpoints stay, beside the best.
-        metric: the validation score that decides which is best, higher being better. None takes the method's
-            (`knn` where the validation part has labels); without it, the last one counts as best.
+        metric: the validation score that decides which is best, higher being better: `knn`, which needs labels and is
+            what None takes where there are some; without it, the last one counts as best.
     """
 
     keep: PositiveInt = 2
@@ -264,8 +267,8 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def save_json(config: Any, path: Path) -> None:
-    """Writes a configuration so that `load_json` and `from_dict` read it back equal."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    """Writes a configuration, atomically, so that `load_json` and `from_dict` read it back equal."""
+    write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def _walk(kind: type, defaults: Any, prefix: str) -> Iterator[Key]:

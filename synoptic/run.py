@@ -18,12 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from synoptic.config import TrainConfig, from_dict, from_layers, load_json, save_json, to_dict
+from synoptic.config import TrainConfig, from_layers, load_json, save_json, to_dict
+from synoptic.data.listing import expand
 from synoptic.data.loader import Loader
-from synoptic.data.sources import Source, open_source
+from synoptic.data.sources import Source, open_source, share_errors
 from synoptic.engine import checkpoint, loop
 from synoptic.evaluation.protocols import build_evaluator, judged_part
 from synoptic.evaluation.recognition import KNN
+from synoptic.files import LOCK, is_ours, sole_writer, write_text
+from synoptic.machine import processor
 from synoptic.methods import get_method
 from synoptic.methods.base import Method, Task
 from synoptic.predict import VisionModel, load
@@ -33,7 +36,11 @@ from synoptic.weights import formats, zoo
 log = logging.getLogger(__name__)
 
 BANK, QUERIES = 2000, 500  # pictures used for k-NN while training: enough for a steady score, quick on a CPU
-LONGEST = 2.0  # pictures are read at up to this times the training size: a crop of a quarter of the area loses nothing
+# Pictures are read with their longer side at up to this times what the networks see. A crop is then enlarged, and so
+# blurred, only where it is less than a quarter of a square picture; of one of 4:3 less than a third, of 16:9 less than
+# 0.44. Bounding the shorter side would spare long pictures that, but a batch is padded to its largest, so that a single
+# panorama would take the memory of many pictures.
+LONGEST = 2.0
 
 
 def train(
@@ -47,7 +54,7 @@ def train(
 
     Args:
         method: dino, clip or radio.
-        config: a whole configuration; or the JSON file of one, under the preset and the keys.
+        config: a whole configuration, which stands alone; or the JSON file of one, under the preset and the keys.
         preset: one of the method's presets, under the keys.
         keys: as on the command line; nested ones as dictionaries (`optim={"lr": 1e-3}`).
     Returns:
@@ -56,28 +63,33 @@ def train(
         ValueError: for what cannot be trained so, in one line.
     """
     recipe = get_method(method)
-    if isinstance(config, TrainConfig):
-        return _train(recipe, config)
     where = f"train {method}"
+    if isinstance(config, TrainConfig):
+        if keys or preset is not None:
+            given = ", ".join([*keys, *(["preset"] if preset is not None else [])])
+            raise ValueError(f"{where}: {given} beside a whole config; change that by dataclasses.replace(config, ...)")
+        return _train(recipe, config)
     return _train(recipe, from_layers(recipe.config, keys, where, file=config, preset=preset, presets=recipe.presets))
 
 
 def _train(recipe: Method, config: TrainConfig) -> Path:
-    _check_place(Path(config.out), config)
+    out = expand(config.out)
+    config = replace(config, out=str(out))
+    _check_place(out, config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     source, config = _resolve(recipe, config)
     torch.manual_seed(config.seed)
     task = recipe.build(config, source)
     validation = _validation_scores(config, source)
-    if config.checkpoint.metric is None and validation is not None:
-        config = replace(config, checkpoint=replace(config.checkpoint, metric=recipe.metric))
-    out = _claim(config)
-    source.record_errors(out / "data_errors.jsonl")
-    device = torch.device(config.device)
-    longest = int(LONGEST * present(config.size))
-    loader = Loader(source, config.batch, config.seed, longest, config.loader, pin=device.type == "cuda")
-    result = loop.train(task, loader, config, out, validation, device)
-    _export(task, recipe, config, out, result)
+    config = _with_metric(config, recipe.metric, judged=validation is not None)
+    facts = task.facts()
+    data = {"data.pictures": len(source), "data.sha256": source.fingerprint(recipe.captions)}
+    loader = Loader(source, config.batch, config.seed, int(LONGEST * task.reads), config.loader, config.device)
+    with sole_writer(out):
+        _claim(out, config, checkpoint.identity(config, {**data, **facts}))
+        source.record_errors(out / "data_errors.jsonl")
+        result = loop.train(task, loader, config, out, validation, config.device)
+        _export(task, recipe, config, out, result, facts)
     return out
 
 
@@ -134,6 +146,8 @@ def evaluate(
 
 def _resolve(recipe: Method, config: Any) -> tuple[Source, Any]:
     """The training pictures, and the configuration with everything derived from them and from the machine."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: PyTorch finds no GPU that it can use; give device=cpu, or leave it out")
     source = open_source(config.data, "train", captions=recipe.captions, validation=config.loader.validation)
     config = recipe.resolve(config, len(source))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -155,33 +169,65 @@ def _check_place(out: Path, config: TrainConfig) -> None:
     is_run = (out / "config.json").exists() or (out / "checkpoints").exists()
     if is_run and config.resume == "never" and not config.overwrite:
         raise ValueError(f"out={out}: holds a run; resume=auto goes on with it, overwrite=true throws it away")
-    if not is_run and out.exists() and any(out.iterdir()):
+    if not is_run and out.exists() and not all(is_ours(path) for path in out.iterdir()):
         raise ValueError(f"out={out}: holds files that are no run; give a new or an empty folder")
 
 
-def _claim(config: TrainConfig) -> Path:
-    """Makes the run folder, and writes down what the run is; a run that was begun otherwise is left as it is."""
-    out = Path(config.out)
-    if config.overwrite and out.exists():
-        shutil.rmtree(out)
-    known = out / "config.json"
-    if known.exists():
-        before = from_dict(type(config), load_json(known), str(known))
-        checkpoint.check_identity(checkpoint.identity(before), checkpoint.identity(config), out)
-    out.mkdir(parents=True, exist_ok=True)
-    save_json(config, known)
-    _write_environment(out / "environment.json")
-    return out
+def _claim(out: Path, config: TrainConfig, identity: Mapping[str, Any]) -> None:
+    """Writes down what the run is; one that was begun otherwise is left as it is, or thrown away where that is asked.
+
+    Args:
+        out: the run folder, held by this process.
+        identity: what decides the weights.
+    """
+    if config.overwrite:
+        _empty(out)
+    checkpoints = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep)
+    checkpoints.claim(identity)
+    if not checkpoints.steps():  # what an attempt that came to nothing says of its data may be of others
+        (out / "data_errors.jsonl").unlink(missing_ok=True)
+    # Whoever starts from this file wants the same run again, and not the one that stands there thrown away.
+    save_json(replace(config, overwrite=False, resume="auto"), out / "config.json")
+    write_text(out / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+
+
+def _empty(out: Path) -> None:
+    """Removes a run from its folder, which stays locked; config.json last, which tells the folder to be a run's."""
+    for path in sorted(out.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _with_metric(config: Any, score: str, judged: bool) -> Any:
+    """The configuration with what decides which checkpoint is best.
+
+    Args:
+        score: the only one that is found while training.
+        judged: whether it is: whether there are labels to judge by.
+    """
+    metric = config.checkpoint.metric
+    if metric not in (None, score):
+        raise ValueError(f"checkpoint.metric={metric}: only {score} is judged while training; leave the key out")
+    if metric and not judged:
+        mend = "leave the key out, or put the pictures into a folder for each class"
+        raise ValueError(f"checkpoint.metric={metric}: data={config.data} has no labels to judge by; {mend}")
+    return replace(config, checkpoint=replace(config.checkpoint, metric=score if judged else None))
 
 
 def _validation_scores(config: TrainConfig, source: Source) -> Callable[[nn.Module], Mapping[str, float]] | None:
-    """k-NN of the validation part among training pictures; None where there are no labels to vote with."""
+    """k-NN of the validation part among training pictures; None where there are no labels to vote with.
+
+    Pictures of both that cannot be read are listed together.
+    """
     if source.labels is None:
         return None
     validation = open_source(config.data, "validation", validation=config.loader.validation)
     if validation.labels is None or not len(validation):
         return None
-    knn = KNN(_spread(source, BANK), _spread(validation, QUERIES))
+    share_errors([source, validation])
+    knn = KNN(source.sample(BANK), validation.sample(QUERIES))
     preprocess = Preprocess(present(config.size))
 
     def scores(model: nn.Module) -> Mapping[str, float]:
@@ -190,43 +236,47 @@ def _validation_scores(config: TrainConfig, source: Source) -> Callable[[nn.Modu
     return scores
 
 
-def _spread(source: Source, count: int) -> Source:
-    """At most `count` pictures, evenly from the whole source."""
-    if len(source) <= count:
-        return source
-    return source.select([place * len(source) // count for place in range(count)])
-
-
-def _export(task: Task, recipe: Method, config: TrainConfig, out: Path, result: Mapping[str, Any]) -> None:
-    """Writes the best model of a finished run to `weights/`."""
-    facts = {
-        "name": out.name,
+def _export(
+    task: Task, recipe: Method, config: TrainConfig, out: Path, result: Mapping[str, Any], facts: Mapping[str, str]
+) -> None:
+    """Writes the best model of a finished run to `weights/`, unless it is there already."""
+    best = result["best"] or {"step": result["steps"], "scores": result["evaluation"]}
+    trained = {
         "method": recipe.name,
         "architecture": config.model,
         "data": config.data,
-        "steps": config.steps,
+        "steps": best["step"],
         "batch": config.batch,
         "seed": config.seed,
         "seconds": round(result["seconds"], 1),
-        "scores": result["evaluation"],
+        **({"scores": best["scores"]} if best["scores"] else {}),
+        **facts,
     }
-    formats.save(out / "weights", loop.best_model(task, config, out), Preprocess(present(config.size)), facts)
+    folder = out / "weights"
+    if formats.is_weights_folder(folder):
+        there = load_json(folder / formats.CONFIG)
+        if (there.get("name"), there.get("trained")) == (out.name, trained):
+            return
+    formats.save(
+        folder, loop.best_model(task, config, out), Preprocess(present(config.size)), {"name": out.name, **trained}
+    )
 
 
-def _write_environment(path: Path) -> None:
+def _environment() -> dict[str, Any]:
+    """What the run was started with, and where."""
     packages = ("synoptic-vision", "torch", "numpy", "pillow", "transformers", "tokenizers")
-    environment = {
+    return {
         "command": sys.argv,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "commit": _commit(),
         "machine": platform.machine(),
         "system": platform.system(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    path.write_text(json.dumps(environment, indent=2) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -14,7 +14,7 @@ from synoptic.apps.demo_journal import Journal, cores
 from synoptic.apps.demo_recipe import RECIPES
 from synoptic.apps.demo_steps import SUBJECTS, TEACHERS, Demo
 from synoptic.config import nearest
-from synoptic.engine.checkpoint import sole_writer, write_atomically
+from synoptic.files import sole_writer, write_atomically
 
 SCORES = ("zeroshot", "knn", "segmentation_miou")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,8 @@ from typing import Any
 from synoptic.apps.demo_recipe import Recipe
 from synoptic.apps.demo_steps import Demo
 from synoptic.config import load_json
-from synoptic.engine.checkpoint import write_atomically
+from synoptic.files import is_ours, write_text
+from synoptic.machine import cores, processor
 
 NAME = "demo.json"
 WRITE_EVERY = 2.0  # seconds: as much of the time spent is lost when the process is killed
@@ -90,8 +90,7 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        text = json.dumps(self.record, indent=2) + "\n"
-        write_atomically(self._path, lambda file: file.write(text.encode()))
+        write_text(self._path, json.dumps(self.record, indent=2) + "\n")
         self._written = time.monotonic()
 
 
@@ -108,27 +107,14 @@ def _check_same(out: Path, record: Mapping[str, Any], made: Mapping[str, Any]) -
 def _check_empty(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; give a folder for the demo")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and not all(is_ours(path) for path in out.iterdir()):
         raise ValueError(f"out={out}: holds files that are no demo; give a new or an empty folder")
 
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """The processor's name, as the system tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

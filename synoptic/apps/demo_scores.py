@@ -20,11 +20,11 @@ from synoptic.apps.demo_journal import open_demo
 from synoptic.apps.demo_steps import TEACHERS, Demo
 from synoptic.config import from_dict, load_json
 from synoptic.data.sources import open_source
-from synoptic.engine.checkpoint import write_atomically
 from synoptic.evaluation.dense import Confusion, Segmentation, read_mask, segment
 from synoptic.evaluation.features import RawPixels, Space, encode
 from synoptic.evaluation.protocols import zeroshot
 from synoptic.evaluation.recognition import KNN, Recognised
+from synoptic.files import write_atomically
 from synoptic.methods import get_method
 from synoptic.predict import VisionModel, load
 from synoptic.types import EncodesImages, Preprocess

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from synoptic.config import LoaderConfig
 from synoptic.data.pictures import JUDGED_AFTER, MAX_UNREADABLE, PictureError
 from synoptic.data.sources import Source
+from synoptic.machine import cores
 from synoptic.types import Batch
 
 MAX_WORKERS = 8
@@ -38,14 +38,21 @@ class Loader:
         seed: decides the order.
         longest: pictures are reduced to this many pixels on their longer side; None reads them as they are.
         config: reading processes and cache.
-        pin: put the pictures in pinned memory, from where a GPU copies without waiting.
+        device: where the batches go. For a GPU, pictures are put in pinned memory, from where it copies without
+            waiting, and read in other processes unless `config` says otherwise.
 
     Raises:
         ValueError: no pictures, or an impossible setting.
     """
 
     def __init__(
-        self, source: Source, batch: int, seed: int, longest: int | None, config: LoaderConfig, pin: bool = False
+        self,
+        source: Source,
+        batch: int,
+        seed: int,
+        longest: int | None,
+        config: LoaderConfig,
+        device: torch.device | str = "cpu",
     ):
         if not len(source):
             raise ValueError(f"{source.root} holds no picture")
@@ -56,8 +63,10 @@ class Loader:
         self.source = source
         self.batch = batch
         self.seed = seed
-        self.workers = _default_workers() if config.workers is None else config.workers
-        self.pin = pin
+        on_gpu = torch.device(device).type == "cuda"
+        beside = min(MAX_WORKERS, cores() - 1) if on_gpu else 0  # on a CPU they would compete with the training
+        self.workers = beside if config.workers is None else config.workers
+        self._pin = on_gpu
         self._reader = _Reader(source, longest, config.cache_mb * 1_000_000)
         self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
 
@@ -70,7 +79,7 @@ class Loader:
         """The batches of steps start..stop-1.
 
         Raises:
-            ValueError: over 5 % of the pictures cannot be read.
+            ValueError: over 5 % of the pictures cannot be read, or none of them.
         """
         steps = range(start, stop)
         for step, read in zip(steps, self._read(self._indices(step) for step in steps), strict=True):
@@ -113,10 +122,11 @@ class Loader:
 
     def _finish(self, step: int, read: _Read) -> Batch:
         self.source.errors.note(self._indices(step), read.failed.items())
-        assert read.images is not None, "a reader gave up, and yet the record calls the source readable"
+        if read.images is None:  # less than 5 % of a whole that this source is a small part of
+            raise ValueError(f"{self.source.root}: none of the {len(self.source)} pictures to train on can be read")
         labels = self.source.labels
         return Batch(
-            images=read.images.pin_memory() if self.pin else read.images,
+            images=read.images.pin_memory() if self._pin else read.images,
             sizes=read.sizes,
             captions=tuple(self.source.captions[index] for index in read.indices),
             labels=None if labels is None else torch.from_numpy(labels[read.indices]),
@@ -167,7 +177,7 @@ class _Reader(Dataset):
     def _find(self, wanted: int, failed: dict[int, PictureError]) -> tuple[int, Tensor] | None:
         """The picture wanted, or the next one that can be read; None once failures alone condemn the source."""
         count = len(self.source)
-        hopeless = min(count, max(JUDGED_AFTER, int(MAX_UNREADABLE * count) + 1))
+        hopeless = min(count, max(JUDGED_AFTER, int(MAX_UNREADABLE * self.source.errors.total) + 1))
         for index in (ahead % count for ahead in range(wanted, wanted + hopeless)):
             picture = self._picture(index)
             if picture is not None:
@@ -201,13 +211,6 @@ def _pad(pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
     for image, picture in zip(images, pictures, strict=True):
         image[:, : picture.shape[1], : picture.shape[2]] = picture
     return images, sizes
-
-
-def _default_workers() -> int:
-    if not torch.cuda.is_available():
-        return 0
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(MAX_WORKERS, count - 1))
 
 
 @contextmanager

@@ -115,6 +115,7 @@ class UnreadableLog:
 
     def __init__(self, title: str, total: int):
         self.title = title
+        self.total = total
         self.path: Path | None = None
         self._asked = np.zeros(total, dtype=bool)
         self._failed: dict[int, PictureError] = {}

@@ -5,11 +5,14 @@ picture comes with boxes, masks, captions whose noun phrases are grounded, depth
 a second view with correspondences. All of it follows from the configuration and the picture's index alone.
 """
 
+import glob
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -20,9 +23,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from synoptic.data import scene_description, scene_surfaces
+from synoptic.data.listing import expand
 from synoptic.data.scene_files import Record, save_picture, write_annotations
 from synoptic.data.scene_picture import Picture, draw_picture
 from synoptic.data.solids import SOLIDS
+from synoptic.files import LOCK, sole_writer
 
 FORMAT = 1  # of a written data set; raised whenever the same settings would give other files
 SHAPES = tuple(SOLIDS)
@@ -165,23 +170,34 @@ def write(
     Raises:
         ValueError: where `out` holds anything else.
     """
-    out = Path(out)
+    out = expand(out)
     settings = _settings(config)
     if _holds(out, settings):
         return out
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    _remove_abandoned(out)
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        _make_folders(partial, config)
-        records = _draw_all(partial, config, workers or os.cpu_count() or 1, progress)
-        for split, count in config.counts.items():
-            write_annotations(partial / split, [records[split, index] for index in range(count)])
-        (partial / "scenes.json").write_text(settings, encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        with sole_writer(partial):
+            _make_folders(partial, config)
+            records = _draw_all(partial, config, workers or os.cpu_count() or 1, progress)
+            for split, count in config.counts.items():
+                write_annotations(partial / split, [records[split, index] for index in range(count)])
+            (partial / "scenes.json").write_text(settings, encoding="utf-8")
+            (partial / LOCK).unlink(missing_ok=True)
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Removes what killed processes left of their attempts at `out`; what a living one writes is locked, and stays."""
+    for partial in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        if (partial / LOCK).exists():
+            with suppress(ValueError), sole_writer(partial):
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _settings(config: SceneConfig) -> str:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ import numpy as np
 from synoptic.data.listing import expand, list_images, missing, pictures_in
 from synoptic.data.pictures import PictureError, UnreadableLog, read_picture
 
-__all__ = ["Source", "concatenate", "list_images", "open_source", "parts_of"]
+__all__ = ["Source", "concatenate", "list_images", "open_source", "parts_of", "share_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Source:
         labels: (n,) int64 class of each picture, or None.
         captions: any number of captions a picture.
         masks: the mask file of each picture, or None.
+        keys: what tells each picture from the others, wherever their folder lies; by default its path below `root`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Source:
         labels: np.ndarray | None = None,
         captions: Sequence[tuple[str, ...]] | None = None,
         masks: Sequence[Path] | None = None,
+        keys: Sequence[str] | None = None,
     ):
         self.root = root
         self.paths = list(paths)
@@ -56,7 +58,8 @@ class Source:
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.captions = [()] * len(self.paths) if captions is None else list(captions)
         self.masks = None if masks is None else list(masks)
-        self.errors = UnreadableLog(str(root), len(self.paths))
+        self.keys = _keys(self.paths, root) if keys is None else list(keys)
+        self.errors: UnreadableLog | PartOfLog = UnreadableLog(str(root), len(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,7 +101,62 @@ class Source:
             None if self.labels is None else self.labels[list(indices)],
             [self.captions[index] for index in indices],
             None if self.masks is None else [self.masks[index] for index in indices],
+            [self.keys[index] for index in indices],
         )
+
+    def sample(self, count: int) -> Source:
+        """At most `count` pictures, evenly from all of them; those that cannot be read count among all of them."""
+        if len(self) <= count:
+            return self
+        indices = [place * len(self) // count for place in range(count)]
+        sample = self.select(indices)
+        sample.errors = PartOfLog(self.errors, indices)
+        return sample
+
+    def fingerprint(self, captions: bool) -> str:
+        """16 hexadecimal digits that tell sets of pictures apart: SHA-256 of their keys in order, with their captions
+        where `captions` says so. What the pictures show is not looked at."""
+        digest = hashlib.sha256()
+        for key, texts in zip(self.keys, self.captions, strict=True):
+            digest.update(json.dumps([_composed(key), *(texts if captions else ())]).encode())
+        return digest.hexdigest()[:16]
+
+
+class PartOfLog:
+    """The log of a whole, for a part of its pictures by their own numbers.
+
+    Args:
+        whole: the log.
+        indices: which numbers of the whole they are.
+    """
+
+    def __init__(self, whole: UnreadableLog | PartOfLog, indices: Sequence[int]):
+        self.total: int = whole.total
+        self._whole = whole
+        self._indices = indices
+
+    def write_to(self, path: Path) -> None:
+        self._whole.write_to(path)
+
+    def note(self, asked: Sequence[int], failed: Iterable[tuple[int, PictureError]]) -> None:
+        of = self._indices
+        self._whole.note([of[index] for index in asked], [(of[index], error) for index, error in failed])
+
+    def __contains__(self, index: int) -> bool:
+        return self._indices[index] in self._whole
+
+    def __len__(self) -> int:
+        return sum(index in self._whole for index in self._indices)
+
+
+def share_errors(sources: Sequence[Source]) -> None:
+    """Makes several parts of a data set keep one list of unreadable pictures, so that their share of all counts."""
+    title = ",".join(dict.fromkeys(str(source.root) for source in sources))
+    whole = UnreadableLog(title, sum(map(len, sources)))
+    start = 0
+    for source in sources:
+        source.errors = PartOfLog(whole, range(start, start + len(source)))
+        start += len(source)
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
@@ -121,6 +179,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         np.concatenate(labels) if same_classes else None,
         list(chain.from_iterable(source.captions for source in sources)),
         list(chain.from_iterable(masks)) if len(masks) == len(sources) else None,
+        list(chain.from_iterable(source.keys for source in sources)),
     )
 
 
@@ -142,7 +201,7 @@ def open_source(spec: str, split: str = "train", *, captions: bool = False, vali
     if split not in SPLITS:
         raise ValueError(f"split={split} is none of {', '.join(SPLITS)}")
     if not 0 < validation < 1:
-        raise ValueError(f"validation={validation:g} is not a share between 0 and 1")
+        raise ValueError(f"loader.validation={validation:g} is no share above 0 and below 1")
     return concatenate([_open(part, split, captions, validation) for part in _split_spec(spec)])
 
 
@@ -202,9 +261,13 @@ def _take(spec: str, parts: _Parts, split: str, validation: float) -> Source:
 def _held_out(source: Source, share: float) -> set[int]:
     """Which pictures are set apart: those whose names hash lowest, so that a new picture moves few of the others."""
     count = min(max(round(share * len(source)), 1), len(source) - 1)
-    keys = [unicodedata.normalize("NFC", key) for key in _keys(source.paths, source.root)]
-    digests = [hashlib.sha256(key.encode(errors="surrogateescape")).digest() for key in keys]
-    return set(sorted(range(len(keys)), key=digests.__getitem__)[:count])
+    digests = [hashlib.sha256(_composed(key).encode(errors="surrogateescape")).digest() for key in source.keys]
+    return set(sorted(range(len(digests)), key=digests.__getitem__)[:count])
+
+
+def _composed(key: str) -> str:
+    """A key in the one form of accented letters that all file systems are made to agree on."""
+    return unicodedata.normalize("NFC", key)
 
 
 def _keys(paths: Sequence[Path], root: Path) -> list[str]:

@@ -5,51 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
-import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
-from synoptic.config import TrainConfig, to_dict
-
-if sys.platform != "win32":
-    import fcntl
+from synoptic.config import TrainConfig, load_json, to_dict
+from synoptic.files import write_atomically, write_text
 
 log = logging.getLogger(__name__)
 
-# Settings that may change between two parts of one run, since they leave the weights as they would have been (the
-# length of a run is told by its steps).
+# Settings that may change between two parts of one run. Most leave the weights as they would have been, to the last bit
+# (the length of a run is told by its steps). `threads` and `device` change the order in which floats are summed: the
+# weights are others in their last digits, and as good, which beats refusing to go on with a run on another machine.
 FREE = ("out", "device", "threads", "epochs", "log_every", "checkpoint_every", "evaluate_every", "resume", "overwrite")
 FREE_GROUPS = ("checkpoint.", "loader.workers", "loader.cache_mb")
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replaces `path` by what `write` puts into the file it is handed; whatever happens, `path` is old or new, whole.
-
-    The file and its folder are synchronised to disk before this returns, so that a power cut loses neither.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -73,28 +47,11 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged checkpoint ({reason})") from error
 
 
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process until it leaves or dies.
-
-    Raises:
-        ValueError: if another process holds it.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which reading processes would inherit
-        except (BlockingIOError, PermissionError):
-            raise ValueError(
-                f"{folder}: another process is writing there; wait for its end or choose another out="
-            ) from None
-        yield
-
-
 class Checkpoints:
-    """The checkpoints of one run: `step_00001200.pt` after 1200 steps, and `best.json`, which names the best.
+    """The checkpoints of one run: `step_00001200.pt` after 1200 steps, `best.json`, which names the best, and
+    `identity.json`, which tells what decides the weights.
+
+    Who writes holds the run folder (`files.sole_writer`).
 
     Args:
         folder: where they lie; made if missing.
@@ -112,6 +69,20 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """After how many steps there is a checkpoint, in ascending order."""
         return sorted(int(path.stem.removeprefix("step_")) for path in self.folder.glob("step_*.pt"))
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Notes what decides the weights; once there is a checkpoint, nothing of that may change.
+
+        Args:
+            identity: see `identity`.
+        Raises:
+            ValueError: naming what changed.
+        """
+        note = self.folder / "identity.json"
+        if self.steps():
+            check_identity(load_json(note), identity, self.folder.parent)
+        else:
+            write_text(note, json.dumps(dict(identity), indent=2) + "\n")
 
     def save(self, state: Mapping[str, Any]) -> Path:
         """Writes the state after `state["step"]` steps, then tidies up."""
@@ -132,10 +103,9 @@ class Checkpoints:
                 self.path(step).unlink()
 
     def _note_best(self, best: Mapping[str, Any] | None) -> None:
-        """Writes {"step", "metric", "score"} of the best checkpoint to `best.json`."""
-        note, text = self.folder / "best.json", json.dumps(best) + "\n"
-        if best and not (note.exists() and note.read_text() == text):
-            write_atomically(note, lambda file: file.write(text.encode()))
+        """Writes {"step", "metric", "score", "scores"} of the best checkpoint to `best.json`."""
+        if best:
+            write_text(self.folder / "best.json", json.dumps(best) + "\n")
 
     def latest(self) -> dict[str, Any] | None:
         """The newest state that can be read, or None where there is none.
@@ -175,10 +145,10 @@ class Checkpoints:
 def best_of(
     best: Mapping[str, Any] | None, step: int, scores: Mapping[str, float], metric: str | None
 ) -> Mapping[str, Any] | None:
-    """The best so far, {"step", "metric", "score"}, after an evaluation; None while nothing was judged.
+    """The best so far, {"step", "metric", "score", "scores"}, after an evaluation; None while nothing was judged.
 
     Args:
-        best: the best before.
+        best: the best before; one by another metric is no rival.
         step: steps done at the evaluation.
         scores: what it gave, by name.
         metric: the score that decides, higher being better; what is not a number never wins. None decides nothing.
@@ -188,31 +158,31 @@ def best_of(
     if metric not in scores:
         log.warning("checkpoint.metric=%s is not among the scores (%s)", metric, ", ".join(scores))
         return best
+    if best is not None and best["metric"] != metric:
+        best = None
     wins = math.isfinite(scores[metric]) and (best is None or scores[metric] > best["score"])
-    return {"step": step, "metric": metric, "score": scores[metric]} if wins else best
+    return {"step": step, "metric": metric, "score": scores[metric], "scores": dict(scores)} if wins else best
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide the weights, as flat dotted keys."""
-    return {
-        key: value
-        for key, value in _flat(to_dict(config)).items()
-        if key not in FREE and not key.startswith(FREE_GROUPS)
-    }
+def identity(config: TrainConfig, facts: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What decides the weights, as flat dotted keys: the settings, and facts about the data and the task."""
+    settings = _flat(to_dict(config))
+    decisive = {key: value for key, value in settings.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
+    return {**decisive, **facts}
 
 
 def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any], where: Path) -> None:
-    """Refuses to go on with a run under settings that would have given other weights.
+    """Refuses to go on with a run where other weights would have come of it.
 
     Raises:
-        ValueError: naming the first such key, with both values.
+        ValueError: naming the first key that changed, with both values.
     """
     for key in sorted(saved.keys() | current.keys()):
         before, now = saved.get(key), current.get(key)
         if before != now:
             raise ValueError(
-                f"{where}: begun with {key}={before}, and now {key}={now}; "
-                f"set it back, choose another out=, or start anew with overwrite=true"
+                f"{where}: {key} changed since this run was begun, from {before} to {now}; "
+                "set it back, choose another out=, or start anew with overwrite=true"
             )
 
 

@@ -48,27 +48,27 @@ def train(
         task: the method; moved to `device`, and trained in place.
         loader: gives the batches.
         config: resolved, so without a None or "auto" in what the loop reads.
-        out: the run folder.
+        out: the run folder, which the caller holds (`files.sole_writer`), its checkpoints being of this very run
+            (`Checkpoints.claim`).
         evaluate: scores of the exported model in evaluation mode (or of the average of its weights), by name.
         device: where to train.
 
     Returns:
-        "steps" and "seconds" of the run, "evaluation" (the last scores), "best" ({"step", "metric", "score"} or None).
+        "steps" and "seconds" of the run, "evaluation" (the last scores), "best" (see `checkpoint.best_of`).
 
     Raises:
         NonFiniteLoss: at the first look at the metrics after a term was not finite. Nothing is saved after it.
         Interrupted: after SIGINT or SIGTERM, with the state saved. A second signal stops at once.
-        ValueError: if the run in `out` was begun with other settings.
+        ValueError: if the device's memory is too small, and where `out` holds a run and config.resume is "never".
     """
     run = _Run(task, config, Path(out), torch.device(device))
-    with checkpoint.sole_writer(run.checkpoints.folder):
-        done, seconds = run.restore()
-        if done == run.steps:
-            announce(f"{out}: this run is finished ({done} steps)")
-        else:
-            with Observer(run.out, run.steps, config.batch, done, seconds) as observer:
-                _loop(run, loader, evaluate, observer, done)
-            seconds = observer.seconds
+    done, seconds = run.restore()
+    if done == run.steps:
+        announce(f"{out}: this run is finished ({done} steps)")
+    else:
+        with Observer(run.out, run.steps, config.batch, done, seconds) as observer:
+            _loop(run, loader, evaluate, observer, done)
+        seconds = observer.seconds
     return {"steps": run.steps, "seconds": seconds, "evaluation": run.scores, "best": run.best}
 
 
@@ -82,7 +82,8 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
                 run.meter.add(done, run.step(batch, done))
             except torch.OutOfMemoryError as error:
                 setting = f"batch={config.batch}, accumulate={config.accumulate}"
-                raise ValueError(f"out of memory with {setting}: raise accumulate or lower batch") from error
+                mend = f"raise accumulate or lower batch{run.beside_a_change()}"
+                raise ValueError(f"out of memory with {setting}: {mend}") from error
             done += 1
             last = done == run.steps
             stopping = stop.is_set()  # a signal after this counts for the next step
@@ -106,7 +107,14 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
             if stopping:
                 break
         if stop.is_set():
-            raise Interrupted(f"stopped and saved after step {done}; the same command goes on from there")
+            raise Interrupted(f"stopped and saved after step {done}; {_way_on(config)}")
+
+
+def _way_on(config: TrainConfig) -> str:
+    """How to go on with a run: by the command that began it, less what would throw the run away or refuse it."""
+    hindering = {"overwrite=true": config.overwrite, "resume=never": config.resume == "never"}
+    less = " and ".join(key for key, given in hindering.items() if given)
+    return f"the same command{f' without {less}' if less else ''} goes on from there"
 
 
 def best_model(task: Task, config: TrainConfig, out: Path | str) -> nn.Module:
@@ -185,8 +193,13 @@ class _Run:
         terms = [name for name, first in bad.items() if first == step]
         saved = self.checkpoints.steps()
         kept = f"{self.checkpoints.path(saved[-1])} is the last good checkpoint" if saved else "nothing was saved yet"
-        advice = f"{kept}; try a lower optim.lr (now {self.config.optim.lr:g}) or precision=fp32"
+        lower = f"a lower optim.lr (now {self.config.optim.lr:g}){' or precision=fp32' if self.half else ''}"
+        advice = f"{kept}; try {lower}{self.beside_a_change()}"
         raise NonFiniteLoss(step + 1, terms, loader.names(step), advice, self.out / "non_finite.json")
+
+    def beside_a_change(self) -> str:
+        """What a changed setting takes besides: a run that has checkpoints does not go on under another one."""
+        return ", with overwrite=true or another out=" if self.checkpoints.steps() else ""
 
     def model(self) -> nn.Module:
         return self.ema.model if self.ema else self.task.exported()
@@ -208,7 +221,6 @@ class _Run:
         state = {
             "step": step,
             "seconds": seconds,
-            "identity": checkpoint.identity(self.config),
             "task": self.task.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else None,
@@ -225,7 +237,6 @@ class _Run:
             return 0, 0.0
         if self.config.resume == "never":
             raise ValueError(f"{self.out}: holds a run; resume=auto goes on with it, overwrite=true throws it away")
-        checkpoint.check_identity(state["identity"], checkpoint.identity(self.config), self.out)
         self.load(state)
         if self.best and not self.checkpoints.path(self.best["step"]).exists():
             self.best = None  # it gave way to a better one, which was damaged since

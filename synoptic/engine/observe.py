@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from synoptic.engine.checkpoint import write_atomically
+from synoptic.files import write_text
 from synoptic.types import Batch
 
 LINE_EVERY = 5.0  # seconds between two plain lines, so that a short step does not flood a log
@@ -283,8 +283,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def cut_metrics(path: Path, done: int) -> None:
     """Removes what was written after `done` steps, since it will be written again."""
     kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= done)
-    if path.exists() and path.read_text() != kept:
-        write_atomically(path, lambda file: file.write(kept.encode()))
+    if path.exists():
+        write_text(path, kept)
 
 
 class _ConsoleHandler(logging.Handler):

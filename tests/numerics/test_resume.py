@@ -1,6 +1,6 @@
 """Nothing of a run depends on where it was interrupted.
 
-Run as a program, this file is such a run, which kills itself (see `killed_again_and_again`).
+Run as a program, this file is such runs, which kill themselves (see `killed_again_and_again`).
 """
 
 import json
@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
-from toy_run import CONFIG, ToyLoader, ToyTask, assert_same_run, final_state, score
+from toy_run import CONFIG, ToyLoader, ToyTask, assert_equal, assert_same_run, final_state, score
 
 from synoptic.config import LoaderConfig
 from synoptic.engine import checkpoint
@@ -31,20 +32,26 @@ def killed_again_and_again(out: Path, where: str) -> None:
     """Trains in child processes that are killed, each later than the one before, until one comes through.
 
     Args:
-        where: "writing" kills at the n-th time that a file is put to disk or in its place; "anywhere" at any moment.
+        where: "writing" kills at the n-th time that a file is put to disk or in its place; "anywhere" at any moment;
+            "whole" as "writing", and not the loop alone, but all that a user starts.
     """
     import torch._dynamo  # here, or every child would import what its optimizer needs
     import torch.utils.tensorboard
 
     torch.set_num_threads(1)
+    if where == "whole":
+        import synoptic.run  # as above
     chance = random.Random(0)
     for life in range(1000):
         heard, tell = os.pipe()
         child = os.fork()
         if not child:
-            if where == "writing":
+            if where != "anywhere":
                 die_at_write(1 + life)
-            train(ToyTask(), ToyLoader(tell=tell), CONFIG, out, score)
+            if where == "whole":
+                synoptic.run.train("dino", **whole_run(out))
+            else:
+                train(ToyTask(), ToyLoader(tell=tell), CONFIG, out, score)
             os._exit(0)
         os.close(tell)
         if where == "anywhere":
@@ -63,11 +70,14 @@ def killed_again_and_again(out: Path, where: str) -> None:
 def die_at_write(count: int) -> None:
     """Kills this process before, or after, the `count`-th change that it makes to a folder."""
     left = [count]
-    for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
+    for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink"), (Path, "rename"), (Path, "write_text")):
         original = getattr(owner, name)
 
         def wrapped(*args, original=original, **options):
             left[0] -= 1
+            if left[0] == 0 and original.__name__ == "write_text":
+                args[0].write_bytes(b"")  # opened, and nothing written yet
+                os.kill(os.getpid(), signal.SIGKILL)
             if left[0] == 0 and count % 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             original(*args, **options)
@@ -75,6 +85,49 @@ def die_at_write(count: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         setattr(owner, name, wrapped)
+
+
+def whole_run(out: Path) -> dict:
+    """A run of DINO on the pictures beside its folder."""
+    return {
+        "data": str(out.parent / "pictures"),
+        "out": str(out),
+        "model": "vit_nano8",
+        "size": 16,
+        "steps": 3,
+        "batch": 2,
+        "prototypes": 16,
+        "head_hidden": 16,
+        "bottleneck": 8,
+        "crops.local_count": 0,
+        "precision": "fp32",
+        "checkpoint_every": 1,
+        "loader.workers": 0,
+    }
+
+
+def draw_pictures(folder: Path, count: int) -> None:
+    """Noise of different sizes, without labels."""
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(noise.integers(0, 256, (40, 30 + number, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_run_is_whole_from_its_first_file_to_its_weights(tmp_path):
+    """As the user starts it: with its configuration written before the first step, and its weights after the last."""
+    from synoptic import run
+    from synoptic.weights import formats
+
+    draw_pictures(tmp_path / "pictures", 6)
+    out = tmp_path / "killed"
+    subprocess.run([sys.executable, __file__, str(out), "whole"], check=True, timeout=300)
+    whole = run.train("dino", **whole_run(tmp_path / "whole"))
+    assert_same_run(out, whole)
+    assert not [path for path in out.rglob(".*") if path.name != ".lock"]
+    weights = [formats.load(folder / "weights")[0] for folder in (out, whole)]
+    assert_equal(*(dict(model.state_dict()) for model in weights))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -99,6 +152,18 @@ class Interrupting(ToyTask):
         if self.countdown == 0:
             for number in self.signals:
                 os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("keys", "way"),
+    [
+        ({"overwrite": True}, "the same command without overwrite=true goes on from there"),
+        ({"overwrite": True, "resume": "never"}, "the same command without overwrite=true and resume=never goes on"),
+    ],
+)
+def test_a_command_that_would_not_go_on_is_not_advised(tmp_path, keys, way):
+    with pytest.raises(Interrupted, match=way):
+        train(Interrupting(10, signal.SIGINT), ToyLoader(), replace(CONFIG, **keys), tmp_path, score)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -173,7 +238,7 @@ def test_a_best_that_is_gone_is_not_held_against_others(tmp_path):
     assert json.loads((folder / "best.json").read_text())["step"] == 7
     (folder / "step_00000007.pt").unlink()
     result = train(ToyTask(), ToyLoader(), CONFIG, tmp_path, lambda model: {"knn": 0.1})
-    assert result["best"] == {"step": 21, "metric": "knn", "score": 0.1}
+    assert result["best"] == {"step": 21, "metric": "knn", "score": 0.1, "scores": {"knn": 0.1}}
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, capsys):
@@ -187,10 +252,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_settings_that_alter_the_weights_are_refused_in_a_resumed_run(tmp_path, uninterrupted):
-    for changes, message in (({"seed": 9}, "seed=3, and now seed=9"), ({"resume": "never"}, "overwrite=true")):
-        with pytest.raises(ValueError, match=message):
-            train(ToyTask(), ToyLoader(), replace(CONFIG, **changes), uninterrupted, score)
+def test_a_run_is_not_gone_on_with_against_the_users_will(uninterrupted):
+    with pytest.raises(ValueError, match="holds a run; resume=auto goes on with it, overwrite=true throws it away"):
+        train(ToyTask(), ToyLoader(), replace(CONFIG, resume="never"), uninterrupted, score)
 
 
 def test_a_batch_is_not_cut_into_more_parts_than_pictures(tmp_path):
@@ -201,18 +265,13 @@ def test_a_batch_is_not_cut_into_more_parts_than_pictures(tmp_path):
 
 def test_a_real_run_resumes_bitwise(tmp_path):
     """Files, loader, multi-crop and DINO, stopped in the middle."""
-    from PIL import Image
-
     from synoptic.data.loader import Loader
     from synoptic.data.sources import open_source
     from synoptic.methods import dino
     from synoptic.models.vit import ViT, vit_config
 
     pictures = tmp_path / "pictures" / "train"
-    pictures.mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    for number in range(10):
-        Image.fromarray(draw.integers(0, 256, (40, 30 + number, 3), dtype=np.uint8)).save(pictures / f"{number}.png")
+    draw_pictures(pictures, 10)
     raw = dino.DinoConfig(
         data=str(pictures.parent), out=str(tmp_path), size=32, batch=4, steps=8, prototypes=16, precision="fp32",
         head_hidden=16, bottleneck=8, checkpoint_every=3, log_every=3, evaluate_every=100, model="vit_mini16",

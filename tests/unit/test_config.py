@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ trainings = st.builds(
         betas=st.tuples(fractions, fractions),
         ema=st.none() | fractions,
     ),
-    loader=st.builds(LoaderConfig, workers=st.none() | st.integers(0, 64), validation=fractions),
+    loader=st.builds(LoaderConfig, workers=st.none() | st.integers(0, 64), validation=fractions.filter(bool)),
     checkpoint=st.builds(CheckpointConfig, keep=st.integers(1, 100), metric=st.none() | st.text()),
 )
 
@@ -73,6 +74,21 @@ def test_a_configuration_survives_a_file(tmp_path: Path) -> None:
     config = TrainConfig(data="bilder/größe", out="runs/a", optim=OptimConfig(betas=(0.9, 0.95)))
     save_json(config, tmp_path / "config.json")
     assert from_dict(TrainConfig, load_json(tmp_path / "config.json"), "here") == config
+
+
+def test_a_configuration_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    save_json(TrainConfig(**NEEDED), path)
+    before = path.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    save_json(TrainConfig(**NEEDED), path)  # nothing changed, nothing is written
+    with pytest.raises(KeyboardInterrupt):
+        save_json(TrainConfig(**NEEDED, batch=3), path)
+    assert path.read_bytes() == before
 
 
 def test_a_configuration_is_frozen() -> None:
@@ -129,6 +145,7 @@ def test_a_nested_configuration_may_be_none_or_given_in_part() -> None:
         ({**NEEDED, "optim.lr": "nan"}, "here: optim.lr=nan should be"),
         ({**NEEDED, "optim.warmup": 1.5}, "here: optim.warmup=1.5 should be less than or equal to 1"),
         ({**NEEDED, "loader.validation": 1}, "here: loader.validation=1 should be less than 1"),
+        ({**NEEDED, "loader.validation": 0}, "here: loader.validation=0 should be greater than 0"),
         ({**NEEDED, "precision": "fp16"}, "here: precision=fp16 should be 'auto', 'fp32' or 'bf16'"),
         ({**NEEDED, "overwrite": "maybe"}, "here: overwrite=maybe should be a valid boolean"),
         ({**NEEDED, "optim.betas": ["0.9"]}, "here: optim.betas=0.9 has too few values"),

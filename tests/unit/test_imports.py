@@ -18,17 +18,22 @@ LONGEST = 500  # lines
 # Room -> the rooms and modules it may import, itself aside. Any module of a room may be narrowed by a row of its own.
 MAY_IMPORT = {
     "types": (),
-    "config": (),
+    "files": (),
+    "machine": (),
+    "config": ("files",),
     "losses": (),
     "models": ("types",),
-    "data": ("types", "config"),
-    "weights": ("models", "types", "config"),
+    "data": ("types", "config", "files", "machine"),
+    "weights": ("models", "types", "config", "files"),
     "predict": ("models", "weights", "types", "config", "data"),
     "methods": ("models", "losses", "types", "config", "data"),
     "methods.teachers": ("models", "losses", "types", "config", "data", "weights", "predict"),
-    "engine": ("types", "config", "methods.base"),
+    "engine": ("types", "config", "files", "methods.base"),
     "evaluation": ("types", "data"),
-    "run": ("types", "config", "losses", "models", "data", "weights", "predict", "methods", "engine", "evaluation"),
+    "run": (
+        *("types", "files", "machine", "config", "losses", "models"),
+        *("data", "weights", "predict", "methods", "engine", "evaluation"),
+    ),
 }
 ANYTHING = ("apps", "__init__", "__main__")
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from synoptic.config import LoaderConfig
 from synoptic.data.loader import Loader
-from synoptic.data.sources import Source, open_source
+from synoptic.data.sources import Source, open_source, share_errors
 
 ALONE = LoaderConfig(workers=0)
 
@@ -207,6 +207,15 @@ def test_nothing_readable_at_all_is_said_at_once(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_small_part_of_which_nothing_can_be_read(tmp_path):
+    """Of the whole, too few are broken to condemn it."""
+    broken, whole = opened(tmp_path / "part", 6, broken=range(6)), opened(tmp_path / "whole", 200)
+    share_errors([broken, whole])
+    with pytest.raises(ValueError, match="none of the 6 pictures to train on can be read"):
+        next(iter(Loader(broken, 4, 0, None, ALONE).batches(0, 1)))
+    assert (len(broken.errors), len(whole.errors)) == (6, 0)
+
+
 class Gap(Source):
     """Ten thousand pictures of which a run of neighbours cannot be read; no files."""
 
@@ -251,14 +260,17 @@ def test_a_source_without_pictures(source):
         Loader(source.select([]), 4, 0, None, ALONE)
 
 
-def test_without_a_gpu_no_processes_are_started(source, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert Loader(source, 4, 0, None, LoaderConfig()).workers == 0
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+@pytest.mark.parametrize("there", [False, True])
+def test_processes_are_started_for_a_run_on_a_gpu_alone(source, monkeypatch, there):
+    """Whatever else the machine has."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert Loader(source, 4, 0, None, LoaderConfig()).workers == 8
+    assert Loader(source, 4, 0, None, LoaderConfig()).workers == 0
+    assert Loader(source, 4, 0, None, LoaderConfig(), "cpu").workers == 0
+    assert Loader(source, 4, 0, None, LoaderConfig(), "cuda").workers == 8
+    assert Loader(source, 4, 0, None, LoaderConfig(workers=3), torch.device("cpu")).workers == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert Loader(source, 4, 0, None, LoaderConfig()).workers == 1
+    assert Loader(source, 4, 0, None, LoaderConfig(), "cuda").workers == 1
 
 
 # --- processes

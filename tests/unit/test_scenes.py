@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from synoptic.data import scenes
 from synoptic.data.scene_picture import Picture
 from synoptic.data.scenes import HELDOUT_PAIRS, SEEN_PAIRS, SceneConfig, draw, parse_objects, write
+from synoptic.files import sole_writer
 
 CROWDED = SceneConfig(count=30, seed=3, objects=(2, 6), views=2)
 
@@ -403,6 +404,24 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "scenes", SceneConfig(count=4, size=32), workers=1, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_runs_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    abandoned, alive, foreign = (tmp_path / f".sce[n]es.{name}.partial" for name in ("1", "2", "3"))
+    for partial in (abandoned, alive):
+        (partial / "train").mkdir(parents=True)
+        (partial / ".lock").touch()
+    foreign.mkdir()
+    with sole_writer(alive):
+        out = write(tmp_path / "sce[n]es", SceneConfig(count=4, size=32), workers=1)
+        assert sorted(tmp_path.iterdir()) == [alive, foreign, out]
+    assert not (out / ".lock").exists()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write("~/scenes", SceneConfig(count=4, size=32), workers=1) == tmp_path / "scenes"
+    assert (tmp_path / "scenes" / "scenes.json").is_file()
 
 
 def test_a_contact_sheet_is_a_picture_of_pictures(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Files that a killed process never leaves half-written, and folders that belong to one process at a time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCK = ".lock"
+
+_held: set[Path] = set()  # by threads of this process, among which the system's lock makes no difference
+_holding = threading.Lock()
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replaces `path` by what `write` puts into the file it is handed; whatever happens, `path` is old or new, whole.
+
+    The file and its folder are synchronised to disk before this returns, so that a power cut loses neither.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text atomically; a file that holds it already is left untouched."""
+    content = text.encode()
+    if not (path.is_file() and path.read_bytes() == content):
+        write_atomically(path, lambda file: file.write(content))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a lock, or what a killed process left half-written: nothing that anyone would miss."""
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Holds a folder, made if missing, for this process until it leaves or dies.
+
+    Raises:
+        ValueError: if another process, or another thread of this one, holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder.resolve()
+    with _holding:
+        if place in _held:
+            raise _taken(folder)
+        _held.add(place)
+    try:
+        if sys.platform == "win32":
+            yield
+            return
+        with (folder / LOCK).open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which reading processes would inherit
+            except (BlockingIOError, PermissionError):
+                raise _taken(folder) from None
+            yield
+    finally:
+        _held.discard(place)
+
+
+def _taken(folder: Path) -> ValueError:
+    return ValueError(f"{folder}: another process is writing there; wait for its end or choose another out=")
