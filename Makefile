@@ -10,16 +10,17 @@ READY := $(VENV)/.installed
 demo: $(READY)
 	$(VENV)/bin/synoptic demo out=runs/demo
 
+# A module stays in one worker, which makes its fixtures once: the demo takes minutes.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n $(JOBS) -rs --durations=15
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -rs --durations=15
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -m slow -rs -s --durations=0
+	$(VENV)/bin/python -m pytest -m slow -rs --durations=0
 
 bench: $(READY)
-	set -e; for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do \
-		echo "== $$script"; $(VENV)/bin/python $$script; \
-	done
+	@failed=; for script in $(sort $(filter-out %/common.py,$(wildcard benchmarks/*.py))); do \
+		echo "== $$script"; $(VENV)/bin/python $$script || failed="$$failed $$script"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from synoptic.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "numpy", "pillow", "transformers", "synoptic-vision")
@@ -88,10 +90,26 @@ def save(name: str, results: Mapping[str, Any]) -> Path:
     return path
 
 
+def finish(name: str, results: Mapping[str, Any], claim: str, failures: Sequence[str], keep: bool = True) -> None:
+    """Records what was measured, whatever it says, and ends with exit code 1 where it is not what is claimed.
+
+    Args:
+        name: of the benchmark.
+        results: what was measured.
+        claim: in one line.
+        failures: what speaks against it; none means that it holds.
+        keep: whether the record is written.
+    """
+    if keep:
+        print(f"written: {save(name, {'claim': claim, 'holds': not failures, **results})}")
+    if failures:
+        sys.exit(f"{name}: {claim}: does not hold: {'; '.join(failures)}")
+
+
 def machine() -> dict[str, Any]:
     """What the measurement ran on, and how busy it was (`load`: runnable processes, averaged over a minute)."""
     found: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -111,15 +129,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
 
 
 def _commit() -> str | None:

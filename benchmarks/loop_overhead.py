@@ -6,6 +6,7 @@ The loop's step also seeds, schedules, takes the norm of all gradients and clips
 line of metrics every tenth step; evaluation and checkpoints are left out, since a run chooses how many it has. Both
 rivals have the fused AdamW. The loader takes the times: whoever asks it for the next batch has just finished a step.
 The claim is judged by processor time, so that a busy machine favours neither side; time by the wall is told beside it.
+What every tenth step costs is in the mean and not in the median, so the larger of the two is judged.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from synoptic.types import Batch
 
 MODEL = "vit_mini16"
 WARMUP = 5  # pairs
-
+CLAIM = 3.0  # milliseconds of processor time
 
 Times = tuple[float, float]  # milliseconds of the processor and by the wall
 
@@ -114,12 +115,14 @@ def measure(batch: int, pairs: int, config: OptimConfig) -> dict[str, Any]:
 
 
 def summary(pairs: list[tuple[Times, Times]], clock: int) -> dict[str, Any]:
-    """Medians in milliseconds; what the loop adds is the median of the differences within pairs."""
-    quarter, middle, three_quarters = statistics.quantiles((ours[clock] - bare[clock] for ours, bare in pairs), n=4)
+    """Milliseconds; what the loop adds is the median of the differences within pairs, and their mean."""
+    differences = [ours[clock] - bare[clock] for ours, bare in pairs]
+    quarter, middle, three_quarters = statistics.quantiles(differences, n=4)
     return {
         "bare_ms": statistics.median(bare[clock] for _, bare in pairs),
         "loop_ms": statistics.median(ours[clock] for ours, _ in pairs),
         "extra_ms": middle,
+        "extra_ms_mean": statistics.mean(differences),
         "extra_ms_spread": (quarter, three_quarters),
     }
 
@@ -139,9 +142,20 @@ def main() -> None:
     for name, result in results.items():
         for clock in ("processor", "wall"):
             times = result[clock]
-            print(f"{name}, {clock}: {times['extra_ms']:.2f} ms more than {times['bare_ms']:.1f} ms")
-    budget = {"claim": "at most 3 ms more per step", "holds": results["loop"]["processor"]["extra_ms"] <= 3.0}
-    print(common.save("loop_overhead", {"model": MODEL, "batch": arguments.batch, **budget, **results}))
+            more = f"{times['extra_ms']:.2f} ms (mean {times['extra_ms_mean']:.2f} ms)"
+            print(f"{name}, {clock}: {more} more than {times['bare_ms']:.1f} ms")
+    common.finish(
+        "loop_overhead",
+        {"model": MODEL, "batch": arguments.batch, **results},
+        f"at most {CLAIM:g} ms of processor time more a step",
+        failures(results["loop"]["processor"]),
+    )
+
+
+def failures(times: dict[str, Any]) -> list[str]:
+    """What speaks against the claim."""
+    extra = max(times["extra_ms"], times["extra_ms_mean"])
+    return [] if extra <= CLAIM else [f"{extra:.2f} ms"]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ KINDS = {
     "one to six objects": ["objects=1..6"],
     "one to six objects, two views": ["objects=1..6", "views=2"],
 }
-CLAIM = 100.0  # pictures of one to six objects a second
+CLAIM = 100  # pictures of one to six objects a second
 
 
 def rate(count: int, size: int, keys: list[str]) -> float:
@@ -49,9 +49,17 @@ def main() -> None:
     results = {kind: {"pictures_per_second": statistics.median(found), "all": found} for kind, found in rates.items()}
     for kind, result in results.items():
         print(f"{kind}: {result['pictures_per_second']:.0f} pictures a second")
-    holds = results["one to six objects"]["pictures_per_second"] >= CLAIM
-    claim = {"claim": "at least 100 pictures of 96 px a second on 2 cores", "holds": holds}
-    print(common.save("scenes", {"count": arguments.count, "size": arguments.size, **claim, "kinds": results}))
+    common.finish(
+        "scenes",
+        {"count": arguments.count, "size": arguments.size, "kinds": results},
+        f"at least {CLAIM} pictures of 96 px a second on 2 cores",
+        failures(results["one to six objects"]["pictures_per_second"]),
+    )
+
+
+def failures(pictures_per_second: float) -> list[str]:
+    """What speaks against the claim."""
+    return [] if pictures_per_second >= CLAIM else [f"{pictures_per_second:.0f} pictures a second"]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ each is timed in alternated pairs, as is ours against a product of large square 
 machine can reach: the share is (operations of the network / its time) / (operations of the product / its time).
 
 On one thread times are processor time, so that a busy machine does not favour a side; on several they are wall time.
+The claim: equal outputs, and at least 0.97 of the speed in every case.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from synoptic.models.vit import ViT, ViTConfig, vit_config
 from synoptic.weights.convert import HUGGINGFACE_VIT, load_state, to_ours
 
 TOLERANCE = 1e-4  # of the largest value, for a full-size model in float32
+SPEED = 0.97  # of theirs: what pairs of equal networks differ by on a quiet machine
 SIDE = 2048  # of the matrices
 
 
@@ -118,10 +120,24 @@ def main() -> None:
             f"{row['dtype']:9} {row['threads']:7} {row['largest_difference']:11.1e} {row['speed_of_theirs']:14.3f} "
             f"{low:6.3f} - {high:5.3f} {row['share_of_matrix_rate']:12.3f}"
         )
-    worst = max(row["largest_difference"] for row in rows if row["dtype"] == "float32")
-    if worst > TOLERANCE:
-        raise SystemExit(f"outputs differ by {worst:.1e} of the largest value, more than {TOLERANCE}")
-    print(f"written: results/{common.save('vit_forward', {'results': rows}).name}")
+    common.finish(
+        "vit_forward",
+        {"results": rows},
+        f"outputs equal in float32, at least {SPEED} of the speed of transformers",
+        failures(rows),
+    )
+
+
+def failures(rows: list[dict[str, Any]]) -> list[str]:
+    """What speaks against the claim."""
+    found = []
+    for row in rows:
+        case = f"{row['dtype']}, {row['threads']} threads"
+        if row["dtype"] == "float32" and not row["largest_difference"] <= TOLERANCE:
+            found.append(f"outputs differ by {row['largest_difference']:.1e} of the largest value ({case})")
+        if row["speed_of_theirs"] < SPEED:
+            found.append(f"{row['speed_of_theirs']} of the speed ({case})")
+    return found
 
 
 if __name__ == "__main__":

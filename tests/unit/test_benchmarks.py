@@ -1,0 +1,96 @@
+"""Benchmarks judge their claims, and say so by their exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("input_pipeline", "loop_overhead", "scenes", "vit_forward")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a benchmark by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return import_module
+
+
+def test_a_claim_that_does_not_hold_is_one_line_and_exit_code_1(script, tmp_path: Path, monkeypatch, capsys) -> None:
+    common = script("common")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    common.finish("good", {"speed": 2}, "fast", [])
+    with pytest.raises(SystemExit) as ended:
+        common.finish("bad", {"speed": 0}, "fast", ["slow", "wrong"])
+    assert ended.value.code == "bad: fast: does not hold: slow; wrong"  # which Python prints, ending with 1
+    records = {path.stem.partition("-")[0]: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert {name: (record["holds"], record["speed"]) for name, record in records.items()} == {
+        "good": (True, 2),
+        "bad": (False, 0),
+    }
+    common.finish("unkept", {}, "fast", [], keep=False)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_loop_is_judged_by_the_larger_of_median_and_mean(script) -> None:
+    loop = script("loop_overhead")
+    # Every tenth step logs, at the cost that a median never sees.
+    pairs = [((50.0 if step % 10 == 0 else 11.0, 0.0), (10.0, 0.0)) for step in range(100)]
+    times = loop.summary(pairs, 0)
+    assert (times["extra_ms"], times["extra_ms_mean"]) == (1.0, pytest.approx(4.9))
+    assert loop.failures(times) == ["4.90 ms"]
+    assert not loop.failures({"extra_ms": 3.0, "extra_ms_mean": 2.0})
+    assert loop.failures({"extra_ms": 3.1, "extra_ms_mean": 2.0})
+
+
+def test_scenes_are_drawn_at_the_claimed_rate(script) -> None:
+    scenes = script("scenes")
+    assert not scenes.failures(100.0)
+    assert scenes.failures(99.4) == ["99 pictures a second"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, []),
+        ({"speed_of_theirs": 0.97, "largest_difference": 1e-4}, []),
+        ({"speed_of_theirs": 0.969}, ["0.969 of the speed (float32, 1 threads)"]),
+        ({"largest_difference": 2e-4}, ["outputs differ by 2.0e-04 of the largest value (float32, 1 threads)"]),
+        ({"largest_difference": float("nan")}, ["outputs differ by nan of the largest value (float32, 1 threads)"]),
+        ({"largest_difference": 1e-2, "dtype": "bfloat16"}, []),
+    ],
+)
+def test_the_vit_is_as_fast_and_says_the_same(script, changed: dict[str, Any], told: list[str]) -> None:
+    row = {"dtype": "float32", "threads": 1, "largest_difference": 0.0, "speed_of_theirs": 1.0, **changed}
+    assert script("vit_forward").failures([row]) == told
+
+
+def test_the_pipeline_is_faster_and_does_the_same(script) -> None:
+    failures = script("input_pipeline").failures
+    blur = {"operation": "gaussian_blur", "size": 96, "error_255": 2.0}
+    assert not failures({"small": {"ratio": 1.01, "operations": [blur]}})
+    assert failures({"small": {"ratio": 1.0, "operations": [blur]}}) == ["1.0 times as fast (small)"]
+    off = failures({"small": {"ratio": 2.0, "operations": [blur | {"error_255": 2.1}]}})
+    assert off == ["gaussian_blur at 96 px is 2.1/255 off"]
+
+
+def test_make_bench_goes_on_after_a_failure_and_fails_at_the_end(tmp_path: Path) -> None:
+    if not shutil.which("make"):
+        pytest.skip("there is no make")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\ncase "$1" in *loop_overhead.py) exit 1;; esac\n')
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    ended = subprocess.run(["make", "bench", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert [line for line in ended.stdout.splitlines() if line.startswith("== ")] == [
+        f"== benchmarks/{name}.py" for name in SCRIPTS
+    ]
+    assert "failed: benchmarks/loop_overhead.py\n" in ended.stderr
