@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ FEW_POINTS = 15  # of a curve, which are then marked
 TONES = tuple(f"var(--tone-{number})" for number in range(8))  # colours that the page chooses
 _INK, _FAINT = "#010203", "#030201"  # stand-ins, since matplotlib knows no variables
 _STAND_INS = {_INK: "currentColor", _FAINT: "var(--line)"} | {f"#0a0b0{n}": tone for n, tone in enumerate(TONES)}
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns when it first looks for fonts
 
 
 @dataclass(frozen=True)
@@ -91,18 +94,14 @@ def paint_classes(mask: np.ndarray, count: int) -> np.ndarray:
     return colours[np.minimum(mask, count)]
 
 
-def data_uri(picture: np.ndarray | Image.Image, longest: int = 192, lossless: bool = False) -> str:
+def data_uri(picture: np.ndarray | Image.Image, longest: int = 192) -> str:
     """A picture as text that a page can hold, its longer side at most `longest` pixels."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     image = image.convert("RGB")
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    if lossless:
-        image.quantize(256).save(buffer, "PNG", optimize=True)
-    else:
-        image.save(buffer, "JPEG", quality=90, optimize=True)
-    kind = "png" if lossless else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    image.save(buffer, "JPEG", quality=90, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from synoptic.engine.checkpoint import write_atomically
+from synoptic.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,6 @@ class Section:
     title: str
     text: Sequence[str]
     blocks: Sequence[Block]
-    anchor: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,6 @@ class Page:
         over: a line above the title, that says what this is.
         title: short.
         lead: the result in a few sentences.
-        legend: names of the colours, by their numbers; empty where the page needs none.
         sections: in order.
         foot: how the page was made.
     """
@@ -177,7 +175,6 @@ class Page:
     title: str
     lead: Sequence[str]
     sections: Sequence[Section]
-    legend: Sequence[tuple[int, str]] = field(default_factory=tuple)
     foot: str = ""
 
 

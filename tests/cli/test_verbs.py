@@ -192,7 +192,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(type_in, workshop: Path) -> No
 
 
 def test_an_interrupted_run_is_saved_and_goes_on(type_in, workshop: Path) -> None:
-    steps = 150
+    steps = 100
     command = f"{CLIP} out=stopped steps={steps} evaluate_every={steps} checkpoint_every={steps} log_every=1"
     process = subprocess.Popen(
         [sys.executable, "-m", "synoptic", *command.split()],

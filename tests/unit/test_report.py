@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -229,6 +230,13 @@ def everything(text: str) -> Page:
         Details(text, [Code(text), Details(text, [])]),
     ]
     return Page(text, text, [text], [Section(text, [text], blocks)], foot=text)
+
+
+@pytest.mark.parametrize("part", [Page, Section, Chart, Card, Picture, Bar])
+def test_what_a_page_is_made_of_is_shown(part: type) -> None:
+    template = Path(report_page.__file__).with_name("page") / "report.html.j2"
+    shown = template.read_text(encoding="utf-8")
+    assert all(f"{part.__name__.lower()}.{each.name}" in shown for each in fields(part))
 
 
 def test_texts_stay_texts() -> None:
