@@ -56,7 +56,7 @@ def vote(neighbours: Neighbours, labels: np.ndarray, classes: int, temperature: 
         temperature: above 0.
     Returns:
         (Q, classes) float64, the share of the votes of each class.
-    Source: Wu et al. 2018, sec. 3.4 (arXiv 1805.01978).
+    Source: Wu et al. 2018 (arXiv 1805.01978).
     """
     weights = np.exp((neighbours.similarity.astype(np.float64) - neighbours.similarity[:, :1]) / temperature)
     votes = np.zeros((len(weights), classes))
@@ -105,7 +105,7 @@ class KNN:
         spaces: which of the model's answers are judged; all from one pass.
     Raises:
         ValueError: where labels are missing, or classes differ.
-    Source: Wu et al. 2018, sec. 3.4 (arXiv 1805.01978), with the 20 neighbours of DINO, sec. 3.2 (arXiv 2104.14294).
+    Source: Wu et al. 2018 (arXiv 1805.01978), with the 20 neighbours of DINO, sec. 3.2 (arXiv 2104.14294).
     """
 
     def __init__(

@@ -99,7 +99,8 @@ def save(folder: str | Path, model: nn.Module, preprocess: Preprocess, card: Map
     """Writes a weights folder in place of the one that may lie there; what lies there is always whole.
 
     It is the old one or the new one. A process killed between the two renames of the exchange leaves none there, and
-    both beside it under hidden names; the next save begins by putting the old one back.
+    both beside it under hidden names; the next save begins by putting the old one back. Only one process at a time
+    may save there.
 
     Args:
         folder: new, empty, or an older weights folder.

@@ -115,6 +115,10 @@ def test_votes_are_those_of_a_plain_loop(
     np.testing.assert_array_equal(found.similarity, exact)
 
 
+def test_the_protocol_is_the_one_that_published_scores_follow(colours: tuple[Source, Source]):
+    assert (KNN(*colours).k, KNN(*colours).temperature) == (20, 0.07)  # DINO, sec. 3.2; Wu et al. 2018
+
+
 def test_near_neighbours_outvote_many_far_ones():
     similar = Neighbours(np.array([[0, 1, 2]]), np.array([[0.99, 0.5, 0.5]], np.float32))
     labels = np.array([1, 0, 0])
