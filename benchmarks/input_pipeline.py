@@ -230,7 +230,7 @@ def pipeline(images: list[Image.Image], batch: Batch, config: MultiCropConfig, p
 
 
 SETTINGS = {
-    "DINO: 2 x 224 and 8 x 96 from 448 px": (448, 32, MultiCropConfig()),
+    "DINO: 2 x 224 and 8 x 96 from 448 px": (448, 32, MultiCropConfig(global_size=224, local_size=96)),
     "small: 2 x 64 and 4 x 32 from 96 px": (96, 64, MultiCropConfig(global_size=64, local_size=32, local_count=4)),
 }
 

@@ -80,6 +80,15 @@ def test_the_pipeline_is_faster_and_does_the_same(script) -> None:
     assert off == ["gaussian_blur at 96 px is 2.1/255 off"]
 
 
+def test_the_pipelines_crops_are_settled(script) -> None:
+    pipeline = script("input_pipeline")
+    for longest, _, config in pipeline.SETTINGS.values():
+        images, _ = pipeline.pictures(longest, 2)
+        batch = pipeline.padded(images)
+        plans = pipeline.plan_crops(config, batch.sizes, batch.position, seed=0)
+        assert [plan.size for plan in plans] == [config.global_size, config.local_size]
+
+
 def test_make_bench_goes_on_after_a_failure_and_fails_at_the_end(tmp_path: Path) -> None:
     if not shutil.which("make"):
         pytest.skip("there is no make")
