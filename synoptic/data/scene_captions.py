@@ -7,6 +7,7 @@ from itertools import combinations, permutations
 import numpy as np
 
 from synoptic.data.scene_description import Kind
+from synoptic.data.words import with_article
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 MARGIN = 0.08  # a relation must hold by this much of the picture's side, or of the nearer body's depth
@@ -60,7 +61,7 @@ class _Sentence:
 
     def name(self, body: int, attributes: Words) -> "_Sentence":
         words = self.seen[body].words(attributes)
-        return self.point(_with_article(words), _like(self.seen, body, attributes))
+        return self.point(with_article(words), _like(self.seen, body, attributes))
 
     def point(self, words: str, bodies: Iterable[int]) -> "_Sentence":
         start = len(self.text)
@@ -76,7 +77,7 @@ class _Sentence:
                 self.say(" and " if number == len(groups) - 1 else ", ")
             words = self.seen[body].words(attributes)
             if len(group) == 1:
-                self.point(_with_article(words), group)
+                self.point(with_article(words), group)
             else:
                 self.point(f"{NUMBERS[len(group)]} {_plural(words)}", group)
         return self
@@ -193,10 +194,6 @@ def _telling(seen: Sequence[Seen], body: int) -> Words:
             if len(_like(seen, body, attributes)) == 1:
                 return attributes
     return ATTRIBUTES
-
-
-def _with_article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _plural(words: str) -> str:
