@@ -177,6 +177,7 @@ def test_a_run_gets_its_page(type_in, workshop: Path) -> None:
         ("classify pictures model=clip labels=", 'labels=: give classes in words, comma-separated, as in labels="cat,'),
         ("classify pictures model=clip labels=a templates=photo", "templates=photo: {} should stand for the label"),
         ("evaluate clip on=knnn data=pictures", "on=knnn should be 'knn', 'zeroshot' or 'segmentation'"),
+        ("evaluate clip on=knn data=pictures adaptor=dino", "adaptor=dino: no such adaptor; clip has none"),
         ("evaluate nowhere on=knn data=pictures", "there is no model 'nowhere'"),
         ("report nowhere", "nowhere"),
     ],

@@ -64,5 +64,13 @@ def test_every_dependency_is_pinned_to_a_version_in_its_range() -> None:
         assert exact[1] in requirement.specifier
 
 
+def test_what_is_said_not_to_be_pinned_is_not() -> None:
+    comment = " ".join(
+        line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "#" in line
+    )
+    assert "Not pinned" in comment and "setuptools" in comment and "GPU build" in comment
+    assert not [name for name in PINS if name == "setuptools" or name.startswith(("nvidia-", "triton", "cuda-"))]
+
+
 def test_the_packages_that_do_not_fit_beside_a_cpu_build_stay_out() -> None:
     assert not {"torchvision", "timm", "open-clip-torch"} & {*CORE, *DEV, *PINS}
