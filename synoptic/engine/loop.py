@@ -54,7 +54,8 @@ def train(
         device: where to train.
 
     Returns:
-        "steps" and "seconds" of the run, "evaluation" (the last scores), "best" (see `checkpoint.best_of`).
+        "steps" and "seconds" of the run, as its last checkpoint tells them, "evaluation" (the last scores), "best" (see
+        `checkpoint.best_of`).
 
     Raises:
         NonFiniteLoss: at the first look at the metrics after a term was not finite. Nothing is saved after it.
@@ -62,14 +63,13 @@ def train(
         ValueError: if the device's memory is too small, and where `out` holds a run and config.resume is "never".
     """
     run = _Run(task, config, Path(out), torch.device(device))
-    done, seconds = run.restore()
+    done = run.restore()
     if done == run.steps:
         announce(f"{out}: this run is finished ({done} steps)")
     else:
-        with Observer(run.out, run.steps, config.batch, done, seconds) as observer:
+        with Observer(run.out, run.steps, config.batch, done, run.seconds) as observer:
             _loop(run, loader, evaluate, observer, done)
-        seconds = observer.seconds
-    return {"steps": run.steps, "seconds": seconds, "evaluation": run.scores, "best": run.best}
+    return {"steps": run.steps, "seconds": run.seconds, "evaluation": run.scores, "best": run.best}
 
 
 def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observer, done: int) -> None:
@@ -145,6 +145,7 @@ class _Run:
         self.checkpoints = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep)
         self.best: Mapping[str, Any] | None = None
         self.scores: dict[str, float] = {}
+        self.seconds = 0.0  # until the newest checkpoint
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One optimiser step; returns the reported terms, with "grad_norm" before clipping."""
@@ -218,6 +219,7 @@ class _Run:
         return self.best is not before
 
     def save(self, step: int, seconds: float) -> None:
+        self.seconds = seconds
         state = {
             "step": step,
             "seconds": seconds,
@@ -230,18 +232,18 @@ class _Run:
         }
         self.checkpoints.save(state)
 
-    def restore(self) -> tuple[int, float]:
-        """Goes back to the newest checkpoint; returns the steps done and the seconds they took."""
+    def restore(self) -> int:
+        """Goes back to the newest checkpoint; returns the steps done."""
         state = self.checkpoints.latest()
         if state is None:
-            return 0, 0.0
+            return 0
         if self.config.resume == "never":
             raise ValueError(f"{self.out}: holds a run; resume=auto goes on with it, overwrite=true throws it away")
         self.load(state)
         if self.best and not self.checkpoints.path(self.best["step"]).exists():
             self.best = None  # it gave way to a better one, which was damaged since
         self.checkpoints.tidy(self.best)
-        return state["step"], state["seconds"]
+        return state["step"]
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.task.load_state_dict(state["task"])
@@ -249,7 +251,7 @@ class _Run:
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
         self.meter.load(state["meter"])
-        self.scores, self.best = state["scores"], state["best"]
+        self.scores, self.best, self.seconds = state["scores"], state["best"], state["seconds"]
 
 
 def _seed(seed: int, step: int, device: torch.device) -> None:

@@ -122,7 +122,9 @@ def test_a_killed_run_is_whole_from_its_first_file_to_its_weights(tmp_path):
 
     draw_pictures(tmp_path / "pictures", 6)
     out = tmp_path / "killed"
-    subprocess.run([sys.executable, __file__, str(out), "whole"], check=True, timeout=300)
+    program = [sys.executable, __file__, str(out), "whole"]
+    result = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    assert int(result.stdout) > 5, "it was killed at least six times"
     whole = run.train("dino", **whole_run(tmp_path / "whole"))
     assert_same_run(out, whole)
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
@@ -192,6 +194,11 @@ def test_an_interruption_in_the_last_step_is_not_forgotten(tmp_path, uninterrupt
     assert_same_run(tmp_path, uninterrupted)
 
 
+def test_a_run_tells_the_same_when_it_ends_and_when_it_is_found_at_its_end(tmp_path):
+    ended = train(ToyTask(), ToyLoader(), CONFIG, tmp_path, score)
+    assert train(ToyTask(), ToyLoader(), CONFIG, tmp_path, score) == ended
+
+
 def test_a_run_in_another_thread(tmp_path, uninterrupted):
     thread = threading.Thread(target=train, args=(ToyTask(), ToyLoader(), CONFIG, tmp_path, score))
     thread.start()
@@ -247,6 +254,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, capsys):
     result = train(ToyTask(), loader, CONFIG, uninterrupted, score)
     assert result["steps"] == 24
     assert result["evaluation"] == final_state(uninterrupted)["scores"]
+    assert result["seconds"] == final_state(uninterrupted)["seconds"]
     assert not loader.asked
     assert "this run is finished (24 steps)" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in before}
