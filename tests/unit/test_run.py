@@ -238,6 +238,13 @@ def test_without_labels_the_last_step_is_exported_and_no_scores_are_told(origina
     assert "scores" not in (original / "weights" / "README.md").read_text()
 
 
+def test_a_card_has_no_line_for_nothing(original: Path, tmp_path: Path) -> None:
+    model, preprocess, _ = formats.load(original / "weights")
+    formats.save(tmp_path / "w", model, preprocess, {"steps": 3, "scores": {}})
+    card = (tmp_path / "w" / "README.md").read_text()
+    assert "- steps: 3" in card and "scores" not in card
+
+
 def test_the_environment_names_the_processor(original: Path) -> None:
     assert load_json(original / "environment.json")["processor"] == processor() != ""
 
