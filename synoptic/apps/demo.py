@@ -12,7 +12,7 @@ from rich.text import Text
 from synoptic.apps import side_by_side
 from synoptic.apps.demo_journal import Journal, cores
 from synoptic.apps.demo_recipe import RECIPES
-from synoptic.apps.demo_steps import SUBJECTS, TEACHERS, Demo
+from synoptic.apps.demo_steps import EARLY, SUBJECTS, TEACHERS, Demo
 from synoptic.config import nearest
 from synoptic.files import sole_writer, write_atomically
 
@@ -61,11 +61,13 @@ def _make(demo: Demo, journal: Journal) -> None:
         with journal.part("pictures"):
             _run("1/5  pictures are drawn", demo.drawing_jobs(), 1, journal)
         with journal.part("teachers"):
-            _run("2/5  two teachers learn", demo.training_jobs(TEACHERS, threads), side, journal)
+            learning = demo.training_jobs(TEACHERS, threads)
+            judging = demo.judging_jobs(EARLY, 1, threads, after=("clip",)) if learning else []
+            _run("2/5  two teachers learn", [*learning, *judging], side, journal)
         with journal.part("student"):
             _run("3/5  a student learns from both", demo.training_jobs(["student"], cores()), 1, journal)
         with journal.part("judgement"):
-            _run("4/5  all of them are judged", demo.judging_jobs(side, threads), side, journal)
+            _run("4/5  all of them are judged", demo.judging_jobs(SUBJECTS, side, threads), side, journal)
         _write_results(demo, journal)
         _say("5/5  the report is written")
         with journal.part("report"):

@@ -72,7 +72,7 @@ FULL = Recipe(
         "model": "vit_mini16",
         "size": 96,
         "steps": 480,
-        "batch": 128,
+        "batch": 96,
         "optim.lr": "2e-3",
         "optim.warmup": 0.25,
         # The weaker teacher has less to say: at full weight it pulls the shared summary away from shape.

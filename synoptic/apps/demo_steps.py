@@ -17,7 +17,8 @@ from synoptic.apps.side_by_side import Job, Progress
 from synoptic.engine.observe import read_metrics
 
 TEACHERS = ("clip", "dino")
-SUBJECTS = ("student", "clip", "dino", "untrained", "raw_pixels", "chance")  # of judgement, the slowest first
+SUBJECTS = ("student", "untrained", "clip", "dino", "raw_pixels", "chance")  # of judgement, the slowest first
+EARLY = ("clip", "raw_pixels", "chance")  # can be judged while DINO still learns
 SHOWN = ("loss", "knn")  # of a training's metrics, while it runs
 
 
@@ -119,16 +120,20 @@ class Demo:
         folder = self.run(name)
         return (folder if name == "untrained" else folder / "weights") / "model.safetensors"
 
-    def judging_jobs(self, at_once: int, threads: int) -> list[Job]:
-        """One job a process, so that few load their libraries anew."""
-        lacking = [subject for subject in SUBJECTS if not self.is_judged(subject)]
-        hands = [lacking[place::at_once] for place in range(at_once)]
+    def judging_jobs(
+        self, subjects: Sequence[str], at_once: int, threads: int, after: tuple[str, ...] = ()
+    ) -> list[Job]:
+        """One job a process, so that few load their libraries anew; each has its share of what is slow."""
+        lacking = [subject for subject in subjects if not self.is_judged(subject)]
+        turn = 2 * at_once  # dealt there and back: the first gets the slowest and the quickest of a turn
+        hands = [lacking[place::turn] + lacking[turn - 1 - place :: turn] for place in range(at_once)]
         module = "synoptic.apps.demo_scores"
         return [
             Job(
-                ", ".join(hand).replace("_", " "),
+                f"judging {', '.join(hand)}".replace("_", " "),
                 (module, str(self.out), str(threads), *hand),
                 partial(self._judged, hand),
+                after,
             )
             for hand in hands
             if hand

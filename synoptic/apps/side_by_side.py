@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -48,11 +47,13 @@ class Job:
         name: told to the user.
         words: the module to run and its arguments.
         look: how far it is, by what it wrote so far.
+        after: names of jobs that must have ended before it begins.
     """
 
     name: str
     words: tuple[str, ...]
     look: Callable[[], Progress]
+    after: tuple[str, ...] = ()
 
 
 def run(jobs: Sequence[Job], at_once: int, tick: Callable[[], None] = lambda: None) -> None:
@@ -68,13 +69,14 @@ def run(jobs: Sequence[Job], at_once: int, tick: Callable[[], None] = lambda: No
         RuntimeError: a job failed otherwise; the message holds its last lines.
         KeyboardInterrupt: this process was asked to stop.
     """
-    waiting, running = deque(jobs), list[_Child]()
+    waiting, running = list(jobs), list[_Child]()
     console = Console(stderr=True)
     with _terminated_as_interrupted(), _display(console, jobs) as show:
         try:
             while waiting or running:
-                while waiting and len(running) < at_once:
-                    running.append(_Child(waiting.popleft()))
+                while len(running) < at_once and (job := _ready(waiting, running)):
+                    waiting.remove(job)
+                    running.append(_Child(job))
                 time.sleep(LOOK_EVERY)
                 ended = [child for child in running if child.process.poll() is not None]
                 for child in running:
@@ -88,6 +90,12 @@ def run(jobs: Sequence[Job], at_once: int, tick: Callable[[], None] = lambda: No
             raise
         finally:
             _stop(running)
+
+
+def _ready(waiting: Sequence[Job], running: Sequence[_Child]) -> Job | None:
+    """The first job that waits for none of the others."""
+    undone = {job.name for job in (*waiting, *(child.job for child in running))}
+    return next((job for job in waiting if undone.isdisjoint(job.after)), None)
 
 
 class _Child:

@@ -19,7 +19,7 @@ import pytest
 from synoptic.apps import cli, demo_journal
 from synoptic.apps.demo_journal import Journal, open_demo
 from synoptic.apps.demo_recipe import FULL, QUICK, RECIPES
-from synoptic.apps.demo_steps import Demo
+from synoptic.apps.demo_steps import SUBJECTS, Demo
 from synoptic.apps.report_parts import percent
 
 PATIENCE = 500.0  # seconds for a part of the demo on a machine that has other things to do
@@ -77,6 +77,11 @@ def test_going_on_draws_nothing_anew(made: Made) -> None:
     assert all(part in said for part in ("2/5", "3/5", "4/5", "5/5")), said
     assert "Matplotlib" not in said  # whose first use has things to say of its own
     assert str(made.out / "report.html") in said.splitlines()[-1]
+
+
+def test_what_is_slow_to_judge_is_shared_out(tmp_path: Path) -> None:
+    jobs = Demo(tmp_path, QUICK, 0).judging_jobs(SUBJECTS, 2, 1)
+    assert [job.words[3:] for job in jobs] == [("student", "raw_pixels", "dino"), ("untrained", "chance", "clip")]
 
 
 def test_it_leaves_what_it_promises(made: Made) -> None:

@@ -206,8 +206,9 @@ def test_heads_of_text_divide_its_width_unasked() -> None:
     assert config_of("clip", text_width=200).text_heads == 2
 
 
-def test_clip_has_a_norm_before_the_blocks_of_its_vit(clip_task: clip.ClipTask) -> None:
-    assert isinstance(clip_task.model.image.pre_norm, torch.nn.LayerNorm)
+@pytest.mark.parametrize(("model", "kind"), [("vit_ti16", torch.nn.LayerNorm), ("vit_nano16", torch.nn.Identity)])
+def test_clip_has_a_norm_before_the_blocks_where_the_stem_has_none(model: str, kind: type) -> None:
+    assert isinstance(clip.build(config_of("clip", model=model), source_of()).model.image.pre_norm, kind)
 
 
 def test_dino_centre_is_the_running_mean_of_all_teacher_logits_of_a_step(dino_task: dino.DinoTask) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,15 @@ def test_all_jobs_run(tmp_path: Path, at_once: int, capfd: pytest.CaptureFixture
     assert all(path.read_text() == "x" for path in paths)
     assert looks
     assert capfd.readouterr().err.count("done") == 3
+
+
+def test_a_job_begins_after_those_that_it_needs(tmp_path: Path) -> None:
+    """The one that comes first needs what the last writes, and another runs meanwhile."""
+    made, told = tmp_path / "made", tmp_path / "told"
+    needing = f"import pathlib; pathlib.Path({str(told)!r}).write_text(pathlib.Path({str(made)!r}).read_text())"
+    needs = replace(job(needing, "needing"), after=("making", "one that is not there"))
+    run([needs, job("pass", "other"), job(WRITES.format(path=str(made), text="x"), "making")], 2)
+    assert told.read_text() == "x"
 
 
 def test_jobs_run_at_the_same_time(tmp_path: Path) -> None:
