@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -154,7 +155,7 @@ class ConvStem(nn.Sequential):
         steps = patch_size.bit_length() - 1
         widths = [max(width >> (steps - 1 - step), 16) for step in range(steps)]
         parts: list[nn.Module] = []
-        for before, after in zip([channels, *widths], widths, strict=False):
+        for before, after in pairwise([channels, *widths]):
             parts += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, after), nn.ReLU()]
         super().__init__(*parts, nn.Conv2d(widths[-1], width, 1))
 

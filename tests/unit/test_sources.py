@@ -10,24 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_sets import coco, fill
 from PIL import Image
 
 from synoptic.data.listing import list_images
 from synoptic.data.sources import concatenate, open_source, parts_of
-
-
-def fill(folder: Path, names, size=(10, 8)) -> Path:
-    for number, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (number % 256, 0, 0)).save(folder / name)
-    return folder
-
-
-def coco(path: Path, captions: dict[str, list[str]]) -> Path:
-    images = [{"id": number, "file_name": name} for number, name in enumerate(captions)]
-    notes = [{"image_id": number, "caption": text} for number, texts in enumerate(captions.values()) for text in texts]
-    path.write_text(json.dumps({"images": images, "annotations": notes}))
-    return path
 
 
 def keys(source) -> list[str]:

@@ -1,27 +1,11 @@
 """What is true of all the pictures of a run together: what tells them from others, and how many may be broken."""
 
 import json
-from pathlib import Path
 
 import pytest
-from PIL import Image
+from picture_sets import coco, fill
 
 from synoptic.data.sources import concatenate, open_source, share_errors
-
-
-def fill(folder: Path, names: list[str]) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (10, 8)).save(folder / name)
-    return folder
-
-
-def coco(path: Path, captions: dict[str, list[str]]) -> Path:
-    images = [{"id": number, "file_name": name} for number, name in enumerate(captions)]
-    notes = [{"image_id": number, "caption": text} for number, texts in enumerate(captions.values()) for text in texts]
-    path.write_text(json.dumps({"images": images, "annotations": notes}))
-    return path
-
 
 # --- what tells data apart
 
