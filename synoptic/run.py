@@ -139,8 +139,9 @@ def evaluate(
         scores.update(evaluator.run(vision))
     if out is not None:
         facts = {"model": vision.name, "data": data, "part": part, "adaptor": adaptor}
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps(facts | scores, indent=2) + "\n")
+        file = expand(out)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(facts | scores, indent=2) + "\n")
     return scores
 
 
