@@ -22,7 +22,8 @@ from synoptic.data.transforms import fit
 from synoptic.data.words import sentence
 from synoptic.models.adaptors import Student
 from synoptic.types import Features, Preprocess
-from synoptic.weights import formats, zoo
+from synoptic.weights import zoo
+from synoptic.weights.folder import save_folder, text_towers
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
@@ -225,11 +226,11 @@ class VisionModel:
         Raises:
             ValueError: `folder` holds files of another sort.
         """
-        formats.save(folder, self.model, self.preprocess, {"name": self.name, **self.trained})
+        save_folder(folder, self.model, self.preprocess, {"name": self.name, **self.trained})
 
     def _text_tower(self, adaptor: str | None) -> tuple[str | None, Any]:
         """The adaptor that knows words (None for the model itself), and the part that encodes them."""
-        towers = formats.text_towers(self.model)
+        towers = text_towers(self.model)
         if not towers:
             raise ValueError(f"{self.name} knows no words: take a CLIP, or a student of a CLIP")
         if adaptor is None and len(towers) == 1:

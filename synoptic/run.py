@@ -31,7 +31,8 @@ from synoptic.methods import get_method
 from synoptic.methods.base import Method, Task
 from synoptic.predict import VisionModel, load
 from synoptic.types import Preprocess, present
-from synoptic.weights import formats, zoo
+from synoptic.weights import zoo
+from synoptic.weights.folder import CONFIG, is_weights_folder, save_folder
 
 log = logging.getLogger(__name__)
 
@@ -254,11 +255,11 @@ def _export(
         **facts,
     }
     folder = out / "weights"
-    if formats.is_weights_folder(folder):
-        there = load_json(folder / formats.CONFIG)
+    if is_weights_folder(folder):
+        there = load_json(folder / CONFIG)
         if (there.get("name"), there.get("trained")) == (out.name, trained):
             return
-    formats.save(
+    save_folder(
         folder, loop.best_model(task, config, out), Preprocess(present(config.size)), {"name": out.name, **trained}
     )
 

@@ -28,7 +28,7 @@ from synoptic.files import write_atomically
 from synoptic.methods import get_method
 from synoptic.predict import VisionModel, load
 from synoptic.types import EncodesImages, Preprocess
-from synoptic.weights.formats import text_towers
+from synoptic.weights.folder import text_towers
 
 EXAMPLES = 6  # test pictures whose segmentation is kept
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from synoptic.apps.reading import Reading
 from synoptic.predict import ReadBatch, VisionModel, load
 from synoptic.types import Features
-from synoptic.weights.formats import weights_hash
+from synoptic.weights.folder import weights_hash
 
 Tokens = Literal["summary", "patches"]
 

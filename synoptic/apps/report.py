@@ -33,7 +33,7 @@ from synoptic.evaluation.recognition import nearest
 from synoptic.evaluation.scenes import is_scenes
 from synoptic.methods.teachers import parse_teachers
 from synoptic.predict import VisionModel, load
-from synoptic.weights.formats import text_towers
+from synoptic.weights.folder import text_towers
 
 PICTURES = 6  # whose patches are shown
 QUERIES, BANK, NEAREST = 4, 1000, 5  # pictures whose neighbours are shown, pictures searched, neighbours

@@ -12,7 +12,7 @@ from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.predict import load
 from synoptic.types import Features
-from synoptic.weights.formats import weights_hash
+from synoptic.weights.folder import weights_hash
 
 
 class Teacher(nn.Module):

@@ -15,8 +15,7 @@ from torch import nn
 from synoptic.config import load_json, nearest
 from synoptic.models.vit import NAMES, ViT, vit_config
 from synoptic.types import Preprocess
-from synoptic.weights import formats
-from synoptic.weights.formats import Record
+from synoptic.weights.folder import CONFIG, WEIGHTS, Record, is_weights_folder, load_folder, shapes_alone
 
 FORMS = "a name that `synoptic models` lists, a run folder, or a weights folder with its model.safetensors"
 
@@ -69,9 +68,9 @@ def resolve(model: str | Path) -> str | Path:
     if model in NAMES:
         return str(model)
     path = Path(model).expanduser()
-    if path.name == formats.WEIGHTS:
+    if path.name == WEIGHTS:
         path = path.parent
-    found = [folder for folder in (path, path / "weights") if formats.is_weights_folder(folder)]
+    found = [folder for folder in (path, path / "weights") if is_weights_folder(folder)]
     if found:
         return found[0]
     if path.is_dir():
@@ -89,7 +88,7 @@ def load(model: str | Path) -> tuple[nn.Module, Preprocess, Record]:
     """
     place = resolve(model)
     if isinstance(place, Path):
-        return formats.load(place)
+        return load_folder(place)
     return build(place).eval(), Preprocess(vit_config(place).image_size), Record("vit", place)
 
 
@@ -105,7 +104,7 @@ def validation_share(model: str | Path, data: str) -> float | None:
     if not isinstance(place, Path):
         return None
     try:
-        run = load_json(place.parent / formats.CONFIG)
+        run = load_json(place.parent / CONFIG)
     except ValueError:  # a weights folder may lie anywhere
         return None
     loader = run.get("loader")
@@ -131,11 +130,11 @@ def _place(data: str) -> str:
 
 @cache
 def _parameters(name: str) -> int:
-    with formats.shapes_alone():
+    with shapes_alone():
         return sum(parameter.numel() for parameter in build(name).parameters())
 
 
 def _what_lacks(folder: Path) -> str:
     if (folder / "checkpoints").is_dir():
         return "this run has no weights/ yet, since it has not ended; start it again to go on with it"
-    return f"neither it nor its weights/ holds {formats.CONFIG} and {formats.WEIGHTS}"
+    return f"neither it nor its weights/ holds {CONFIG} and {WEIGHTS}"

@@ -118,7 +118,7 @@ def draw_pictures(folder: Path, count: int) -> None:
 def test_a_killed_run_is_whole_from_its_first_file_to_its_weights(tmp_path):
     """As the user starts it: with its configuration written before the first step, and its weights after the last."""
     from synoptic import run
-    from synoptic.weights import formats
+    from synoptic.weights.folder import load_folder
 
     draw_pictures(tmp_path / "pictures", 6)
     out = tmp_path / "killed"
@@ -128,7 +128,7 @@ def test_a_killed_run_is_whole_from_its_first_file_to_its_weights(tmp_path):
     whole = run.train("dino", **whole_run(tmp_path / "whole"))
     assert_same_run(out, whole)
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
-    weights = [formats.load(folder / "weights")[0] for folder in (out, whole)]
+    weights = [load_folder(folder / "weights")[0] for folder in (out, whole)]
     assert_equal(*(dict(model.state_dict()) for model in weights))
 
 

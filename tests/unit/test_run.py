@@ -18,7 +18,7 @@ from synoptic import run
 from synoptic.config import load_json
 from synoptic.machine import processor
 from synoptic.methods import dino
-from synoptic.weights import formats
+from synoptic.weights.folder import load_folder, save_folder, weights_hash
 
 
 class Begun(Exception):
@@ -113,7 +113,7 @@ def test_a_run_thrown_away_is_another_run_and_stays(plain: Path, finished: Path)
     assert not (finished / "figures").exists()
     config = load_json(finished / "config.json")
     assert (config["seed"], config["overwrite"], config["resume"]) == (5, False, "auto")
-    assert formats.load(finished / "weights")[2].trained["seed"] == 5
+    assert load_folder(finished / "weights")[2].trained["seed"] == 5
     before = change(finished)
     synoptic.train("dino", config=finished / "config.json")
     assert change(finished) == before | {"environment.json": change(finished)["environment.json"]}
@@ -140,10 +140,10 @@ def test_a_finished_run_is_exported_once(plain: Path, finished: Path) -> None:
     assert change(finished / "weights") == {
         name.removeprefix("weights/"): time for name, time in before.items() if name.startswith("weights/")
     }
-    digest = formats.weights_hash(formats.load(finished / "weights")[0])
+    digest = weights_hash(load_folder(finished / "weights")[0])
     shutil.rmtree(finished / "weights")
     train(plain, finished)
-    assert formats.weights_hash(formats.load(finished / "weights")[0]) == digest
+    assert weights_hash(load_folder(finished / "weights")[0]) == digest
 
 
 @pytest.mark.usefixtures("untrained")
@@ -239,8 +239,8 @@ def test_without_labels_the_last_step_is_exported_and_no_scores_are_told(origina
 
 
 def test_a_card_has_no_line_for_nothing(original: Path, tmp_path: Path) -> None:
-    model, preprocess, _ = formats.load(original / "weights")
-    formats.save(tmp_path / "w", model, preprocess, {"steps": 3, "scores": {}})
+    model, preprocess, _ = load_folder(original / "weights")
+    save_folder(tmp_path / "w", model, preprocess, {"steps": 3, "scores": {}})
     card = (tmp_path / "w" / "README.md").read_text()
     assert "- steps: 3" in card and "scores" not in card
 

@@ -23,7 +23,7 @@ from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import NAMES, ViT, ViTConfig
 from synoptic.types import Preprocess
-from synoptic.weights import formats, zoo
+from synoptic.weights import zoo
 from synoptic.weights.convert import (
     HUGGINGFACE_CLIP_TEXT,
     HUGGINGFACE_VIT,
@@ -34,7 +34,7 @@ from synoptic.weights.convert import (
     load_state,
     to_ours,
 )
-from synoptic.weights.formats import text_towers, weights_hash
+from synoptic.weights.folder import load_folder, save_folder, text_towers, weights_hash
 
 TOKENIZER = Tokenizer.learn(["a red cone", "a blue cube"], vocabulary=300, context=8)
 TEXT = TextConfig(vocabulary=TOKENIZER.vocabulary, context=8, end=TOKENIZER.end, width=8, depth=1, heads=2, embedding=6)
@@ -64,7 +64,7 @@ def build(kind: str) -> nn.Module:
 
 
 def saved(folder: Path, kind: str = "clip") -> Path:
-    formats.save(folder / "weights", build(kind), Preprocess(16), {"name": kind})
+    save_folder(folder / "weights", build(kind), Preprocess(16), {"name": kind})
     return folder / "weights"
 
 
@@ -79,8 +79,8 @@ def answers(model: nn.Module) -> list[Tensor]:
 def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     model = build(kind)
     facts = {"method": "radio", "steps": 100, "scores": {"knn": 0.5}}
-    formats.save(tmp_path / "deep" / "weights", model, Preprocess(16, "squash"), {"name": "mine", **facts})
-    loaded, preprocess, record = formats.load(tmp_path / "deep" / "weights")
+    save_folder(tmp_path / "deep" / "weights", model, Preprocess(16, "squash"), {"name": "mine", **facts})
+    loaded, preprocess, record = load_folder(tmp_path / "deep" / "weights")
     assert type(loaded) is type(model)
     assert loaded.config == model.config
     assert preprocess == Preprocess(16, "squash")
@@ -96,12 +96,12 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
 def test_a_students_folder_holds_its_teachers_words_wherever_it_lies(tmp_path: Path) -> None:
     student = build("student")
     saved(tmp_path, "student").rename(tmp_path / "elsewhere")
-    after = answers(formats.load(tmp_path / "elsewhere")[0])
+    after = answers(load_folder(tmp_path / "elsewhere")[0])
     assert all(torch.equal(a, b) for a, b in zip(answers(student), after, strict=True))
 
 
 def test_the_model_card_tells_what_it_is(tmp_path: Path) -> None:
-    formats.save(
+    save_folder(
         tmp_path / "w", build("student"), Preprocess(16), {"name": "two-in-one", "steps": 300, "scores": {"knn": 2 / 3}}
     )
     card = (tmp_path / "w" / "README.md").read_text()
@@ -112,9 +112,9 @@ def test_the_model_card_tells_what_it_is(tmp_path: Path) -> None:
 
 
 def test_weights_are_float32_whatever_the_model_was(tmp_path: Path) -> None:
-    formats.save(tmp_path / "w", build("vit").bfloat16(), Preprocess(16))
+    save_folder(tmp_path / "w", build("vit").bfloat16(), Preprocess(16))
     assert {tensor.dtype for tensor in load_file(tmp_path / "w" / MODEL).values()} == {torch.float32}
-    assert formats.load(tmp_path / "w")[0].summary_token.dtype == torch.float32
+    assert load_folder(tmp_path / "w")[0].summary_token.dtype == torch.float32
 
 
 def test_tensors_that_share_memory_or_lie_crossways_are_written_too(tmp_path: Path) -> None:
@@ -122,15 +122,15 @@ def test_tensors_that_share_memory_or_lie_crossways_are_written_too(tmp_path: Pa
     model.norm.bias = model.norm.weight
     fc1 = model.blocks[0].mlp.fc1
     fc1.weight = nn.Parameter(fc1.weight.detach().T.contiguous().T)
-    formats.save(tmp_path / "w", model, Preprocess(16))
-    loaded = formats.load(tmp_path / "w")[0]
+    save_folder(tmp_path / "w", model, Preprocess(16))
+    loaded = load_folder(tmp_path / "w")[0]
     assert torch.equal(loaded.norm.bias, model.norm.weight)
     assert torch.equal(loaded.blocks[0].mlp.fc1.weight, fc1.weight)
 
 
 def test_saving_again_replaces_and_a_failed_save_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path, "student")
-    formats.save(folder, build("vit"), Preprocess(8))
+    save_folder(folder, build("vit"), Preprocess(8))
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, MODEL]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -139,9 +139,9 @@ def test_saving_again_replaces_and_a_failed_save_does_not(tmp_path: Path, monkey
 
     for step in ("_card", "save_file", "_replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(formats, step, full_disk)
+            patch.setattr(f"synoptic.weights.folder.{step}", full_disk)
             with pytest.raises(OSError, match="No space"):
-                formats.save(folder, build("clip"), Preprocess(16))
+                save_folder(folder, build("clip"), Preprocess(16))
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
@@ -157,9 +157,9 @@ def test_a_rename_that_fails_leaves_the_old_weights(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OSError, match="refused"):
-        formats.save(folder, build("vit"), Preprocess(16))
+        save_folder(folder, build("vit"), Preprocess(16))
     monkeypatch.undo()
-    assert formats.load(folder)[2].kind == "clip"
+    assert load_folder(folder)[2].kind == "clip"
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
@@ -171,9 +171,9 @@ def test_a_save_mends_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).mkdir()
         (tmp_path / name / MODEL).write_bytes(b"half")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(formats, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
-        formats.save(folder, build("vit"), Preprocess(16))
-    assert formats.load(folder)[2].kind == "clip"
+        patch.setattr("synoptic.weights.folder.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+        save_folder(folder, build("vit"), Preprocess(16))
+    assert load_folder(folder)[2].kind == "clip"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.0123abcd.old", "weights"]
 
 
@@ -182,15 +182,15 @@ def test_folders_of_another_sort_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_bytes(b"precious")
     (tmp_path / "file").write_bytes(b"precious")
     with pytest.raises(ValueError, match=r"holds other files, such as a\.jpg"):
-        formats.save(tmp_path / "photos", build("vit"), Preprocess(16))
+        save_folder(tmp_path / "photos", build("vit"), Preprocess(16))
     with pytest.raises(ValueError, match="is a file"):
-        formats.save(tmp_path / "file", build("vit"), Preprocess(16))
+        save_folder(tmp_path / "file", build("vit"), Preprocess(16))
     assert (tmp_path / "photos" / "a.jpg").read_bytes() == (tmp_path / "file").read_bytes() == b"precious"
 
 
 def test_a_loaded_model_does_not_hang_on_its_file(tmp_path: Path) -> None:
     folder = saved(tmp_path)
-    model = formats.load(folder)[0]
+    model = load_folder(folder)[0]
     before = answers(model)
     with (folder / MODEL).open("r+b") as file:
         file.seek(-2000, 2)
@@ -286,7 +286,7 @@ def test_a_spoiled_folder_is_refused_in_one_line_that_says_why(tmp_path: Path, c
     spoil, message = SPOILED[case]
     spoil(folder)
     with pytest.raises(ValueError, match=message) as error:
-        formats.load(folder)
+        load_folder(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
 
@@ -295,15 +295,15 @@ def test_a_giant_configuration_is_refused_before_it_takes_memory(tmp_path: Path)
     folder = saved(tmp_path, "vit")
     edit(lambda config: config["model"].update(width=3 * 10**4))(folder)
     with pytest.raises(ValueError, match="misshapen"):
-        formats.load(folder)
+        load_folder(folder)
 
 
 def test_the_hash_tells_weights_apart(tmp_path: Path) -> None:
     model = build("clip")
     first = weights_hash(model)
     assert re.fullmatch("[0-9a-f]{16}", first)
-    formats.save(tmp_path / "w", model, Preprocess(16))
-    assert weights_hash(formats.load(tmp_path / "w")[0]) == first
+    save_folder(tmp_path / "w", model, Preprocess(16))
+    assert weights_hash(load_folder(tmp_path / "w")[0]) == first
     with torch.no_grad():
         model.logit_scale.add_(1e-6)
     assert weights_hash(model) != first
@@ -407,9 +407,10 @@ def test_keys_that_a_table_does_not_know_are_named() -> None:
 def test_loading_neither_draws_random_weights_nor_imports_the_compiler(tmp_path: Path) -> None:
     folder = saved(tmp_path, "student")
     state = torch.get_rng_state()
-    formats.load(folder)
+    load_folder(folder)
     assert torch.equal(torch.get_rng_state(), state)
-    code = f"import sys; from synoptic.weights import formats; formats.load({str(folder)!r}); print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "synoptic.weights.formats" in modules
+    code = "import sys; from synoptic.weights.folder import load_folder; load_folder(sys.argv[1]); print(*sys.modules)"
+    command = [sys.executable, "-c", code, str(folder)]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "synoptic.weights.folder" in modules
     assert "torch._dynamo" not in modules

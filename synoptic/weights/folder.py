@@ -95,7 +95,9 @@ def text_towers(model: nn.Module) -> dict[str, Any]:
     return {name: adaptor for name, adaptor in adaptors if adaptor.text is not None}
 
 
-def save(folder: str | Path, model: nn.Module, preprocess: Preprocess, card: Mapping[str, Any] | None = None) -> None:
+def save_folder(
+    folder: str | Path, model: nn.Module, preprocess: Preprocess, card: Mapping[str, Any] | None = None
+) -> None:
     """Writes a weights folder in place of the one that may lie there; what lies there is always whole.
 
     It is the old one or the new one. A process killed between the two renames of the exchange leaves none there, and
@@ -125,7 +127,7 @@ def save(folder: str | Path, model: nn.Module, preprocess: Preprocess, card: Map
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
+def load_folder(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
     """Reads a weights folder: the model on the CPU, in evaluation mode, with what belongs to it.
 
     Raises:
@@ -178,7 +180,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def is_weights_folder(folder: Path) -> bool:
-    """Whether a folder looks like one that `save` has written."""
+    """Whether a folder looks like one that `save_folder` has written."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
