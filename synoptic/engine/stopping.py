@@ -14,6 +14,8 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
+STOPPING = "stopping after this step; a second signal stops at once, without saving"
+
 
 class Interrupted(KeyboardInterrupt):
     """A run was asked to stop, and did after saving; the message says how to go on."""
@@ -45,6 +47,7 @@ def stop_signal() -> Iterator[threading.Event]:
         yield stop  # only the main thread may handle signals
         return
     process = os.getpid()
+    telling: list[threading.Thread] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
@@ -57,7 +60,9 @@ def stop_signal() -> Iterator[threading.Event]:
             os.kill(os.getpid(), number)
             return
         stop.set()
-        log.warning("stopping after this step; a second signal stops at once, without saving")
+        # By a thread: this one may be in the middle of writing a line of the same log, which cannot be entered twice.
+        telling.append(threading.Thread(target=log.warning, args=(STOPPING,)))
+        telling[-1].start()
 
     for number in before:
         signal.signal(number, handle)
@@ -65,3 +70,5 @@ def stop_signal() -> Iterator[threading.Event]:
         yield stop
     finally:
         restore()
+        for thread in telling:
+            thread.join()

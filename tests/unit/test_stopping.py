@@ -1,5 +1,6 @@
 """Why a run may stop before its end."""
 
+import io
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import threading
 
 import pytest
 
-from synoptic.engine.stopping import NonFiniteLoss, stop_signal
+from synoptic.engine.stopping import STOPPING, NonFiniteLoss, stop_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -20,12 +21,45 @@ def test_the_first_signal_asks_and_the_second_one_acts(number, caplog):
             assert not stop.is_set()
             os.kill(os.getpid(), number)
             assert stop.is_set()
-            assert "stopping after this step" in caplog.text
             assert not seen
             os.kill(os.getpid(), number)
+        assert "stopping after this step" in caplog.text
         assert seen == ["second"]
     finally:
         signal.signal(number, before)
+
+
+class _InterruptedFile(io.RawIOBase):
+    """A file during whose first write the process is asked to stop, as when the signal meets a line being logged."""
+
+    def __init__(self):
+        self.written = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if not self.written:
+            self.written = bytes(data)
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            self.written += bytes(data)
+        return len(data)
+
+
+def test_a_signal_may_come_while_a_line_is_logged(capsys):
+    file = _InterruptedFile()
+    handler = logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(file), write_through=True))
+    logger = logging.getLogger("synoptic")
+    logger.addHandler(handler)
+    try:
+        with stop_signal() as stop:
+            logger.warning("a line")
+            assert stop.is_set()
+    finally:
+        logger.removeHandler(handler)
+    assert file.written.decode().splitlines() == ["a line", STOPPING]
+    assert "Logging error" not in capsys.readouterr().err
 
 
 def test_handlers_are_put_back():
