@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from synoptic.config import from_dict
 from synoptic.data.listing import list_images
 from synoptic.data.pictures import PictureError, read_picture
 from synoptic.data.transforms import fit
@@ -24,6 +25,7 @@ from synoptic.models.adaptors import Student
 from synoptic.types import Features, Preprocess
 from synoptic.weights import zoo
 from synoptic.weights.folder import save_folder, text_towers
+from synoptic.weights.options import LoadOptions
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
@@ -31,18 +33,20 @@ Pictures = Picture | Sequence[Picture]
 _READERS = 2  # threads; decoding runs beside the network, and more would only compete with it
 
 
-def load(model: str | Path, device: str | torch.device = "auto") -> VisionModel:
+def load(model: str | Path, device: str | torch.device = "auto", **options: Any) -> VisionModel:
     """A model ready for use.
 
     Args:
-        model: a name that `list_models` tells (random weights), a run folder, or a weights folder.
+        model: a name that `list_models` tells (random weights), a run folder, a weights folder of this library or of
+            Hugging Face, or a weights file of DINO or DINOv2.
         device: where it computes; "auto" takes a GPU where there is one.
+        options: what a file of other makers does not say itself, as in `heads=3, part="student"`; see `LoadOptions`.
     Raises:
-        ValueError: there is no such model, or its files are not whole.
+        ValueError: there is no such model, its files are not whole, or an option does not fit it.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    network, preprocess, record = zoo.load(model)
+    network, preprocess, record = zoo.load(model, from_dict(LoadOptions, options, f"load {model}"))
     return VisionModel(network, preprocess, record.name, record.trained).to(device)
 
 

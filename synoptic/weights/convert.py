@@ -62,6 +62,29 @@ def _qkv(attention: str, *names: str) -> Rule:
     return Rule("blocks.{i}.attn.qkv.{p}", tuple(f"{attention}.{name}.{{p}}" for name in names), STACKED_QKV)
 
 
+# The released backbones of DINO and DINOv2, with and without registers; their blocks are named as ours.
+DINO_VIT = Table(
+    rules=(
+        _same("summary_token", "cls_token"),
+        _same("register_token", "register_tokens"),
+        _same("mask_token", "mask_token"),
+        _same("positions.table", "pos_embed"),
+        _same("patch_embed.{p}", "patch_embed.proj.{p}"),
+        _same("blocks.{i}.{part}.{p}", "blocks.{i}.{part}.{p}"),
+        _same("blocks.{i}.{part}.{layer}.{p}", "blocks.{i}.{part}.{layer}.{p}"),
+        _same("norm.{p}", "norm.{p}"),
+    )
+)
+
+# The heads in the files of their trainings, as `models.heads.DinoHead`.
+DINO_HEAD = Table(
+    rules=(
+        _same("mlp.{i}.{p}", "mlp.{i}.{p}"),
+        _same("last_layer.parametrizations.weight.original0", "last_layer.weight_g"),
+        _same("last_layer.parametrizations.weight.original1", "last_layer.weight_v"),
+    )
+)
+
 # ViTModel of transformers, as its files have it (its modules are named otherwise since version 5).
 HUGGINGFACE_VIT = Table(
     rules=(
@@ -77,6 +100,28 @@ HUGGINGFACE_VIT = Table(
         _same("norm.{p}", "layernorm.{p}"),
     ),
     ignored=("pooler.dense.{p}", "embeddings.mask_token"),
+)
+
+# Dinov2Model and Dinov2WithRegistersModel of transformers, as their files have it.
+HUGGINGFACE_DINOV2 = Table(
+    rules=(
+        _same("summary_token", "embeddings.cls_token"),
+        _same("register_token", "embeddings.register_tokens"),
+        _same("mask_token", "embeddings.mask_token"),
+        _same("positions.table", "embeddings.position_embeddings"),
+        _same("patch_embed.{p}", "embeddings.patch_embeddings.projection.{p}"),
+        _same("blocks.{i}.norm1.{p}", "encoder.layer.{i}.norm1.{p}"),
+        _qkv("encoder.layer.{i}.attention.attention", "query", "key", "value"),
+        _same("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
+        _same("blocks.{i}.ls1.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
+        _same("blocks.{i}.norm2.{p}", "encoder.layer.{i}.norm2.{p}"),
+        _same("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.mlp.fc1.{p}"),
+        _same("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.mlp.fc2.{p}"),
+        _same("blocks.{i}.mlp.w12.{p}", "encoder.layer.{i}.mlp.weights_in.{p}"),
+        _same("blocks.{i}.mlp.w3.{p}", "encoder.layer.{i}.mlp.weights_out.{p}"),
+        _same("blocks.{i}.ls2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
+        _same("norm.{p}", "layernorm.{p}"),
+    )
 )
 
 # CLIPTextModelWithProjection of transformers.
@@ -144,7 +189,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         state: its tensors by key.
         where: told in errors, the file.
     Raises:
-        ValueError: naming the keys that are missing, unexpected, or of another shape.
+        ValueError: naming the keys that are missing, unexpected, of another shape, or no floats where floats belong.
     """
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
@@ -154,7 +199,13 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         for key, tensor in expected.items()
         if key in state and state[key].shape != tensor.shape
     ]
-    _refuse(f"{where}: the weights do not fit the model", missing=missing, unexpected=unexpected, misshapen=misshapen)
+    mistyped = [
+        f"{key} {state[key].dtype} for {tensor.dtype}"
+        for key, tensor in expected.items()
+        if key in state and state[key].is_floating_point() != tensor.is_floating_point()
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "mistyped": mistyped}
+    _refuse(f"{where}: the weights do not fit the model", **problems)
     model.load_state_dict(dict(state), assign=True)
 
 

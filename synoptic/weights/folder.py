@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -35,6 +34,7 @@ from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.types import Preprocess
 from synoptic.weights.convert import load_state
+from synoptic.weights.reading import owned, read_safetensors
 
 FORMAT, VERSION = "synoptic", 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -139,7 +139,7 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
     record, kind = _check_header(header, path)
     config: Any = from_dict(kind.config, _mapping(header, "model", path), f"{path}: model")
     preprocess = from_dict(Preprocess, _mapping(header, "preprocess", path), f"{path}: preprocess")
-    state = _read_tensors(folder / WEIGHTS)
+    state = {name: owned(tensor) for name, tensor in read_safetensors(folder / WEIGHTS).items()}
     with shapes_alone():
         model = kind.build(config, _read_tokenizers(folder, config))
     load_state(model, state, str(folder / WEIGHTS))
@@ -254,17 +254,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         tensors[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     return tensors
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file, so the weights folder is not whole") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged weights file ({error})") from None
-    # Copied, since these tensors are windows on the file: who writes into it later would change the model.
-    return {name: (tensor.float() if tensor.is_floating_point() else tensor).clone() for name, tensor in state.items()}
 
 
 def _check_header(header: Mapping[str, Any], path: Path) -> tuple[Record, Kind]:

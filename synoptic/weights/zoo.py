@@ -15,9 +15,14 @@ from torch import nn
 from synoptic.config import load_json, nearest
 from synoptic.models.vit import NAMES, ViT, vit_config
 from synoptic.types import Preprocess
-from synoptic.weights.folder import CONFIG, WEIGHTS, Record, is_weights_folder, load_folder, shapes_alone
+from synoptic.weights import formats
+from synoptic.weights.folder import CONFIG, Record, load_folder, shapes_alone
+from synoptic.weights.options import LoadOptions
 
-FORMS = "a name that `synoptic models` lists, a run folder, or a weights folder with its model.safetensors"
+FORMS = (
+    "a name that `synoptic models` lists, a run folder, a weights folder of this library or of Hugging Face, "
+    "or a weights file of DINO or DINOv2"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def list_models(pattern: str = "") -> list[ModelRecord]:
 
 
 def resolve(model: str | Path) -> str | Path:
-    """What a MODEL argument means: the name of a built-in architecture, or a weights folder.
+    """What a MODEL argument means: the name of a built-in architecture, a weights folder, or a weights file.
 
     Raises:
         ValueError: it means nothing, naming the nearest names and what would.
@@ -68,25 +73,33 @@ def resolve(model: str | Path) -> str | Path:
     if model in NAMES:
         return str(model)
     path = Path(model).expanduser()
-    if path.name == WEIGHTS:
+    if path.name in formats.FILES and formats.has_weights(path.parent):
         path = path.parent
-    found = [folder for folder in (path, path / "weights") if is_weights_folder(folder)]
+    found = [folder for folder in (path, path / "weights") if formats.has_weights(folder)]
     if found:
         return found[0]
+    if path.is_file():
+        return path
     if path.is_dir():
         raise ValueError(f"{path}: {_what_lacks(path)}; a model is {FORMS}")
-    if path.exists():
-        raise ValueError(f"{path}: is no weights file of this library; a model is {FORMS}")
     raise ValueError(f"there is no model {str(model)!r}{nearest(str(model), NAMES)}; a model is {FORMS}")
 
 
-def load(model: str | Path) -> tuple[nn.Module, Preprocess, Record]:
+def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Module, Preprocess, Record]:
     """The model that a MODEL argument means, on the CPU, in evaluation mode; a built-in one with random weights.
 
+    Args:
+        model: see `resolve`.
+        options: what a file of other makers does not say itself.
     Raises:
-        ValueError: it means nothing, or its files are not whole.
+        ValueError: it means nothing, its files are not whole, or options are given for what says all of itself.
     """
-    place = resolve(model)
+    place, options = resolve(model), options or LoadOptions()
+    if isinstance(place, Path) and not formats.is_ours(place):
+        return formats.load(place, options)
+    given = [name for name, value in vars(options).items() if value is not None]
+    if given:
+        raise ValueError(f"{model}: says itself what {', '.join(given)}= should be; leave that out")
     if isinstance(place, Path):
         return load_folder(place)
     return build(place).eval(), Preprocess(vit_config(place).image_size), Record("vit", place)
@@ -101,7 +114,7 @@ def validation_share(model: str | Path, data: str) -> float | None:
         ValueError: see `resolve`.
     """
     place = resolve(model)
-    if not isinstance(place, Path):
+    if not isinstance(place, Path) or not formats.is_ours(place):
         return None
     try:
         run = load_json(place.parent / CONFIG)
@@ -137,4 +150,4 @@ def _parameters(name: str) -> int:
 def _what_lacks(folder: Path) -> str:
     if (folder / "checkpoints").is_dir():
         return "this run has no weights/ yet, since it has not ended; start it again to go on with it"
-    return f"neither it nor its weights/ holds {CONFIG} and {WEIGHTS}"
+    return f"neither it nor its weights/ holds {CONFIG} and one of {', '.join(formats.FILES)}"

@@ -1,52 +1,15 @@
-"""Our heads against their definitions: DINO's recorded outputs, and the formulas written out."""
+"""Our heads against their definitions, the formulas written out."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from comparison import assert_equal
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from synoptic.models.heads import DinoHead, MlpHead
-from synoptic.weights.convert import Rule, Table, load_state, to_ours
-
-FACEBOOK_HEAD = Table(
-    rules=(
-        Rule("mlp.{i}.{p}", ("head.mlp.{i}.{p}",)),
-        Rule("last_layer.parametrizations.weight.original0", ("head.last_layer.weight_g",)),
-        Rule("last_layer.parametrizations.weight.original1", ("head.last_layer.weight_v",)),
-    )
-)
-
-
-def full_checkpoint(folder: Path) -> dict[str, Any]:
-    """A file as DINO's training writes it, which holds the arguments of its command too."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(folder / "weights.full_checkpoint.pth", weights_only=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("network", ["student", "teacher"])
-def test_equals_the_head_of_dino(fixtures_dir: Path, network: str, dtype: torch.dtype) -> None:
-    folder = fixtures_dir / "dino"
-    sizes = json.loads((folder / "config.json").read_text())["full"]
-    state = {name.removeprefix("module."): tensor for name, tensor in full_checkpoint(folder)[network].items()}
-    head = DinoHead(sizes["dim"], sizes["out"], sizes["hidden"], sizes["bott"])
-    of_head = {name: tensor for name, tensor in state.items() if name.startswith("head.")}
-    load_state(head, to_ours(of_head, FACEBOOK_HEAD), network)
-    head = head.to(dtype).eval()
-    record = load_file(folder / "io.safetensors")
-    twin = "_f64" if dtype == torch.float64 else ""
-    pictures = [name.removeprefix("image/") for name in record if name.startswith("image/")]
-    assert len(pictures) == 3
-    for size in pictures:
-        assert_equal(head(record[f"full/{network}/cls/{size}{twin}"]), record[f"full/{network}/head/{size}{twin}"])
 
 
 def randomised(head: nn.Module, seed: int = 0) -> Any:

@@ -26,6 +26,7 @@ from synoptic.types import Preprocess
 from synoptic.weights import zoo
 from synoptic.weights.convert import (
     HUGGINGFACE_CLIP_TEXT,
+    HUGGINGFACE_DINOV2,
     HUGGINGFACE_VIT,
     Change,
     Rule,
@@ -340,18 +341,16 @@ def test_a_model_argument_is_a_name_a_run_a_folder_or_a_file(tmp_path: Path) -> 
 
 def test_what_is_no_model_is_told_what_would_be(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "notes.txt").write_text("x")
     cases = {
         "vit_mini15": "there is no model 'vit_mini15'.*vit_mini16",
         str(tmp_path / "absent"): "there is no model '.*absent'",
         str(tmp_path / "run"): "this run has no weights/ yet",
-        str(tmp_path): "neither it nor its weights/ holds config.json and model.safetensors",
-        str(tmp_path / "notes.txt"): "is no weights file of this library",
+        str(tmp_path): "neither it nor its weights/ holds config.json and one of model.safetensors",
     }
     for form, message in cases.items():
         with pytest.raises(ValueError, match=message) as error:
             zoo.resolve(form)
-        assert "a model is a name that `synoptic models` lists, a run folder, or" in str(error.value)
+        assert "a model is a name that `synoptic models` lists, a run folder, a weights" in str(error.value)
 
 
 def huggingface_keys(table: Table, depth: int) -> list[str]:
@@ -365,7 +364,7 @@ def huggingface_keys(table: Table, depth: int) -> list[str]:
     ]
 
 
-@given(st.sampled_from([HUGGINGFACE_VIT, HUGGINGFACE_CLIP_TEXT]), st.integers(0, 3), st.randoms())
+@given(st.sampled_from([HUGGINGFACE_VIT, HUGGINGFACE_DINOV2, HUGGINGFACE_CLIP_TEXT]), st.integers(0, 3), st.randoms())
 def test_tables_go_both_ways_in_any_order(table: Table, depth: int, random: Any) -> None:
     keys = huggingface_keys(table, depth)
     random.shuffle(keys)

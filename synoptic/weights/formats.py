@@ -1,0 +1,290 @@
+"""What is this file? Layouts of other makers, told by their keys, shapes and config.json, and read as our models.
+
+To add a layout: a table of its keys in `convert.py`, and a line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from synoptic.config import from_dict, load_json, nearest
+from synoptic.types import Preprocess
+from synoptic.weights import convert
+from synoptic.weights.convert import Table, load_state, to_ours
+from synoptic.weights.folder import CONFIG, FORMAT, KINDS, WEIGHTS, Record, shapes_alone
+from synoptic.weights.options import LoadOptions
+from synoptic.weights.reading import INDEX, State, owned, read_parts
+
+# What the weights are called in a folder of Hugging Face, the best first.
+FILES = (WEIGHTS, WEIGHTS + INDEX, "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+PROCESSOR = "preprocessor_config.json"
+
+# Dictionaries of a file in which a network may lie, the best first.
+_PARTS = ("", "teacher", "state_dict", "model", "student")
+
+# What wrappers of modules (several devices, shards, recomputation, compilation) put into keys.
+_WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+_CHUNK = re.compile(r"(?<=\bblocks\.)\d+\.(?=\d+\.)")  # DINOv2's training groups blocks and counts them through
+
+Fields = Callable[[State, Mapping[str, Any], LoadOptions], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of weights.
+
+    Attributes:
+        name: as people call its models.
+        marks: keys by which it is told from the others; the first format of `FORMATS` holds that has all of its marks.
+        table: names its tensors as ours.
+        fields: (our tensors, values of config.json where there is one, options) -> our configuration's fields.
+        model_type: what config.json says in a folder of Hugging Face, in place of the marks.
+        kind: of our models, a key of `folder.KINDS`.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    table: Table
+    fields: Fields
+    model_type: str | None = None
+    kind: str = "vit"
+
+
+@dataclass(frozen=True)
+class Identified:
+    """A file of which is known what it is.
+
+    Attributes:
+        format: its layout.
+        config: our configuration.
+        state: its tensors under our keys.
+    """
+
+    format: Format
+    config: Any
+    state: State
+
+
+def vit(**known: Any) -> Fields:
+    """The configuration of a ViT from the shapes of its weights, from `known` fields and from config.json."""
+
+    def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+        said = {ours: header[theirs] for ours, theirs in _SAID.items() if header.get(theirs) is not None}
+        shapes = _shapes(state)
+        heads = options.heads or said.get("heads") or _usual_heads(shapes["width"])
+        return {**shapes, **known, **said, "heads": heads}
+
+    return fields
+
+
+_SAID = {  # our field: its name in config.json and preprocessor_config.json
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+    "mean": "image_mean",
+    "std": "image_std",
+}
+
+# Positions at other sizes than the trained one: the released DINO and DINOv2 resample by a factor that is 0.1 cells too
+# large, DINOv2 with registers to the exact size and low-passed. transformers takes the exact size in all its models, so
+# that those without registers differ from the release that they were converted from. Here a file of the makers answers
+# as their code does, and a folder of Hugging Face as transformers does.
+FORMATS = (
+    Format(
+        "DINOv2 with registers",
+        ("cls_token", "pos_embed", "mask_token", "register_tokens"),
+        convert.DINO_VIT,
+        vit(antialias=True),
+    ),
+    Format("DINOv2", ("cls_token", "pos_embed", "mask_token"), convert.DINO_VIT, vit(position_offset=0.1)),
+    Format("DINO", ("cls_token", "pos_embed", "blocks.0.attn.qkv.weight"), convert.DINO_VIT, vit(position_offset=0.1)),
+    Format(
+        "Dinov2WithRegistersModel of transformers",
+        ("embeddings.position_embeddings", "embeddings.register_tokens"),
+        convert.HUGGINGFACE_DINOV2,
+        vit(antialias=True),
+        "dinov2_with_registers",
+    ),
+    Format(
+        "Dinov2Model of transformers",
+        ("embeddings.position_embeddings", "encoder.layer.0.layer_scale1.lambda1"),
+        convert.HUGGINGFACE_DINOV2,
+        vit(),
+        "dinov2",
+    ),
+    Format(
+        "ViTModel of transformers",
+        ("embeddings.position_embeddings", "encoder.layer.0.layernorm_before.weight"),
+        convert.HUGGINGFACE_VIT,
+        vit(norm_eps=1e-12),
+        "vit",
+    ),
+)
+
+
+def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Record]:
+    """Reads weights of another maker: the model on the CPU, in evaluation mode, with what belongs to it.
+
+    Args:
+        path: a file, or a folder of Hugging Face.
+        options: what it does not say itself.
+    Raises:
+        ValueError: it is damaged, of a layout that is not known, or does not fit together.
+    """
+    file, header = _open(path)
+    found = identify(read_parts(file), header, options, str(path))
+    kind = KINDS[found.format.kind]
+    with shapes_alone():
+        model = kind.build(found.config, {})
+    load_state(model, {key: owned(tensor) for key, tensor in found.state.items()}, str(file))
+    name = path.resolve().name if path.is_dir() else path.stem
+    return model.eval(), Preprocess(found.config.image_size), Record(found.format.kind, name, _facts(found, options))
+
+
+def identify(parts: Mapping[str, State], header: Mapping[str, Any], options: LoadOptions, where: str) -> Identified:
+    """Tells what a file is, from what it holds.
+
+    Args:
+        parts: its dictionaries of tensors, as `reading.read_parts` gives them; tensors on the meta device will do.
+        header: the values of config.json, where there is one.
+        options: what the file does not say.
+        where: told in errors, the file.
+    Raises:
+        ValueError: its layout is not known, or its tensors do not make a model.
+    """
+    state = networks(parts, options.part, where)["backbone"]
+    form = _by_header(header, where) if header else _by_keys(state, where)
+    try:
+        ours = to_ours(state, form.table)
+        fields = form.fields(ours, header, options)
+    except ValueError as error:
+        raise ValueError(f"{where}: looks like {form.name}, but {error}") from None
+    return Identified(form, from_dict(KINDS[form.kind].config, fields, where), ours)
+
+
+def networks(parts: Mapping[str, State], part: str | None, where: str) -> dict[str, State]:
+    """The networks in a file, by the name that its training gave them, without what that added to their keys.
+
+    Args:
+        parts: its dictionaries of tensors.
+        part: the one that is wanted; None takes the teacher, or whatever there is.
+        where: told in errors, the file.
+    Returns:
+        "backbone" -> key -> tensor, and of a training's file its heads likewise ("head"; "dino_head", "ibot_head").
+    Raises:
+        ValueError: the file has no such part, or two of its keys say the same.
+    """
+    chosen = part or next((name for name in _PARTS if name in parts), "")
+    if chosen not in parts:
+        held = f"tensors of {', '.join(parts)}" if any(parts) else "one network" if parts else "no tensors by name"
+        raise ValueError(f"{where}: holds {held}, and no {chosen or 'network that is known here'}")
+    plain = {_CHUNK.sub("", _WRAPPERS.sub("", key)): tensor for key, tensor in parts[chosen].items()}
+    if len(plain) < len(parts[chosen]):
+        raise ValueError(f"{where}: several of its keys differ in nothing but the wrappers of modules")
+    if not any(key.startswith("backbone.") for key in plain):
+        return {"backbone": plain}
+    found: dict[str, State] = {}
+    for key, tensor in plain.items():
+        network, _, rest = key.partition(".")
+        found.setdefault(network, {})[rest] = tensor
+    return found
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder looks like a weights folder, of this library or of Hugging Face."""
+    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in FILES)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether what lies there is a weights folder of this library.
+
+    Raises:
+        ValueError: for a folder of which neither this library nor Hugging Face says what it is.
+    """
+    if not path.is_dir():
+        return False
+    header = load_json(path / CONFIG)
+    if "model_type" not in header and header.get("format") != FORMAT:
+        raise ValueError(f'{path / CONFIG}: says neither "format": "{FORMAT}" nor a "model_type", as Hugging Face does')
+    return header.get("format") == FORMAT
+
+
+def _open(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The file with the weights, and what lies beside it to tell what they are."""
+    if not path.is_dir():
+        return path, {}
+    extra = load_json(path / PROCESSOR) if (path / PROCESSOR).is_file() else {}
+    return next(path / name for name in FILES if (path / name).is_file()), {**extra, **load_json(path / CONFIG)}
+
+
+def _by_header(header: Mapping[str, Any], where: str) -> Format:
+    known = {form.model_type: form for form in FORMATS if form.model_type is not None}
+    said = str(header.get("model_type"))
+    if said not in known:
+        raise ValueError(f"{where}: model_type={said} is not known here{nearest(said, known)}")
+    return known[said]
+
+
+def _by_keys(state: State, where: str) -> Format:
+    for form in FORMATS:
+        if all(mark in state for mark in form.marks):
+            return form
+    keys = ", ".join(list(state)[:3])
+    names = ", ".join(form.name for form in FORMATS)
+    raise ValueError(f"{where}: no layout that is known here begins with {keys}; known are {names}")
+
+
+def _facts(found: Identified, options: LoadOptions) -> dict[str, str]:
+    return {"from": found.format.name} | ({"part": options.part} if options.part else {})
+
+
+def _shapes(state: State) -> dict[str, Any]:
+    """What the shapes of a ViT's weights, under our keys, tell of its configuration."""
+    width, channels, patch, across = _shape(state, "patch_embed.weight", 4)
+    _, tokens, _ = _shape(state, "summary_token", 3)
+    cells = _shape(state, "positions.table", 3)[1] - tokens
+    side = math.isqrt(max(cells, 0))
+    if patch != across or not side or side**2 != cells:
+        raise ValueError(f"its {cells} positions of patches of {patch} x {across} pixels make no square")
+    gated = "blocks.0.mlp.w12.weight" in state
+    rows = _shape(state, "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight", 2)[0]
+    return {
+        "patch_size": patch,
+        "width": width,
+        "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
+        "hidden": rows * 3 // 4 if gated else rows,  # of two matrices, each two thirds of a plain layer's
+        "image_size": side * patch,
+        "channels": channels,
+        "summary_tokens": tokens,
+        "registers": state["register_token"].shape[1] if "register_token" in state else 0,
+        "feed_forward": "swiglu" if gated else "mlp",
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in state else None,  # where it begins no longer matters
+        "mask_token": "mask_token" in state,
+        "patch_bias": "patch_embed.bias" in state,
+    }
+
+
+def _shape(state: State, key: str, dimensions: int) -> tuple[int, ...]:
+    if key not in state:
+        raise ValueError(f"it has no {key} (by our names)")
+    shape = tuple(state[key].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise ValueError(f"{key} (by our names) is of the shape {shape}")
+    return shape
+
+
+def _usual_heads(width: int) -> int:
+    if width % 64:
+        told = "say how many it has, heads=N (load.heads=N on the command line)"
+        raise ValueError(f"heads of 64 channels do not divide its width of {width}; {told}")
+    return width // 64

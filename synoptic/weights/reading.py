@@ -1,0 +1,143 @@
+"""Reading tensors from files that nobody vouches for: no code of theirs runs, and none takes more memory than it fills.
+
+A spoiled file is a `ValueError` of one line, whatever it is spoiled with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from synoptic.config import load_json
+
+State = dict[str, Tensor]
+
+INDEX = ".index.json"  # behind the name of a file that is cut into several
+MOST_PER_BYTE = 4  # bytes of tensors for one of the file: room for tensors that share memory, not for a bomb
+
+# DINO's training keeps the arguments of its command. A Namespace does nothing when it is made and filled.
+_HARMLESS: list[Any] = [argparse.Namespace]
+
+
+def read_parts(path: Path) -> dict[str, State]:
+    """The tensors of a safetensors file, of one of PyTorch's, or of several that an index names.
+
+    Args:
+        path: the file, or the JSON file of its index.
+    Returns:
+        Dictionary of the file -> key -> tensor. Tensors that lie in no inner dictionary are in that called "". They are
+        as the file has them, and may be windows on it: `owned` copies what is to stay.
+    Raises:
+        ValueError: the file is missing, damaged, or of another sort, would run code, or holds tensors that are larger
+            than it.
+    """
+    if path.name.endswith(INDEX):
+        return {"": _read_shards(path)}
+    parts = _parts(_read_torch(path) if _is_archive(path) else read_safetensors(path))
+    _check_tensors(path, parts)
+    return parts
+
+
+def read_safetensors(path: Path) -> State:
+    """The tensors of a safetensors file, which are windows on it.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another sort.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged weights file, or none ({error})") from None
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """A copy that no longer hangs on the file, floats as float32: who writes into the file would change the model."""
+    return tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is a ZIP archive, as PyTorch writes since version 1.6."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        _check_archive(path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            if not code:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: damaged weights file, or one with more than tensors and plain values") from None
+    except Exception as error:  # a spoiled pickle may fail in any way
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ValueError(f"{path}: damaged weights file ({reason})") from None
+    raise ValueError(
+        f"{path}: reading it would run code ({', '.join(sorted(code)[:3])}), which is refused; "
+        "have its tensors saved alone, best as safetensors"
+    )
+
+
+def _check_archive(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        inside = sum(entry.file_size for entry in archive.infolist())
+        if inside > MOST_PER_BYTE * path.stat().st_size:
+            raise ValueError(f"it unpacks to {inside:,} bytes")
+        if broken := archive.testzip():  # PyTorch does not look at the checksums that it writes
+            raise ValueError(f"the checksum of {broken} does not fit")
+
+
+def _parts(content: Any) -> dict[str, State]:
+    """The tensors of a dictionary and of those that lie in it; what lies deeper is an optimiser's."""
+    if not isinstance(content, Mapping):
+        return {}
+    inner = {name: _tensors(value) for name, value in content.items() if isinstance(value, Mapping)}
+    return {str(name): state for name, state in {"": _tensors(content), **inner}.items() if state}
+
+
+def _tensors(content: Mapping[Any, Any]) -> State:
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _check_tensors(path: Path, parts: Mapping[str, State]) -> None:
+    """Refuses what is no plain array in memory, and arrays that claim more than the file holds (by a stride of 0)."""
+    tensors = [(name, tensor) for state in parts.values() for name, tensor in state.items()]
+    for name, tensor in tensors:
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(f"{path}: {name} is no plain tensor; have it saved as one")
+    claimed = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors)
+    if claimed > MOST_PER_BYTE * path.stat().st_size:
+        raise ValueError(f"{path}: its tensors would take {claimed:,} bytes, many times the file's own size")
+
+
+def _read_shards(index: Path) -> State:
+    """The tensors of the files that an index names, all of which lie beside it."""
+    places = load_json(index).get("weight_map")
+    if not isinstance(places, Mapping) or not all(_is_beside(name) for name in places.values()):
+        raise ValueError(f"{index}: its weight_map should name, for each tensor, a file beside it")
+    state: State = {}
+    for name in sorted(set(places.values())):
+        state |= read_parts(index.parent / name).get("", {})
+    missing = [name for name in places if name not in state]
+    if missing:
+        raise ValueError(f"{index}: {len(missing)} of its tensors are in none of its files, such as {missing[0]}")
+    return state
+
+
+def _is_beside(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and not name.endswith(INDEX)
