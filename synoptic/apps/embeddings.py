@@ -23,7 +23,7 @@ Tokens = Literal["summary", "patches"]
 
 def embed(
     images: str,
-    model: str,
+    model: str | VisionModel,
     out: Path,
     tokens: Tokens = "summary",
     adaptor: str | None = None,
@@ -36,7 +36,7 @@ def embed(
 
     Args:
         images: a file, folder (any depth), glob or `.txt` list.
-        model: a MODEL.
+        model: a MODEL, or one that is loaded.
         out: the `.parquet` file.
         tokens: one embedding a picture, or one a patch.
         adaptor: a student's teacher in whose space the embeddings lie; None takes the model's own.
@@ -46,7 +46,8 @@ def embed(
     Raises:
         ValueError: no pictures, no such model or adaptor, or none of the pictures can be read.
     """
-    reading, vision = Reading(images, progress), load(model)
+    reading = Reading(images, progress)
+    vision = model if isinstance(model, VisionModel) else load(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

@@ -9,14 +9,14 @@ from typing import Any
 
 from synoptic.apps.reading import Reading
 from synoptic.files import write_text
-from synoptic.predict import load
+from synoptic.predict import VisionModel, load
 
 Labelled = dict[str, list[dict[str, Any]]]
 
 
 def classify(
     images: str,
-    model: str,
+    model: str | VisionModel,
     labels: Sequence[str],
     templates: Sequence[str] = ("a {}",),
     adaptor: str | None = None,
@@ -27,7 +27,7 @@ def classify(
 
     Args:
         images: a file, folder (any depth), glob or `.txt` list.
-        model: a MODEL that knows words.
+        model: a MODEL that knows words, or one that is loaded.
         labels: the classes in words.
         templates: sentences in which `{}` stands for a label.
         adaptor: a student's teacher whose words are used; needed where several know words.
@@ -40,7 +40,8 @@ def classify(
         ValueError: no pictures, no such model, no labels, a template without `{}`, or none of the pictures can be read.
     """
     _check(labels, templates)
-    reading, vision = Reading(images, progress), load(model)
+    reading = Reading(images, progress)
+    vision = model if isinstance(model, VisionModel) else load(model)
     if out is not None:  # before the work, which would be lost where there is no writing
         out.parent.mkdir(parents=True, exist_ok=True)
     found: Labelled = {}

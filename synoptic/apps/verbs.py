@@ -6,15 +6,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from synoptic.apps.arguments import OptionsVerb
+from synoptic.weights.options import LoadOptions
+
+if TYPE_CHECKING:
+    from synoptic.predict import VisionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +97,11 @@ class EmbedOptions:
 
     Attributes:
         images: a file, a folder (any depth), a glob, or a .txt list.
-        model: a name from `synoptic models`, a run folder, or a weights folder.
+        model: a name from `synoptic models`, a run folder, or a weights file or folder.
         out: the .parquet file.
         tokens: one embedding a picture, or one a patch.
         adaptor: the teacher of a student in whose space they lie; None takes the model's own space.
+        load: what a weights file of other makers does not say itself.
     """
 
     images: str
@@ -104,6 +109,7 @@ class EmbedOptions:
     out: str
     tokens: Literal["summary", "patches"] = "summary"
     adaptor: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
 
 
 def embed(options: EmbedOptions) -> None:
@@ -112,7 +118,9 @@ def embed(options: EmbedOptions) -> None:
 
     out = _path(options.out)
     with _bar("embedding") as advance:
-        left_out = embed(options.images, options.model, out, options.tokens, options.adaptor, progress=advance)
+        left_out = embed(
+            options.images, _model(options.model, options.load), out, options.tokens, options.adaptor, progress=advance
+        )
     print(out)
     _tell_left_out(left_out)
 
@@ -123,11 +131,12 @@ class ClassifyOptions:
 
     Attributes:
         images: a file, a folder (any depth), a glob, or a .txt list.
-        model: a name from `synoptic models`, a run folder, or a weights folder.
+        model: a name from `synoptic models`, a run folder, or a weights file or folder.
         labels: the classes in words, comma-separated.
         templates: sentences in which `{}` stands for a label, comma-separated.
         adaptor: the teacher of a student whose words are used; needed where several know words.
         out: JSON file for the scores of all labels of every picture.
+        load: what a weights file of other makers does not say itself.
     """
 
     images: str
@@ -136,6 +145,7 @@ class ClassifyOptions:
     templates: tuple[str, ...] = ("a {}",)
     adaptor: str | None = None
     out: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
 
 
 def classify(options: ClassifyOptions) -> None:
@@ -145,7 +155,7 @@ def classify(options: ClassifyOptions) -> None:
     with _bar("classifying") as advance:
         scores, left_out = classify(
             options.images,
-            options.model,
+            _model(options.model, options.load),
             options.labels,
             options.templates,
             options.adaptor,
@@ -162,12 +172,13 @@ class EvaluateOptions:
     """Scores of a model on the test part of a labelled data set, as fractions.
 
     Attributes:
-        model: a name from `synoptic models`, a run folder, or a weights folder.
+        model: a name from `synoptic models`, a run folder, or a weights file or folder.
         on: evaluations, comma-separated: knn asks the nearest training pictures, zeroshot words, and segmentation a
             linear probe of the patches.
         data: a folder with `train/` and `test/` inside.
         adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
         out: JSON file for the scores.
+        load: what a weights file of other makers does not say itself.
     """
 
     model: str
@@ -175,13 +186,16 @@ class EvaluateOptions:
     data: str
     adaptor: str | None = None
     out: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
 
 
 def evaluate(options: EvaluateOptions) -> None:
     """Scores of a model on a data set."""
     from synoptic.run import evaluate
 
-    scores = evaluate(options.model, options.on, options.data, _file(options.out), options.adaptor)
+    scores = evaluate(
+        _model(options.model, options.load), options.on, options.data, _file(options.out), options.adaptor
+    )
     _print_rows(["score", "value"], list(scores.items()))
 
 
@@ -215,6 +229,15 @@ SIMPLE_VERBS = (
     OptionsVerb(evaluate, EvaluateOptions, "model"),
     OptionsVerb(report, ReportOptions, "runs"),
 )
+
+
+def _model(model: str, options: LoadOptions) -> str | VisionModel:
+    """A MODEL, loaded if something was said of its file."""
+    if options == LoadOptions():
+        return model
+    from synoptic.predict import load
+
+    return load(model, **asdict(options))
 
 
 def _path(typed: str) -> Path:

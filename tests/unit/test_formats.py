@@ -1,0 +1,341 @@
+"""What a file is, told by its keys, shapes and config.json; and a MODEL of other makers, used as any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+import synoptic
+from synoptic.apps import cli
+from synoptic.methods.teachers import load_teachers
+from synoptic.models.vit import ViT, ViTConfig
+from synoptic.types import Preprocess
+from synoptic.weights import formats, zoo
+from synoptic.weights.convert import from_ours
+from synoptic.weights.folder import save_folder, shapes_alone
+from synoptic.weights.formats import FORMATS, Format, identify, networks
+from synoptic.weights.options import LoadOptions
+
+BY_NAME = {form.name: form for form in FORMATS}
+
+# A model of each layout, as its makers configure it, but tiny.
+TINY: dict[str, Any] = {"patch_size": 4, "width": 24, "depth": 2, "heads": 3, "hidden": 48, "image_size": 16}
+DINOV2 = {"mask_token": True, "layer_scale": 1.0}
+CONFIGS = {
+    "DINO": ViTConfig(**TINY, position_offset=0.1),
+    "DINOv2": ViTConfig(**TINY, **DINOV2, position_offset=0.1),
+    "DINOv2 with registers": ViTConfig(**TINY, **DINOV2, registers=4, antialias=True),
+    "ViTModel of transformers": ViTConfig(**TINY, norm_eps=1e-12),
+    "Dinov2Model of transformers": ViTConfig(**TINY, **DINOV2),
+    "Dinov2WithRegistersModel of transformers": ViTConfig(**TINY, **DINOV2, registers=4, antialias=True),
+}
+
+
+def model_of(config: ViTConfig) -> ViT:
+    torch.manual_seed(0)
+    model = ViT(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def theirs(form: Format, config: ViTConfig | None = None) -> dict[str, Tensor]:
+    """The tensors of a model in a layout of others."""
+    state = from_ours(model_of(config or CONFIGS[form.name]).state_dict(), form.table)
+    return {key: tensor.contiguous() for key, tensor in state.items()}
+
+
+def found(state: Mapping[str, Tensor], **options: Any) -> formats.Identified:
+    return identify({"": dict(state)}, {}, LoadOptions(**{"heads": 3, **options}), "file")
+
+
+def huggingface(folder: Path, form: Format, **header: Any) -> Path:
+    """A folder as transformers writes it."""
+    config = CONFIGS[form.name]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(theirs(form), folder / "model.safetensors", metadata={"format": "pt"})
+    said = {
+        "model_type": form.model_type,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "layer_norm_eps": config.norm_eps,
+        "hidden_act": "gelu",
+    }
+    (folder / "config.json").write_text(json.dumps(said | header))
+    return folder
+
+
+def dino(folder: Path) -> Path:
+    """A backbone file of DINO."""
+    torch.save(theirs(BY_NAME["DINO"]), folder / "dino.pth")
+    return folder / "dino.pth"
+
+
+def dino_training(folder: Path) -> Path:
+    """A file of DINO's training; the teacher's positions are all zero."""
+    backbone = theirs(BY_NAME["DINO"])
+    teacher = {f"backbone.{key}": tensor for key, tensor in backbone.items()}
+    teacher["backbone.pos_embed"] = torch.zeros_like(backbone["pos_embed"])
+    head = {"head.mlp.0.weight": torch.ones(5, 24), "head.mlp.0.bias": torch.ones(5)}
+    student = {f"module.backbone.{key}": tensor for key, tensor in backbone.items()}
+    torch.save({"student": student | head, "teacher": teacher | head, "epoch": 3}, folder / "full.pth")
+    return folder / "full.pth"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_layout_is_told_by_its_keys(name: str) -> None:
+    answer = found(theirs(BY_NAME[name]))
+    assert answer.format is BY_NAME[name]
+    assert answer.config == CONFIGS[name]
+
+
+def test_every_layout_has_a_test() -> None:
+    assert CONFIGS.keys() == BY_NAME.keys()
+
+
+@settings(max_examples=40)
+@given(
+    name=st.sampled_from(sorted(CONFIGS)),
+    patch=st.integers(1, 20),
+    cells=st.integers(1, 9),
+    width=st.integers(1, 6),
+    depth=st.integers(1, 12),
+    hidden=st.integers(1, 9),
+    gated=st.booleans(),
+    bias=st.booleans(),
+)
+def test_shapes_tell_the_configuration(
+    name: str, patch: int, cells: int, width: int, depth: int, hidden: int, gated: bool, bias: bool
+) -> None:
+    config = replace(
+        CONFIGS[name],
+        patch_size=patch,
+        image_size=patch * cells,
+        width=3 * width,
+        depth=depth,
+        hidden=12 * hidden,  # gated layers are 8 channels wide for every 12 of the plain ones that they replace
+        feed_forward="swiglu" if gated and "ViTModel" not in name else "mlp",
+        qkv_bias=bias,
+    )
+    with shapes_alone():
+        state = from_ours(ViT(config).state_dict(), BY_NAME[name].table)
+    assert found(state).config == config
+
+
+def test_heads_are_64_channels_wide_unless_something_else_is_said(tmp_path: Path) -> None:
+    state = theirs(BY_NAME["DINO"], replace(CONFIGS["DINO"], width=128, heads=2))
+    assert found(state, heads=None).config.heads == 2
+    assert found(state, heads=4).config.heads == 4
+    with pytest.raises(ValueError, match=r"file: looks like DINO, but heads of 64 .* width of 24; say .*load\.heads=N"):
+        found(theirs(BY_NAME["DINO"]), heads=None)
+    with pytest.raises(ValueError, match="heads=5 does not divide width=24"):
+        found(theirs(BY_NAME["DINO"]), heads=5)
+
+
+WRAPPED = {
+    "of several devices": lambda key: f"module.{key}",
+    "of a training": lambda key: f"backbone.{key}",
+    "of both": lambda key: f"module.backbone.{key}",
+    "compiled, of several devices": lambda key: f"_orig_mod.module.{key}",
+    "in chunks": lambda key: key.replace("blocks.1.", "blocks.0.1."),
+    "in shards and chunks": lambda key: (
+        "_fsdp_wrapped_module.backbone._fsdp_wrapped_module."
+        + key.replace("blocks.1.", "blocks.3._fsdp_wrapped_module.1._fsdp_wrapped_module.")
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_what_a_training_adds_to_keys_is_taken_away(case: str) -> None:
+    state = theirs(BY_NAME["DINOv2"])
+    wrapped = {WRAPPED[case](key): tensor for key, tensor in state.items()}
+    assert wrapped.keys() != state.keys()
+    plain = networks({"": wrapped}, None, "file")["backbone"]
+    assert plain.keys() == state.keys()
+    assert all(plain[key] is state[key] for key in state)
+
+
+def test_a_training_has_heads_beside_its_backbone() -> None:
+    state = {"backbone.cls_token": 0, "dino_head.mlp.0.bias": 1, "ibot_head.mlp.0.bias": 2}
+    inside = networks({"teacher": {key: torch.tensor(value) for key, value in state.items()}}, None, "file")
+    assert {name: list(part) for name, part in inside.items()} == {
+        "backbone": ["cls_token"],
+        "dino_head": ["mlp.0.bias"],
+        "ibot_head": ["mlp.0.bias"],
+    }
+
+
+def test_the_teacher_is_taken_unless_the_student_is_wanted(tmp_path: Path) -> None:
+    path = dino_training(tmp_path)
+    for part, zero in (("student", False), ("teacher", True), (None, True)):
+        model, _, record = formats.load(path, LoadOptions(heads=3, part=part))
+        assert (model.positions.table.abs().max().item() == 0) == zero
+        assert record.trained == {"from": "DINO"} | ({"part": part} if part else {})
+
+
+def change(key: str, value: Any) -> Any:
+    return lambda state: state.update({key: value})
+
+
+SPOILED: dict[str, tuple[Any, str]] = {
+    "another key": (change("nonsense", torch.ones(1)), r"looks like DINO, but .* 1 unknown .nonsense."),
+    "another block": (
+        change("blocks.1.attn.gate.weight", torch.ones(1)),
+        r"1 unexpected .blocks\.1\.attn\.gate\.weight",
+    ),
+    "a block without some": (lambda s: s.pop("blocks.1.norm2.bias"), r"1 missing .blocks\.1\.norm2\.bias"),
+    "a block with little": (change("blocks.2.norm1.bias", torch.ones(24)), "11 missing"),
+    "blocks without end": (change("blocks.9999999999.norm1.bias", torch.ones(24)), "depth=10000000000 should be"),
+    "another shape": (change("norm.weight", torch.ones(23)), r"1 misshapen .norm\.weight .23,. for .24,."),
+    "numbers without fractions": (
+        change("norm.weight", torch.ones(24, dtype=torch.int64)),
+        r"1 mistyped .norm\.weight",
+    ),
+    "no square": (change("pos_embed", torch.ones(1, 16, 24)), "15 positions of patches of 4 x 4 pixels make no square"),
+    "no positions": (change("pos_embed", torch.ones(1, 1, 24)), "0 positions"),
+    "flat positions": (change("pos_embed", torch.ones(17, 24)), r"positions\.table .* is of the shape .17, 24"),
+    "oblong patches": (change("patch_embed.proj.weight", torch.ones(24, 3, 4, 2)), "patches of 4 x 2 pixels make no"),
+    "no patches": (lambda s: s.pop("patch_embed.proj.weight"), r"it has no patch_embed\.weight"),
+    "no feed-forward": (lambda s: s.pop("blocks.0.mlp.fc1.weight"), r"it has no blocks\.0\.mlp\.fc1\.weight"),
+    "one band": (change("patch_embed.proj.weight", torch.ones(24, 1, 4, 4)), "channels=1 needs as many values in mean"),
+    "a key twice": (change("module.norm.bias", torch.ones(24)), "differ in nothing but the wrappers"),
+    "of something else": (
+        lambda s: s.clear() or s.update(weight=torch.ones(2)),
+        "no layout .* begins with weight; known are",
+    ),
+    "nothing": (lambda s: s.clear(), "holds no tensors by name"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_file_that_makes_no_model_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    spoil, message = SPOILED[case]
+    state = theirs(BY_NAME["DINO"])
+    spoil(state)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=message) as error:
+        synoptic.load(tmp_path / "a.pth", heads=3)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "a.pth") in str(error.value)
+
+
+@pytest.mark.parametrize("files", ["safetensors", "shards", "bin"])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if BY_NAME[name].model_type])
+def test_a_folder_of_hugging_face_says_what_it_is(tmp_path: Path, name: str, files: str) -> None:
+    folder = huggingface(tmp_path / "dinov2-tiny", BY_NAME[name], image_mean=[0.5] * 3)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.25] * 3, "size": {"height": 99}}))
+    whole = folder / "model.safetensors"
+    state = theirs(BY_NAME[name])
+    if files == "shards":
+        whole.unlink()
+        halves = [dict(list(state.items())[place::2]) for place in (0, 1)]
+        for place, half in enumerate(halves):
+            save_file(half, folder / f"{place}.safetensors")
+        places = {key: f"{place}.safetensors" for place, half in enumerate(halves) for key in half}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    if files == "bin":
+        whole.unlink()
+        torch.save(state, folder / "pytorch_model.bin")
+    model = synoptic.load(folder, "cpu")
+    assert model.model.config == replace(CONFIGS[name], mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert (model.name, model.trained, model.preprocess) == ("dinov2-tiny", {"from": name}, Preprocess(16))
+    assert all(
+        torch.equal(ours, mine)
+        for ours, mine in zip(model.model.parameters(), model_of(CONFIGS[name]).parameters(), strict=True)
+    )
+
+
+def test_what_a_folder_says_of_itself_has_to_fit_its_weights(tmp_path: Path) -> None:
+    form = BY_NAME["Dinov2Model of transformers"]
+    for header, message in (
+        ({"num_hidden_layers": 3}, "missing"),
+        ({"hidden_size": 48}, "misshapen"),
+        ({"num_attention_heads": 5}, "heads=5 does not divide width=24"),
+        ({"num_attention_heads": "many"}, "heads=many should be"),
+        ({"hidden_act": "gelu_new"}, "activation=gelu_new should be"),
+        ({"model_type": "vit"}, "looks like ViTModel of transformers, but .*unknown"),
+        ({"model_type": "dinov3_vit"}, "model_type=dinov3_vit is not known here .did you mean dinov2"),
+    ):
+        folder = huggingface(tmp_path, form, **header)
+        with pytest.raises(ValueError, match=message) as error:
+            synoptic.load(folder)
+        assert str(folder) in str(error.value)
+
+
+def test_a_folder_of_nobody_is_refused(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path, BY_NAME["Dinov2Model of transformers"])
+    (folder / "config.json").write_text('{"architecture": "vit_small_patch14_dinov2"}')
+    with pytest.raises(ValueError, match=r'config\.json: says neither "format": "synoptic" nor a "model_type"'):
+        synoptic.load(folder)
+
+
+def test_a_file_in_a_folder_stands_for_the_folder_where_that_says_more(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "h", BY_NAME["ViTModel of transformers"])
+    assert zoo.resolve(folder / "model.safetensors") == folder
+    (folder / "config.json").rename(folder / "away.json")
+    assert zoo.resolve(folder / "model.safetensors") == folder / "model.safetensors"
+    assert synoptic.load(folder / "model.safetensors", heads=3).trained == {"from": "ViTModel of transformers"}
+    (tmp_path / "config.json").write_text("{}")
+    path = dino(tmp_path)
+    assert zoo.resolve(path) == path
+
+
+def test_what_says_all_of_itself_takes_no_options(tmp_path: Path) -> None:
+    save_folder(tmp_path / "ours", model_of(CONFIGS["DINO"]), Preprocess(16))
+    for model in ("vit_mini16", tmp_path / "ours"):
+        with pytest.raises(ValueError, match="says itself what heads= should be; leave that out"):
+            synoptic.load(model, heads=3)
+    with pytest.raises(ValueError, match=r"dino\.pth: holds one network, and no student"):
+        synoptic.load(dino(tmp_path), heads=3, part="student")
+    with pytest.raises(ValueError, match=r"unknown key haeds .did you mean heads"):
+        synoptic.load(dino(tmp_path), haeds=3)
+    with pytest.raises(ValueError, match="heads=0 should be greater than 0"):
+        synoptic.load(dino(tmp_path), heads=0)
+
+
+def test_a_file_of_dino_is_a_model_like_any_other(tmp_path: Path) -> None:
+    path = dino(tmp_path)
+    model = synoptic.load(path, "cpu", heads=3)
+    assert (model.name, model.preprocess, model.model.config.depth) == ("dino", Preprocess(16, "crop"), 2)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    expected = model.embed(picture)
+    assert expected.shape == (1, 24)
+    model.save(tmp_path / "saved")
+    assert np.array_equal(synoptic.load(tmp_path / "saved", "cpu").embed(picture), expected)
+    (tmp_path / "config.json").write_text(json.dumps({"data": "x", "loader": {"validation": 0.5}}))
+    assert zoo.validation_share(path, "x") is None  # no run made it, whatever lies beside it
+
+
+def test_a_folder_of_hugging_face_can_teach(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "h", BY_NAME["Dinov2WithRegistersModel of transformers"])
+    teacher = load_teachers(f"dino:{folder}", {})["dino"]
+    assert teacher.size == 16
+    assert teacher.probe().summary.shape == (1, 24)
+
+
+def test_the_command_line_can_say_what_a_file_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16), "red").save("a.png")
+    dino_training(tmp_path)
+    command = ["embed", "a.png", "model=full.pth", "out=a.parquet"]
+    assert cli.main([*command, "load.heads=3", "load.part=student"]) == 0
+    assert (tmp_path / "a.parquet").is_file()
+    assert cli.main(command) == 2
+    assert "load.heads=N" in capsys.readouterr().err
+    assert cli.main([*command, "load.heads=3", "load.part=aunt"]) == 2
+    assert "load.part=aunt should be 'student' or 'teacher'" in capsys.readouterr().err
