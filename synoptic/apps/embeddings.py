@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synoptic.apps.reading import Reading
-from synoptic.predict import ReadBatch, VisionModel, load
+from synoptic.data.inputs import ReadBatch
+from synoptic.predict import VisionModel, load
 from synoptic.types import Features
 from synoptic.weights.folder import weights_hash
 

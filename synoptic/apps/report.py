@@ -114,6 +114,8 @@ def _seen(runs: Sequence[Run]) -> list[Section]:
     if not models:
         return []
     first = next(run for run in runs if run.is_finished)
+    bands = models[first.name].preprocess.bands
+    models = {name: model for name, model in models.items() if model.preprocess.bands == bands}  # which see the same
     share = first.config["loader"]["validation"]
     try:
         train = open_source(first.config["data"], "train", validation=share)
@@ -125,7 +127,8 @@ def _seen(runs: Sequence[Run]) -> list[Section]:
 
 
 def _patches(runs: Sequence[Run], models: Mapping[str, VisionModel], validation: Source) -> Section:
-    pictures = squares(validation, _spread(validation, PICTURES))
+    bands = next(iter(models.values())).preprocess.bands
+    pictures = squares(validation, _spread(validation, PICTURES), bands)
     columns: dict[str, Sequence[np.ndarray]] = {}
     for run in runs:
         if run.name in models:
@@ -154,7 +157,10 @@ def _neighbours(models: Mapping[str, VisionModel], train: Source, validation: So
         (space,) = there.vectors
         found = there.index[nearest(there.vectors[space], asked.vectors[space], NEAREST).index]
         rows = [
-            [_labelled(queries, query), *(_labelled(bank, index, _class_of(queries, query)) for index in row)]
+            [
+                _labelled(queries, query, model),
+                *(_labelled(bank, index, model, _class_of(queries, query)) for index in row),
+            ]
             for query, row in zip(asked.index.tolist(), found.tolist(), strict=True)
         ]
         head = ["picture", *(f"{name}: nearest" if not place else f"{place + 1}" for place in range(NEAREST))]
@@ -163,10 +169,11 @@ def _neighbours(models: Mapping[str, VisionModel], train: Source, validation: So
     return Section("Nearest neighbours", [text], galleries)
 
 
-def _labelled(source: Source, index: int, wanted: str | None = None) -> Picture:
+def _labelled(source: Source, index: int, model: VisionModel, wanted: str | None = None) -> Picture:
     label = _class_of(source, index)
     right = None if label is None or wanted is None else label == wanted
-    return shown(squares(source, [index])[0], label or source.paths[index].name, label or "", right)
+    (picture,) = squares(source, [index], model.preprocess.bands)
+    return shown(picture, label or source.paths[index].name, label or "", right)
 
 
 def _class_of(source: Source, index: int) -> str | None:
@@ -190,7 +197,7 @@ def _words(name: str, model: VisionModel, validation: Source) -> Section | None:
         truths, templates = [validation.captions[index][0] for index in asked], ("{}",)
     if not labels:
         return None
-    pictures = squares(validation, asked)
+    pictures = squares(validation, asked, model.preprocess.bands)
     cards = words_cards(model, pictures, truths, labels, templates)
     kind = "classes" if validation.labels is not None else "captions of validation pictures"
     return Section(f"Asked in words: {name}", [f"{len(labels)} {kind} to choose from."], [Cards(cards)])

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from synoptic.apps.figures import Line, PatchColours, curves, data_uri
+from synoptic.apps.figures import Line, PatchColours, curves, data_uri, space_title
 from synoptic.apps.report_page import Bar, Card, Code, Curve, Curves, Details, Facts, Gallery, Picture
 from synoptic.config import load_json
+from synoptic.data.bands import as_rgb
+from synoptic.data.inputs import read_batches
 from synoptic.data.sources import Source
 from synoptic.engine.observe import read_metrics
-from synoptic.predict import VisionModel, read_batches
+from synoptic.predict import VisionModel
 from synoptic.types import Features
 
 SIDE = 144  # pixels of a picture on the page: sharp on screens with two dots a pixel
@@ -141,16 +143,24 @@ def _line(run: Run, name: str, label: str, tone: int, dashed: bool = False) -> L
 
 
 def shown(picture: np.ndarray | Image.Image, alt: str, caption: str = "", right: bool | None = None) -> Picture:
-    """A picture for the page; small ones are enlarged, so that frames around them look alike."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    """A picture for the page; small ones are enlarged, so that frames around them look alike.
+
+    Args:
+        picture: a Pillow picture, or one as `squares` gives it.
+        alt, caption, right: see Picture.
+    """
+    if isinstance(picture, Image.Image):
+        image = picture
+    else:
+        image = Image.fromarray(picture if picture.dtype == np.uint8 else as_rgb(picture))
     if max(image.size) < SIDE:
         image = image.resize([round(side * SIDE / max(image.size)) for side in image.size], Image.Resampling.BICUBIC)
     return Picture(data_uri(image, SIDE), alt, caption, right)
 
 
-def squares(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
-    """The largest centred squares of pictures, as models see them that crop."""
-    return [_square(source.read(index, 4 * SIDE)) for index in indices]
+def squares(source: Source, indices: Sequence[int], bands: int | None = None) -> list[np.ndarray]:
+    """The largest centred squares of pictures, as models see them that crop and read so many bands at full depth."""
+    return [_square(source.read(index, 4 * SIDE, bands)) for index in indices]
 
 
 def _square(picture: np.ndarray) -> np.ndarray:
@@ -168,7 +178,7 @@ def patch_columns(
     Networks that see few patches of a picture see it enlarged, all by the same factor.
 
     Args:
-        pictures: (S, S, 3) uint8.
+        pictures: (S, S, C), as `squares` gives them.
         model: any; of a student, every adaptor is shown.
         teachers: by the adaptors' names, as far as they are there.
     Returns:
@@ -178,7 +188,7 @@ def patch_columns(
     features = _enlarged(model, pictures, factor)
     columns: dict[str, list[np.ndarray]] = {}
     for name in model.adaptors:
-        answer, title = features.adaptors[name], name.upper() if name in ("clip", "dino") else name
+        answer, title = features.adaptors[name], space_title(name)
         spaces = {f"student as {title}": answer}
         if name in teachers:
             spaces = {f"{title} teacher": _enlarged(teachers[name], pictures, factor), **spaces}

@@ -1,8 +1,10 @@
 """Changes of colour and sharpness for batches of pictures, one amount a picture.
 
-All functions take images (B, 3, H, W) float in [0, 1] and amounts (B,) on the CPU or the images' device, and give new
-images of the same kind. Kornia's functions of these names were measured first: on a CPU they take 1.5 times as long
-for saturation, 3 times for the blur, 14 times for the hue, and its `adjust_contrast` is no contrast but a brightness.
+All functions take images (B, C, H, W) float in [0, 1] and amounts (B,) on the CPU or the images' device, and give new
+images of the same kind. Saturation, hue and grey are of red, green and blue (C = 3); brightness, contrast, solarizing
+and blur are of any bands, and blur of any values too. Kornia's functions of these names were measured first: on a CPU
+they take 1.5 times as long for saturation, 3 times for the blur, 14 times for the hue, and its `adjust_contrast` is no
+contrast but a brightness.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends every picture with the mean of its grey version; 0 is flat grey, 1 changes nothing, more exaggerates."""
-    return _blend(luma(images.mean((2, 3), keepdim=True)), images, factor)
+    """Blends every picture with the mean of its grey version; 0 is flat grey, 1 changes nothing, more exaggerates.
+
+    Pictures that are not of three bands have no grey version: each band is blended with its own mean.
+    """
+    means = images.mean((2, 3), keepdim=True)
+    return _blend(luma(means) if images.shape[1] == 3 else means, images, factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:

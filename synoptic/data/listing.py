@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from synoptic.data.pictures import EXTENSIONS
+from synoptic.data.pictures import ARRAYS, EXTENSIONS
 
 
 def list_images(spec: str | Path) -> list[Path]:
@@ -35,6 +35,7 @@ def list_images(spec: str | Path) -> list[Path]:
 def pictures_in(folder: Path) -> list[Path]:
     """All pictures at any depth below `folder`, known by their extensions, sorted by path.
 
+    Arrays (`.npy`) count as pictures where there are no others: beside pictures they hold something else about them.
     Hidden files and folders are passed over, links to folders followed, each folder once.
 
     Raises:
@@ -42,14 +43,12 @@ def pictures_in(folder: Path) -> list[Path]:
     """
     if not os.path.isdir(folder):
         raise missing(folder)
-    pictures: list[str] = []
-    others: list[str] = []
-    for name in _walk(str(folder)):
-        (pictures if _is_picture(name) else others).append(name)
+    files = list(_walk(str(folder)))
+    pictures = _pictures_among(files)
     if pictures:
         return _sorted_paths(pictures)
-    if others:
-        raise ValueError(f"{folder} holds no picture (.jpg, .png, .webp, ...), only {_others(others)}")
+    if files:
+        raise ValueError(f"{folder} holds no picture (.jpg, .png, .webp, ...), only {_others(files)}")
     raise ValueError(f"{folder} is empty: put pictures there, or name another folder")
 
 
@@ -100,8 +99,11 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"  # what macOS adds to archives has picture names but no pictures
 
 
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+def _pictures_among(files: Sequence[str]) -> list[str]:
+    """The files whose extensions are those of pictures; of arrays where there are none of those."""
+    kinds = [os.path.splitext(name)[1].lower() for name in files]
+    wanted = ARRAYS if EXTENSIONS.isdisjoint(kinds) else EXTENSIONS
+    return [name for name, kind in zip(files, kinds, strict=True) if kind in wanted]
 
 
 def _sort_key(name: str) -> tuple[str, str]:
@@ -115,7 +117,7 @@ def _sorted_paths(names: Iterable[str]) -> list[Path]:
 
 def _match(pattern: str) -> list[Path]:
     found = [name for name in _glob(pattern) if not os.path.isdir(name)]
-    pictures = [name for name in found if _is_picture(name)]
+    pictures = _pictures_among(found)
     if pictures:
         return _sorted_paths(pictures)
     if found:

@@ -40,6 +40,8 @@ class Loader:
         config: reading processes and cache.
         device: where the batches go. For a GPU, pictures are put in pinned memory, from where it copies without
             waiting, and read in other processes unless `config` says otherwise.
+        part: (number, count), which of so many equal parts of each batch this loader reads.
+        bands: how many bands are read, at their full depth; None reads 8-bit RGB.
 
     Raises:
         ValueError: no pictures, or an impossible setting.
@@ -53,6 +55,8 @@ class Loader:
         longest: int | None,
         config: LoaderConfig,
         device: torch.device | str = "cpu",
+        part: tuple[int, int] = (0, 1),
+        bands: int | None = None,
     ):
         if not len(source):
             raise ValueError(f"{source.root} holds no picture")
@@ -62,12 +66,16 @@ class Loader:
             raise ValueError(f"loader.workers={config.workers}: give 0 or more processes")
         self.source = source
         self.batch = batch
+        number, count = part
+        assert batch % count == 0, "the parts are equal"
+        self._places = range(number * batch // count, (number + 1) * batch // count)
         self.seed = seed
         on_gpu = torch.device(device).type == "cuda"
-        beside = min(MAX_WORKERS, cores() - 1) if on_gpu else 0  # on a CPU they would compete with the training
+        # On a CPU they would compete with the training.
+        beside = min(MAX_WORKERS, max(cores() // count - 1, 0)) if on_gpu else 0
         self.workers = beside if config.workers is None else config.workers
         self._pin = on_gpu
-        self._reader = _Reader(source, longest, config.cache_mb * 1_000_000)
+        self._reader = _Reader(source, longest, config.cache_mb * 1_000_000, bands)
         self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
 
     @property
@@ -82,12 +90,12 @@ class Loader:
             ValueError: over 5 % of the pictures cannot be read, or none of them.
         """
         steps = range(start, stop)
-        for step, read in zip(steps, self._read(self._indices(step) for step in steps), strict=True):
+        for step, read in zip(steps, self._read(self._indices(step, self._places) for step in steps), strict=True):
             yield self._finish(step, read)
 
     def names(self, step: int) -> list[str]:
-        """The files of that step's batch, with the replacements of those that are known to be unreadable."""
-        return [self.source.name(self._replacement(index)) for index in self._indices(step)]
+        """The files of that step's whole batch, with the replacements of those that are known to be unreadable."""
+        return [self.source.name(self._replacement(index)) for index in self._indices(step, range(self.batch))]
 
     def _replacement(self, index: int) -> int:
         """The picture that is read for `index`, as far as unreadable ones are known."""
@@ -95,8 +103,8 @@ class Loader:
         candidates = (ahead % count for ahead in range(index, index + count))
         return next((candidate for candidate in candidates if candidate not in self.source.errors), index)
 
-    def _indices(self, step: int) -> list[int]:
-        positions = range(step * self.batch, (step + 1) * self.batch)
+    def _indices(self, step: int, places: range) -> list[int]:
+        positions = range(step * self.batch + places.start, step * self.batch + places.stop)
         count = len(self.source)
         return [int(self._permutation(position // count)[position % count]) for position in positions]
 
@@ -121,17 +129,18 @@ class Loader:
         yield from arriving
 
     def _finish(self, step: int, read: _Read) -> Batch:
-        self.source.errors.note(self._indices(step), read.failed.items())
+        self.source.errors.note(self._indices(step, self._places), read.failed.items())
         if read.images is None:  # less than 5 % of a whole that this source is a small part of
             raise ValueError(f"{self.source.root}: none of the {len(self.source)} pictures to train on can be read")
         labels = self.source.labels
         return Batch(
             images=read.images.pin_memory() if self._pin else read.images,
             sizes=read.sizes,
+            bounded=read.bounded,
             captions=tuple(self.source.captions[index] for index in read.indices),
             labels=None if labels is None else torch.from_numpy(labels[read.indices]),
             index=torch.tensor(read.indices),
-            position=torch.arange(step * self.batch, (step + 1) * self.batch),
+            position=step * self.batch + torch.tensor(self._places),
         )
 
 
@@ -141,23 +150,26 @@ class _Read:
 
     Attributes:
         indices: the pictures read, after replacements.
-        images: (B, 3, H, W) uint8 padded with zeros; None where the reader gave up.
+        images: (B, C, H, W) uint8, or float32 of full depth, padded with zeros; None where the reader gave up.
         sizes: (B, 2) int64.
+        bounded: (B,) bool, which pictures of full depth lie in [0, 1]; None for bytes.
         failed: pictures that could not be read, those asked for and those tried in their place.
     """
 
     indices: list[int]
     images: Tensor | None
     sizes: Tensor
+    bounded: Tensor | None
     failed: dict[int, PictureError]
 
 
 class _Reader(Dataset):
     """Reads orders (lists of indices) and keeps what it decoded while there is room."""
 
-    def __init__(self, source: Source, longest: int | None, room: int):
+    def __init__(self, source: Source, longest: int | None, room: int, bands: int | None):
         self.source = source
         self.longest = longest
+        self.bands = bands
         self._room = room  # bytes
         self._kept: dict[int, Tensor] = {}
         self._failed: dict[int, PictureError] = {}
@@ -169,10 +181,10 @@ class _Reader(Dataset):
         for wanted in order:
             found = self._find(wanted, failed)
             if found is None:
-                return _Read(indices, None, torch.empty(0, 2), failed)
+                return _Read(indices, None, torch.empty(0, 2), None, failed)
             indices.append(found[0])
             pictures.append(found[1])
-        return _Read(indices, *_pad(pictures), failed)
+        return _Read(indices, *_pad(pictures), None if self.bands is None else _bounded(pictures), failed)
 
     def _find(self, wanted: int, failed: dict[int, PictureError]) -> tuple[int, Tensor] | None:
         """The picture wanted, or the next one that can be read; None once failures alone condemn the source."""
@@ -186,13 +198,13 @@ class _Reader(Dataset):
         return None
 
     def _picture(self, index: int) -> Tensor | None:
-        """(3, H, W) uint8; None where the picture has failed."""
+        """(C, H, W) uint8, or float32 of full depth; None where the picture has failed."""
         if index in self._failed:
             return None
         if index in self._kept:
             return self._kept[index]
         try:
-            array = self.source.read(index, self.longest)
+            array = self.source.read(index, self.longest, self.bands)
         except PictureError as error:
             self._failed[index] = error.with_traceback(None)  # which would keep the batch in memory
             return None
@@ -204,13 +216,18 @@ class _Reader(Dataset):
 
 
 def _pad(pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pictures (3, H, W) of different sizes in one tensor (B, 3, H, W), zeros on the right and below; (B, 2) sizes."""
+    """Pictures (C, H, W) of different sizes in one tensor (B, C, H, W), zeros on the right and below; (B, 2) sizes."""
     sizes = torch.tensor([picture.shape[1:] for picture in pictures])
     height, width = sizes.amax(dim=0).tolist()
-    images = torch.zeros(len(pictures), 3, height, width, dtype=torch.uint8)
+    images = torch.zeros(len(pictures), len(pictures[0]), height, width, dtype=pictures[0].dtype)
     for image, picture in zip(images, pictures, strict=True):
         image[:, : picture.shape[1], : picture.shape[2]] = picture
     return images, sizes
+
+
+def _bounded(pictures: list[Tensor]) -> Tensor:
+    """(B,) bool: which pictures of floats lie in [0, 1]."""
+    return torch.tensor([bool(picture.min() >= 0.0 and picture.max() <= 1.0) for picture in pictures])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"})
 EXTENSIONS |= {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"}
+ARRAYS = frozenset({".npy"})  # pictures too, where a folder holds no others
 # Content decides what a file is. The list keeps out formats that start other programs (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 MIN_SIDE = 8  # pixels: below this nothing can be cropped from a picture
 MAX_PIXELS = 1 << 27  # 134 million: 11,585 squared, 400 MB once decoded
+MAX_VALUES = 3 * MAX_PIXELS  # of all bands together
 
 MAX_UNREADABLE = 0.05  # more of a source's pictures broken is an error
 JUDGED_AFTER = 200  # pictures: of fewer, a few broken ones say little about a large source
@@ -59,7 +61,11 @@ class PictureError(ValueError):
         return f"{path}: {self.reason}"
 
 
-def read_picture(picture: str | Path | BinaryIO | Image.Image, longest: int | None = None) -> np.ndarray:
+Readable = str | Path | BinaryIO | Image.Image
+NO_PICTURE = "not a picture"
+
+
+def read_picture(picture: Readable, longest: int | None = None) -> np.ndarray:
     """Reads a picture of any kind as 8-bit RGB: upright by its EXIF orientation, the first frame where it moves.
 
     Transparency is laid over white. Grey of 16 bits keeps its upper half; integers and floats of 32 bits are read in
@@ -76,22 +82,33 @@ def read_picture(picture: str | Path | BinaryIO | Image.Image, longest: int | No
         PictureError: no such file, not a picture, truncated, smaller than 8 pixels on a side, or of more than 134
             million pixels.
     """
-    name = _name_of(picture)
+    other = name_of(picture).lower().endswith((".tif", ".tiff", ".npy"))
+    unknown = "not a picture of 8-bit RGB; channels=N or depth=full reads others" if other else NO_PICTURE
+    return guarded(picture, lambda name: _read_rgb(name, picture, longest), unknown)
+
+
+def guarded(
+    picture: Readable, read: Callable[[str], np.ndarray], unknown: str = NO_PICTURE, broken: str = "{}"
+) -> np.ndarray:
+    """What `read` makes of a picture, given its name; whatever it raises becomes a PictureError.
+
+    Args:
+        picture: a path is looked at first: it must be a file that holds something.
+        read: may raise anything.
+        unknown: the reason where Pillow does not know what the file is.
+        broken: the reason where a reader says itself, as `{}`, what it cannot read.
+    """
+    name = name_of(picture)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of metadata that decoding does not need
-            if isinstance(picture, Image.Image):
-                _check_size(name, *picture.size)
-                return _decode(picture, longest)
+            warnings.simplefilter("ignore")  # readers warn of metadata that decoding does not need
             if isinstance(picture, (str, Path)):
                 _check_regular(name)
-            with Image.open(picture, formats=_FORMATS) as image:
-                _check_size(name, *image.size)
-                return _decode(image, longest, _draft(image, longest))
+            return read(name)
     except PictureError:
         raise
-    except Exception as error:  # Pillow's readers raise nearly every kind of exception on broken files
-        reason = _reason(error)
+    except Exception as error:  # readers raise nearly every kind of exception on broken files
+        reason = unknown if isinstance(error, UnidentifiedImageError) else _reason(error, broken)
     raise PictureError(name, reason)  # out here, since it may be kept, and would keep the reader's error and memory
 
 
@@ -102,7 +119,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     ranges 0..1 (floats only), 0..255, 0..65535 that holds all values becomes 0..255; otherwise the picture's own
     range does, so that no measuring device's units come out all black or all white.
     """
-    return _upright(_convert(image), _orientation(image))
+    return _upright(convert(image), orientation_of(image))
 
 
 class UnreadableLog:
@@ -197,6 +214,15 @@ def _paths_in(log: str) -> set[str]:
     return paths
 
 
+def _read_rgb(name: str, picture: Readable, longest: int | None) -> np.ndarray:
+    if isinstance(picture, Image.Image):
+        check_size(name, *picture.size)
+        return _decode(picture, longest)
+    with Image.open(picture, formats=FORMATS) as image:
+        check_size(name, *image.size)
+        return _decode(image, longest, _draft(image, longest))
+
+
 def _draft(image: Image.Image, longest: int | None) -> tuple[float, float, float, float] | None:
     """Lets JPEG's decoder reduce a picture that is reduced anyway; answers what of the decoded picture counts."""
     if longest is None or max(image.size) <= longest:
@@ -211,8 +237,8 @@ def _decode(
     image: Image.Image, longest: int | None, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
     image.load()
-    orientation = _orientation(image)  # after load: some formats hold it behind the pixels, TIFF applies it itself
-    return np.array(_upright(_reduce(_convert(image), box, longest), orientation))
+    orientation = orientation_of(image)  # after load: some formats hold it behind the pixels, TIFF applies it itself
+    return np.array(_upright(_reduce(convert(image), box, longest), orientation))
 
 
 def _reduce(image: Image.Image, box: tuple[float, float, float, float] | None, longest: int | None) -> Image.Image:
@@ -227,7 +253,8 @@ def _reduce(image: Image.Image, box: tuple[float, float, float, float] | None, l
     return image.resize(size, Image.Resampling.BICUBIC, box=box)
 
 
-def _convert(image: Image.Image) -> Image.Image:
+def convert(image: Image.Image) -> Image.Image:
+    """8-bit RGB, as `to_rgb`, but not yet upright."""
     if image.mode.startswith("I;16"):
         return _from_range(np.asarray(image), 0.0, 65535.0)
     if image.mode in ("I", "F"):
@@ -255,7 +282,8 @@ def _from_range(values: np.ndarray, low: float, high: float) -> Image.Image:
     return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """How a picture is to be turned (EXIF 2.3, tag 274): 1 for one that is upright. Asked once it is decoded."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # broken metadata is no reason to lose a picture
@@ -266,17 +294,25 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _name_of(picture: str | Path | BinaryIO | Image.Image) -> str:
+def name_of(picture: Readable) -> str:
+    """What a picture is called in messages."""
     if isinstance(picture, (str, Path)):
         return str(picture)
     return str(getattr(picture, "filename", "") or getattr(picture, "name", "") or "picture")
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def check_size(name: str, width: int, height: int, bands: int = 3) -> None:
+    """Refuses what is too small to crop from, and what would not fit into memory.
+
+    Raises:
+        PictureError: less than 8 pixels on a side, over 134 million of them, or over 3 times as many values.
+    """
     if min(width, height) < MIN_SIDE:
         raise PictureError(name, f"too small: {width} x {height} pixels, at least {MIN_SIDE} on a side are needed")
     if width * height > MAX_PIXELS:
         raise PictureError(name, _too_large(width * height))
+    if width * height * bands > MAX_VALUES:
+        raise PictureError(name, f"too large: {width} x {height} pixels of {bands} bands")
 
 
 def _check_regular(name: str) -> None:
@@ -291,11 +327,9 @@ def _too_large(pixels: int) -> str:
     return f"too large: {pixels / 1e6:.0f} million pixels, at most {MAX_PIXELS / 1e6:.0f} million are read"
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
+def _reason(error: Exception, broken: str) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(int(re.findall(r"\d+", str(error))[0]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return broken.format(" ".join(str(error).split())[:200] or type(error).__name__)

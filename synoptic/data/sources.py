@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from synoptic.data.bands import read_bands
 from synoptic.data.listing import expand, list_images, missing, pictures_in
 from synoptic.data.pictures import PictureError, UnreadableLog, read_picture
 
@@ -68,13 +69,19 @@ class Source:
         """The picture's path, for messages."""
         return str(self.paths[index])
 
-    def read(self, index: int, longest: int | None = None) -> np.ndarray:
-        """(H, W, 3) uint8, upright RGB, its longer side at most `longest` pixels.
+    def read(self, index: int, longest: int | None = None, bands: int | None = None) -> np.ndarray:
+        """One picture, upright, its longer side at most `longest` pixels.
+
+        Args:
+            index: which one.
+            longest: None leaves the picture's size as it is.
+            bands: None reads (H, W, 3) uint8, RGB; a number (H, W, bands) float32 at full depth (see `data.bands`).
 
         Raises:
-            PictureError: the picture cannot be used.
+            PictureError: the picture cannot be used, or has another number of bands.
         """
-        return read_picture(self.paths[index], longest)
+        path = self.paths[index]
+        return read_picture(path, longest) if bands is None else read_bands(path, bands, longest)
 
     def pictures(self, longest: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Every readable picture once, in order, with its index; the others are recorded (see `record_errors`).

@@ -56,13 +56,13 @@ def fit(images: Tensor, sizes: Tensor, size: int, mode: Literal["crop", "squash"
     """Brings pictures to one size for evaluation, without chance.
 
     Args:
-        images: (B, C, H, W) uint8, or float in [0, 1], zero-padded on the right and below.
+        images: (B, C, H, W) uint8 or float, zero-padded on the right and below.
         sizes: (B, 2) height and width of each picture inside the padding.
         size: side of the result in pixels.
         mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape.
 
     Returns:
-        (B, C, size, size) float32 in [0, 1].
+        (B, C, size, size) float32; bytes become shares of 255, floats stay as they are.
     """
     if mode not in ("crop", "squash"):
         raise ValueError(f"mode {mode!r} of fit is unknown: choose crop or squash")
@@ -100,7 +100,7 @@ class RandomCrop:
         _check_share("flip", self.flip)
 
     def __call__(self, batch: Batch, seed: int) -> Batch:
-        """The batch with crops (B, C, size, size) float32 in [0, 1], one tensor a size, in place of its images."""
+        """The batch with crops (B, C, size, size) float32, one tensor a size, in place of its images."""
         images, sizes, position = _opened(batch)
         draws = Draws(seed, position)
         boxes = random_boxes(sizes, self.scale, self.ratio, draws, "crop.box")
@@ -112,6 +112,11 @@ class RandomCrop:
 @dataclass(frozen=True, kw_only=True)
 class MultiCropConfig:
     """Two large and several small crops of every picture, each with colours of its own (DINO, arXiv 2104.14294).
+
+    Crops, flips and blur are for pictures of any bands and any values. Brightness and contrast are jittered alike in
+    all bands; saturation, hue, gray and solarizing are for photographs, and left out where there are not three bands.
+    A picture with values below 0 or above 1 measures something in a unit of its own (Hounsfield units, degrees,
+    decibels): its crops keep their values, and only the blur is left of the changes.
 
     Attributes:
         global_size: side of the two large crops in pixels; None follows the run's `size`.
@@ -181,7 +186,8 @@ class MultiCrop:
         """The batch with its crops, large ones first, in place of its images."""
         images, sizes, position = _opened(batch)
         images = interleaved(images)
-        crops = [crop for plan in plan_crops(self.config, sizes, position, seed) for crop in make_crops(images, plan)]
+        plans = plan_crops(self.config, sizes, position, seed, images.shape[1], batch.bounded)
+        crops = [crop for plan in plans for crop in make_crops(images, plan)]
         return replace(batch, images=None, sizes=None, crops=tuple(crops))
 
 
@@ -217,8 +223,24 @@ class CropPlan:
     steps: tuple[Step, ...]
 
 
-def plan_crops(config: MultiCropConfig, sizes: Tensor, position: Tensor, seed: int) -> tuple[CropPlan, CropPlan]:
-    """Draws the large and the small crops of pictures of `sizes` (B, 2), by their places in the run `position` (B,)."""
+def plan_crops(
+    config: MultiCropConfig,
+    sizes: Tensor,
+    position: Tensor,
+    seed: int,
+    channels: int = 3,
+    bounded: Tensor | None = None,
+) -> tuple[CropPlan, CropPlan]:
+    """Draws the large and the small crops of pictures.
+
+    Args:
+        config: what is drawn.
+        sizes: (B, 2) height and width of the pictures.
+        position: (B,) their places in the run.
+        seed: of the run.
+        channels: their bands.
+        bounded: (B,) bool, which of them lie in [0, 1], so that their colours may be changed; None where all do.
+    """
     numbers = torch.arange(2 + config.local_count)
 
     def plan(numbers: Tensor, size: int, scale: tuple[float, float]) -> CropPlan:
@@ -227,7 +249,9 @@ def plan_crops(config: MultiCropConfig, sizes: Tensor, position: Tensor, seed: i
         draws = Draws(seed, position.cpu().repeat(len(numbers)) * (2 + config.local_count) + crop)
         boxes = random_boxes(sizes.repeat(len(numbers), 1), scale, config.ratio, draws, "multicrop")
         flips = draws.flags("multicrop.flip", config.flip)
-        steps = plan_colours(config, crop.clamp_max(2), draws)
+        steps = plan_colours(config, crop.clamp_max(2), draws, channels)
+        if bounded is not None:
+            steps = tuple(_among(step, bounded.repeat(len(numbers))) for step in steps)
         shape = (len(numbers), len(position))
         return CropPlan(size, boxes.view(*shape, 4), flips.view(shape), steps)
 
@@ -238,28 +262,30 @@ def plan_crops(config: MultiCropConfig, sizes: Tensor, position: Tensor, seed: i
 
 
 def make_crops(images: Tensor, plan: CropPlan) -> tuple[Tensor, ...]:
-    """The n crops of a plan, each (B, 3, size, size) float32 in [0, 1], of images (B, 3, H, W) uint8."""
-    crops = torch.empty((*plan.flips.shape, 3, plan.size, plan.size), device=images.device)
+    """The n crops of a plan, each (B, C, size, size) float32, of images (B, C, H, W) uint8 or float."""
+    crops = torch.empty((*plan.flips.shape, images.shape[1], plan.size, plan.size), device=images.device)
     for crop, boxes, flips in zip(crops, plan.boxes, plan.flips, strict=True):
         crop.copy_(resized_crop(images, boxes, plan.size, flips))
     recolour(crops.flatten(0, 1), plan.steps)
     return crops.unbind()
 
 
-def plan_colours(config: MultiCropConfig, kinds: Tensor, draws: Draws) -> tuple[Step, ...]:
+def plan_colours(config: MultiCropConfig, kinds: Tensor, draws: Draws, channels: int = 3) -> tuple[Step, ...]:
     """What is done to the colours of crops, in order: jitter, gray, blur, solarize.
 
     Args:
         config: strengths and probabilities.
         kinds: (B,) int64, 0 for first, 1 for second and 2 for small crops.
         draws: the crops' random numbers.
+        channels: bands of the pictures; what suits photographs alone is left out where they are not 3.
     """
+    coloured = channels == 3
     jitter = (
         (colour.adjust_brightness, 1.0, config.brightness),
         (colour.adjust_contrast, 1.0, config.contrast),
         (colour.adjust_saturation, 1.0, config.saturation),
         (colour.adjust_hue, 0.0, config.hue),
-    )
+    )[: 4 if coloured else 2]
     amounts = draws.uniform("colour.amounts", -1.0, 1.0, count=len(jitter))
     order = draws.uniform("colour.order", count=len(jitter)).argsort(1)
     jittered = draws.flags("colour.jitter", config.jitter)
@@ -269,18 +295,24 @@ def plan_colours(config: MultiCropConfig, kinds: Tensor, draws: Draws) -> tuple[
         for which, (change, centre, spread) in enumerate(jitter)
     ]
     blur = torch.tensor(_BLUR[config.augmentation])[kinds]
-    solarize = torch.tensor(_SOLARIZE)[kinds]
-    return (
-        *steps,
-        Step(colour.grayscale, draws.flags("colour.gray", config.gray)),
-        Step(colour.gaussian_blur, draws.uniform("colour.blur") < blur, draws.uniform("colour.sigma", *config.sigma)),
-        Step(colour.solarize, draws.uniform("colour.solarize") < solarize),
+    blurred = Step(
+        colour.gaussian_blur, draws.uniform("colour.blur") < blur, draws.uniform("colour.sigma", *config.sigma)
     )
+    if not coloured:
+        return (*steps, blurred)
+    gray = Step(colour.grayscale, draws.flags("colour.gray", config.gray))
+    solarize = torch.tensor(_SOLARIZE)[kinds]
+    return (*steps, gray, blurred, Step(colour.solarize, draws.uniform("colour.solarize") < solarize))
+
+
+def _among(step: Step, bounded: Tensor) -> Step:
+    """A step that leaves the other pictures as they are, but for the blur, which suits any values."""
+    return step if step.change is colour.gaussian_blur else replace(step, chosen=step.chosen & bounded)
 
 
 @torch.no_grad()
 def recolour(images: Tensor, steps: Sequence[Step]) -> None:
-    """Changes pictures (B, 3, H, W) float in [0, 1] in place; only the chosen ones of each step are computed."""
+    """Changes pictures (B, C, H, W) float in place; only the chosen ones of each step are computed."""
     at_once = _pictures_at_once(images)
     chosen = [step.chosen.numpy() for step in steps]
     for start in range(0, len(images), at_once):

@@ -3,7 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import tifffile
 from PIL import Image
 
 
@@ -20,4 +23,17 @@ def coco(path: Path, captions: dict[str, list[str]]) -> Path:
     images = [{"id": number, "file_name": name} for number, name in enumerate(captions)]
     notes = [{"image_id": number, "caption": text} for number, texts in enumerate(captions.values()) for text in texts]
     path.write_text(json.dumps({"images": images, "annotations": notes}))
+    return path
+
+
+def tiff(path: Path, values: np.ndarray, planar: bool = False, **options: Any) -> Path:
+    """A TIFF of the bands (H, W, C), interleaved or in planes, as satellites' and microscopes' programs write them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples: dict[str, Any] = {}
+    values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if values.ndim == 3:
+        samples = {"planarconfig": "separate" if planar else "contig"}
+        samples["extrasamples"] = ("unspecified",) * (values.shape[2] - 1)
+        values = np.moveaxis(values, 2, 0) if planar else values
+    tifffile.imwrite(path, values, photometric="minisblack", **samples, **options)
     return path

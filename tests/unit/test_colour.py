@@ -118,6 +118,19 @@ def test_the_neutral_amount_changes_nothing(change, nothing):
     torch.testing.assert_close(change(image, torch.tensor([nothing])), image, rtol=0, atol=1e-5)
 
 
+def test_brightness_and_contrast_of_other_bands():
+    """Each band keeps its own mean, so that contrast does not move bands towards each other."""
+    level = torch.tensor([0.1, 0.3, 0.4, 0.6, 0.7]).view(1, 5, 1, 1)
+    images = level + 0.1 * torch.rand(2, 5, 12, 10)
+    factor = torch.tensor([0.5, 1.2])
+    means = images.mean((2, 3), keepdim=True)
+    expected = means + (images - means) * factor.view(2, 1, 1, 1)
+    torch.testing.assert_close(colour.adjust_contrast(images, factor), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        colour.adjust_brightness(images, factor), images * factor.view(2, 1, 1, 1), rtol=0, atol=1e-6
+    )
+
+
 def test_a_full_turn_of_the_hue_comes_back():
     image = tensor(picture(2))
     half = torch.tensor([0.5])

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_sets import tiff
 from PIL import Image
 
 from synoptic.config import LoaderConfig
@@ -131,9 +133,9 @@ def test_the_cache_changes_nothing_but_the_reading(source, monkeypatch, cache_mb
     reads: Counter[int] = Counter()
     read = Source.read
 
-    def counted(self, index, longest=None):
+    def counted(self, index, longest=None, bands=None):
         reads[index] += 1
-        return read(self, index, longest)
+        return read(self, index, longest, bands)
 
     monkeypatch.setattr(Source, "read", counted)
     loader = Loader(source, 23, 0, None, LoaderConfig(workers=0, cache_mb=cache_mb))
@@ -149,9 +151,7 @@ def test_the_cache_stops_when_it_is_full(tmp_path, monkeypatch):
     opened = open_source(str(tmp_path), "all")
     reads: Counter[int] = Counter()
     read = Source.read
-    monkeypatch.setattr(
-        Source, "read", lambda self, index, longest: reads.update([index]) or read(self, index, longest)
-    )
+    monkeypatch.setattr(Source, "read", lambda self, index, *how: reads.update([index]) or read(self, index, *how))
     list(Loader(opened, 4, 0, None, LoaderConfig(workers=0, cache_mb=2)).batches(0, 3))
     assert sorted(reads.values()) == [1, 1, 3, 3]
 
@@ -166,7 +166,7 @@ def test_unreadable_pictures_are_replaced_and_recorded(tmp_path, workers):
     loader = Loader(source, 7, 0, None, LoaderConfig(workers=workers))
     whole = list(loader.batches(0, 30))
     assert Counter(index for batch in whole for index in batch.index.tolist())[5] == 0
-    asked = [loader._indices(step) for step in range(30)]
+    asked = [loader._indices(step, range(7)) for step in range(30)]
     for batch, wanted in zip(whole, asked, strict=True):
         assert batch.index.tolist() == [7 if index in (5, 6) else index for index in wanted]
         assert batch.labels.tolist() == source.labels[batch.index].tolist()
@@ -223,9 +223,9 @@ class Gap(Source):
         super().__init__(Path("gap"), [Path(f"{number}.png") for number in range(10_000)])
         self.gap = range(first, after)
 
-    def read(self, index, longest=None):
+    def read(self, index, longest=None, bands=None):
         if index in self.gap:
-            return super().read(index, longest)  # no such file
+            return super().read(index, longest, bands)  # no such file
         return np.full((8, 8, 3), index % 256, dtype=np.uint8)
 
 
@@ -237,6 +237,57 @@ def test_a_long_run_of_unreadable_pictures_is_leapt_over():
     assert len(source.errors) == 400
     with pytest.raises(ValueError, match="cannot be read, over 5%"):
         list(Loader(Gap(100, 700), 100, 0, None, ALONE).batches(0, 100))
+
+
+# --- pictures of full depth
+
+
+def deep_set(path: Path, count: int = 12) -> Source:
+    """Pictures of four bands of 16 bits, different in size and file; every fourth holds floats in a unit of its own."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        values = rng.integers(0, 65536, (8 + number % 5, 8 + number % 3, 4), dtype=np.uint16)
+        if number % 4 == 3:
+            tiff(path / f"{number:02}.tif", values.astype(np.float32) - 1000)
+        else:
+            tiff(path / f"{number:02}.tif", values, planar=number % 2 == 1, compression="lzw")
+    return open_source(str(path), "all")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sixteen_bits_come_out_of_the_loader_as_they_lie_in_the_file(tmp_path, workers):
+    source = deep_set(tmp_path)
+    config = LoaderConfig(workers=workers)
+    for batch in Loader(source, 5, 0, None, config, bands=4).batches(0, 5):
+        assert batch.images.dtype == torch.float32 and batch.images.shape == (5, 4, *batch.sizes.amax(0))
+        assert batch.bounded.tolist() == [index % 4 != 3 for index in batch.index.tolist()]
+        for image, (height, width), index in zip(batch.images, batch.sizes.tolist(), batch.index.tolist(), strict=True):
+            stored = tifffile.imread(source.paths[index])
+            stored = np.moveaxis(stored, 0, 2) if stored.shape[0] == 4 else stored
+            inside = image[:, :height, :width].permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(inside if index % 4 == 3 else np.rint(inside * 65535), stored)
+            assert not image[:, height:].any() and not image[:, :, width:].any()
+
+
+def test_parts_of_a_batch_of_full_depth(tmp_path):
+    source = deep_set(tmp_path)
+    (whole,) = Loader(source, 6, 0, None, ALONE, bands=4).batches(2, 3)
+    parts = [next(Loader(source, 6, 0, None, ALONE, part=(number, 2), bands=4).batches(2, 3)) for number in (0, 1)]
+    assert torch.equal(torch.cat([part.bounded for part in parts]), whole.bounded)
+    assert torch.equal(torch.cat([part.position for part in parts]), whole.position)
+    assert torch.equal(torch.cat([part.bounded for part in whole.split(3)]), whole.bounded)
+
+
+def test_other_bands_among_the_files_are_recorded(tmp_path):
+    source = deep_set(tmp_path / "set", 60)
+    tiff(source.paths[7], np.zeros((9, 9, 3), np.uint16))
+    source.record_errors(tmp_path / "data_errors.jsonl")
+    for batch in Loader(source, 6, 0, None, ALONE, bands=4).batches(0, 10):
+        assert 7 not in batch.index.tolist()
+    (line,) = [json.loads(line) for line in (tmp_path / "data_errors.jsonl").read_text().splitlines()]
+    assert line == {"path": str(source.paths[7]), "reason": "has 3 bands, where channels=4 are read"}
+    with pytest.raises(ValueError, match=r"pictures cannot be read, over 5%.* has \d bands, where channels=5 are read"):
+        list(Loader(open_source(str(tmp_path / "set"), "all"), 6, 0, None, ALONE, bands=5).batches(0, 10))
 
 
 # --- settings

@@ -16,12 +16,13 @@ from PIL import Image
 from torch import nn
 
 import synoptic
+from synoptic.data.inputs import read_batches
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
-from synoptic.predict import VisionModel, read_batches
+from synoptic.predict import VisionModel
 from synoptic.types import Preprocess
 
 TOKENIZER = Tokenizer.learn(["a red cone", "a blue cube"], vocabulary=300, context=12)
@@ -189,7 +190,7 @@ def test_reading_stops_when_nobody_wants_more(folder: Path) -> None:
 def test_other_bands_than_three() -> None:
     model = vit(channels=5, mean=(0.5,) * 5, std=(0.5,) * 5)
     assert model.embed(np.zeros((20, 16, 5), np.uint8)).shape == (1, 12)
-    with pytest.raises(ValueError, match="a picture given as Image has 3 bands, and the model reads 5"):
+    with pytest.raises(ValueError, match=r"^picture: has 3 bands, where channels=5 are read$"):
         model.embed(Image.new("RGB", (16, 16)))
 
 

@@ -86,6 +86,36 @@ def test_only_flipped_pictures_are_mirrored():
         torch.testing.assert_close(mirrored, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_box_that_keeps_its_size_keeps_every_bit(flipped):
+    images = torch.randint(0, 65536, (2, 4, 40, 50)).float() / 65535  # of 16 bits
+    boxes, flip = torch.tensor([[3, 5, 27, 29], [10, 0, 34, 24]]), torch.tensor([flipped] * 2)
+    found = resized_crop(images, boxes, 24, flip)
+    for image, (left, top, right, bottom), crop in zip(images, boxes.tolist(), found, strict=True):
+        expected = image[:, top:bottom, left:right]
+        assert torch.equal(crop, expected.flip(2) if flipped else expected)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 30), (0.5, 0.5, 39.5, 29.5)])  # by the kernel, and as products
+def test_floats_are_clipped_to_the_range_of_their_picture(box):
+    """To [0, 1] where they lie in it, so that edges do not overshoot; to their own lowest and highest beyond."""
+    edge = (torch.arange(40) % 10 < 5).float().expand(2, 1, 30, 40)
+    images = edge * torch.tensor([0.9, 4000.0]).view(2, 1, 1, 1) - torch.tensor([0.0, 1000.0]).view(2, 1, 1, 1)
+    crops = resized_crop(images, torch.tensor([box] * 2), (60, 91))
+    assert crops[0].min() == 0.0 and 0.9 < crops[0].max() < 1.0
+    assert crops[1].min() == -1000.0 and crops[1].max() == 3000.0
+    alone = resized_crop(images[:1], torch.tensor([box]), (60, 91))
+    torch.testing.assert_close(crops[:1], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((9, 1), (4, 1)), ((9, 1), (20, 3)), ((9, 5), (4, 1)), ((1, 9), (1, 4))])
+def test_single_columns_and_rows(shape, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    truth = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)
+    box = torch.tensor([[0, 0, shape[1], shape[0]]])
+    assert (resized_crop(tensor(pixels) / 255, box, size) - array(truth)).abs().max() <= LEVELS
+
+
 @pytest.mark.parametrize("box", [(4, 6, 20, 18), (4.5, 6.2, 19.5, 17.9)])
 def test_what_lies_beside_the_box_is_not_read(box):
     images = torch.randint(0, 256, (1, 3, 30, 30), dtype=torch.uint8)

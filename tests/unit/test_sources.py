@@ -14,6 +14,7 @@ from picture_sets import coco, fill
 from PIL import Image
 
 from synoptic.data.listing import list_images
+from synoptic.data.pictures import PictureError
 from synoptic.data.sources import concatenate, open_source, parts_of
 
 
@@ -82,6 +83,23 @@ def test_files_globs_and_lists(tmp_path, monkeypatch):
     assert list_images(listed) == [tmp_path / name for name in ("a/b/3.jpg", "a/1.png", "a/b/2.png")]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert list_images("~/a/1.png") == [tmp_path / "a/1.png"]
+
+
+def test_arrays_are_pictures_where_there_are_no_others(tmp_path):
+    """Beside pictures they hold depth, masks or features of them."""
+    for name in ("deep/a/1.npy", "deep/b/2.NPY", "mixed/1.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, np.full((9, 10, 4), 513, np.uint16))
+    fill(tmp_path, ["mixed/1.png"])
+    source = open_source(str(tmp_path / "deep"), "all")
+    assert source.classes == ("a", "b") and source.keys == ["a/1.npy", "b/2.NPY"]
+    assert source.read(1, bands=4).shape == (9, 10, 4) and source.read(1, 5, 4).shape == (4, 5, 4)
+    with pytest.raises(PictureError, match="channels=N or depth=full reads others"):
+        source.read(1)
+    assert open_source(str(tmp_path / "mixed"), "all").keys == ["1.png"]
+    assert len(list_images(f"{tmp_path}/deep/**")) == 2 and len(list_images(f"{tmp_path}/mixed/*")) == 1
+    assert list_images(tmp_path / "mixed" / "1.npy") == [tmp_path / "mixed" / "1.npy"]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,62 @@ def test_every_change_is_made_as_often_as_the_paper_says():
     assert share(released.steps, colour.gaussian_blur, second) == pytest.approx(0.9, abs=0.03)
 
 
+def bands_of(channels, count=6, side=40, seed=0):
+    """Pictures of full depth, all in [0, 1]."""
+    images = torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.1
+    sizes = torch.full((count, 2), side)
+    return Batch(images=images, sizes=sizes, position=torch.arange(count), bounded=torch.ones(count, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_other_bands_than_three_are_jittered_alike_and_blurred(channels):
+    plans = plan_crops(SMALL, torch.full((50, 2), 40), torch.arange(50), 0, channels)
+    changes = {step.change for plan in plans for step in plan.steps}
+    assert changes == {colour.adjust_brightness, colour.adjust_contrast, colour.gaussian_blur}
+    crops = MultiCrop(SMALL)(bands_of(channels), seed=0).crops
+    assert [tuple(crop.shape) for crop in crops] == [(6, channels, 24, 24)] * 2 + [(6, channels, 12, 12)] * 3
+    bright = MultiCrop(replace(PLAIN, jitter=1.0, contrast=0.0, augmentation="released"))(bands_of(channels), 0).crops
+    plain = MultiCrop(replace(PLAIN, augmentation="released"))(bands_of(channels), 0).crops
+    factors = (bright[0] / plain[0]).flatten(1)  # first crops are not blurred
+    torch.testing.assert_close(factors, factors[:, :1].expand_as(factors), rtol=1e-4, atol=0)
+    assert 0.6 <= factors.min() < factors.max() <= 1.4
+
+
+def test_photographs_of_full_depth_are_augmented_as_those_of_bytes_are():
+    batch = batch_of(5)
+    deep = replace(batch, images=batch.images / 255, bounded=torch.ones(5, dtype=torch.bool))
+    for crop, other in zip(MultiCrop(SMALL)(batch, 0).crops, MultiCrop(SMALL)(deep, 0).crops, strict=True):
+        assert ((crop - other).abs() > 8 / 255).float().mean() < 0.001  # solarizing halves differences at the middle
+        assert (crop - other).abs().mean() < 1 / 255
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_values_beyond_0_and_1_are_cropped_and_blurred_but_keep_their_units(channels):
+    """A picture that is measured in Hounsfield units or degrees is not clipped, whatever is beside it in the batch."""
+    batch = bands_of(channels)
+    images = batch.images.clone()
+    images[1], images[4] = images[1] * 4000 - 1000, images[4] + 272
+    mixed = replace(batch, images=images, bounded=torch.tensor([True, False, True, True, False, True]))
+    blurred = replace(SMALL, jitter=0.0, gray=0.0)
+    for whole, plain in zip(MultiCrop(SMALL)(mixed, 0).crops, MultiCrop(blurred)(mixed, 0).crops, strict=True):
+        assert torch.equal(whole[[1, 4]], plain[[1, 4]])
+        assert whole[1].max() > 400 and whole[4].min() > 272
+        assert whole[[0, 2, 3, 5]].max() <= 1
+    others = MultiCrop(SMALL)(batch, 0).crops
+    for whole, other in zip(MultiCrop(SMALL)(mixed, 0).crops, others, strict=True):
+        torch.testing.assert_close(whole[[0, 2, 3, 5]], other[[0, 2, 3, 5]], rtol=0, atol=1e-6)
+
+
+def test_sixteen_bits_go_through_crops_of_the_whole_picture_unchanged():
+    deep = bands_of(4, side=24)
+    images = torch.randint(0, 65536, deep.images.shape).float() / 65535
+    deep = replace(deep, images=images)
+    still = replace(PLAIN, global_scale=(1.0, 1.0), ratio=(1.0, 1.0), augmentation="released")
+    assert torch.equal(MultiCrop(still)(deep, 0).crops[0], images)
+    assert torch.equal(RandomCrop((24,), (1.0, 1.0), (1.0, 1.0))(deep, 0).crops[0], images)
+    assert torch.equal(fit(images, deep.sizes, 24), images)
+
+
 def test_jitter_comes_in_every_order_and_within_its_strengths():
     plan = plan_crops(SMALL, torch.full((3000, 2), 64), torch.arange(3000), seed=0)[1]
     jitter = plan.steps[:16]
