@@ -1,8 +1,13 @@
-"""Building blocks of transformers: attention, feed-forward layers, LayerScale, stochastic depth, pixel statistics."""
+"""Building blocks of transformers: attention, feed-forward layers, LayerScale, stochastic depth, pixel statistics.
+
+Blocks work on packed tokens: pictures of several sizes in one tensor (T, D), first all tokens of the first group of
+pictures, then those of the next, so that norms and matrices are applied once to all; only attention goes group by group
+(DINOv2 sec. 5, arXiv 2304.07193). A plain batch is a pack of one group.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +16,7 @@ from torch import Tensor, nn
 
 Activation = Literal["gelu", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu"]
+Groups = tuple[tuple[int, int], ...]  # (pictures, tokens a picture) of each group of packed tokens
 
 
 class QuickGELU(nn.Module):
@@ -51,7 +57,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> T
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention through `scaled_dot_product_attention`.
+    """Multi-head self-attention through `scaled_dot_product_attention`, whose memory is linear in the tokens.
 
     Args:
         width: channels D of the tokens.
@@ -67,12 +73,34 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        batch, count, width = tokens.shape
-        qkv = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
-        mixed = attend(query, key, value, self.causal)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+    def forward(self, tokens: Tensor, groups: Groups) -> Tensor:  # (T, D) -> (T, D)
+        mixed = [attend(*parts, self.causal).transpose(1, 2).flatten(0, 1) for parts in self._heads(tokens, groups)]
+        return self.proj((mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1))
+
+    def weights(self, tokens: Tensor, groups: Groups, queries: int) -> list[Tensor]:
+        """What the first tokens of every picture look at, which the fused kernel never writes down.
+
+        Args:
+            tokens: (T, D), packed.
+            groups: their shapes.
+            queries: how many tokens a picture are asked about.
+        Returns:
+            (B, heads, queries, N), float32 at least, for each group; rows sum to 1.
+        """
+        weights = []
+        for query, key, _ in self._heads(tokens, groups):
+            wide = torch.promote_types(query.dtype, torch.float32)
+            scores = query[:, :, :queries].to(wide) @ key.to(wide).transpose(-2, -1)
+            weights.append((scores * query.shape[-1] ** -0.5).softmax(dim=-1))
+        return weights
+
+    def _heads(self, tokens: Tensor, groups: Groups) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Query, key and value of each group, (B, heads, N, D / heads)."""
+        width = tokens.shape[1]
+        parts = self.qkv(tokens).split([batch * count for batch, count in groups])
+        for part, (batch, count) in zip(parts, groups, strict=True):
+            query, key, value = part.view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            yield query, key, value
 
 
 class Mlp(nn.Module):
@@ -119,22 +147,42 @@ class LayerScale(nn.Module):
         return tokens * self.gamma
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: leaves out a residual branch for some samples while training (Huang et al. 2016)."""
+class BatchSubset:
+    """Stochastic depth by batch subset: the pictures for which a residual branch is computed, drawn anew each time.
 
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
+    The others are spared its arithmetic and memory. What the branch adds is scaled up, so that its expectation stays.
 
-    def forward(self, branch: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return branch
-        keep = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
-        return branch * (keep.to(branch.dtype) / (1.0 - self.rate))
+    Args:
+        groups: shapes of the packed tokens.
+        kept: how many pictures of each group stay.
+        device: where the tokens are.
+
+    Source: Huang et al. 2016 (arXiv 1603.09382); by subset DINOv2 sec. 5 (arXiv 2304.07193).
+    """
+
+    def __init__(self, groups: Groups, kept: Sequence[int], device: torch.device):
+        self.groups = tuple((keep, count) for keep, (_, count) in zip(kept, groups, strict=True))
+        self.rows = _rows(groups, kept, device)
+        scales = [torch.full((keep * n, 1), batch / keep) for keep, (batch, n) in zip(kept, groups, strict=True)]
+        self._scale = torch.cat(scales).to(device, non_blocking=True)
+
+    def add(self, tokens: Tensor, branch: Tensor) -> Tensor:
+        """(T, D) tokens plus what the branch says of the chosen ones, (T', D)."""
+        return tokens.index_add(0, self.rows, (branch * self._scale).to(tokens.dtype))
+
+
+def _rows(groups: Groups, kept: Sequence[int], device: torch.device) -> Tensor:
+    """Which packed tokens belong to randomly chosen pictures, as many of each group as `kept` says."""
+    parts, start = [], 0
+    for keep, (batch, count) in zip(kept, groups, strict=True):
+        chosen = torch.randperm(batch, device=device)[:keep].sort().values
+        parts.append((start + chosen[:, None] * count + torch.arange(count, device=device)).flatten())
+        start += batch * count
+    return torch.cat(parts)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm x), then x + feed-forward(norm x)."""
+    """Pre-norm transformer block: x + attention(norm x), then x + feed-forward(norm x), on packed tokens."""
 
     def __init__(
         self,
@@ -157,11 +205,26 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, hidden, act) if feed_forward == "mlp" else SwiGLU(width, hidden)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = drop_path
 
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        tokens = tokens + self.drop_path(self.ls1(self.attn(self.norm1(tokens))))
-        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
+    def forward(self, tokens: Tensor, groups: Groups) -> Tensor:
+        """(T, D) packed tokens of groups of pictures, (B, N) each, to the next layer's."""
+        tokens = self._residual(tokens, groups, self._attention)
+        return self._residual(tokens, groups, self._feed_forward)
+
+    def _attention(self, tokens: Tensor, groups: Groups) -> Tensor:
+        return self.ls1(self.attn(self.norm1(tokens), groups))
+
+    def _feed_forward(self, tokens: Tensor, groups: Groups) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(tokens)))
+
+    def _residual(self, tokens: Tensor, groups: Groups, branch: Callable[[Tensor, Groups], Tensor]) -> Tensor:
+        rate = self.drop_path if self.training else 0.0
+        kept = [max(round(batch * (1.0 - rate)), 1) for batch, _ in groups]
+        if kept == [batch for batch, _ in groups]:
+            return tokens + branch(tokens, groups)
+        subset = BatchSubset(groups, kept, tokens.device)
+        return subset.add(tokens, branch(tokens[subset.rows], subset.groups))
 
 
 def init_linear(module: nn.Module) -> None:

@@ -80,9 +80,11 @@ class TextTower(nn.Module):
 
         What follows the first end token has no effect. A row without any is read at its last token.
         """
-        features = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
+        count, length = tokens.shape
+        features = (self.token_embedding(tokens) + self.positions[:length]).flatten(0, 1)
         for block in self.blocks:
-            features = block(features)
+            features = block(features, ((count, length),))
+        features = features.unflatten(0, (count, length))
         ends = tokens == self.config.end
         ends[:, -1] = True
         ends = ends.int().argmax(dim=1)  # the first of several

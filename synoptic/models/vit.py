@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from synoptic.models.bounds import check_sizes, check_transformer
-from synoptic.models.layers import Activation, Block, FeedForward, Normalize, init_linear
+from synoptic.models.layers import Activation, Block, FeedForward, Groups, Normalize, init_linear
 from synoptic.models.positions import CroppedPositions, Interpolation, LearnedPositions
 from synoptic.types import Features
 
@@ -47,6 +47,7 @@ class ViTConfig:
         align_corners, position_dropout: see CroppedPositions.
         feed_forward, activation, qkv_bias, layer_scale, norm_eps: see layers.Block.
         drop_path: stochastic depth of the last block, rising linearly from zero at the first.
+        drop_path_uniform: the same depth in all blocks instead (DINOv2).
         pre_norm: LayerNorm before the first block (CLIP).
         final_norm: LayerNorm after the last block (RADIO has none).
         mask_token: a learned token in place of masked patches.
@@ -77,6 +78,7 @@ class ViTConfig:
     layer_scale: float | None = None
     norm_eps: float = 1e-6
     drop_path: float = 0.0
+    drop_path_uniform: bool = False
     pre_norm: bool = False
     final_norm: bool = True
     mask_token: bool = False
@@ -218,23 +220,83 @@ class ViT(nn.Module):
             feed_forward=config.feed_forward,
             qkv_bias=config.qkv_bias,
             layer_scale=config.layer_scale,
-            drop_path=config.drop_path * index / max(config.depth - 1, 1),
+            drop_path=config.drop_path * (1.0 if config.drop_path_uniform else index / max(config.depth - 1, 1)),
             norm_eps=config.norm_eps,
         )
 
-    def forward(self, images: Tensor, masks: Tensor | None = None, layers: Sequence[int] = ()) -> Features:
+    @overload
+    def forward(self, images: Tensor, masks: Tensor | None = None, layers: Sequence[int] = ()) -> Features: ...
+
+    @overload
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, layers: Sequence[int] = ()
+    ) -> tuple[Features, ...]: ...
+
+    def forward(self, images: Any, masks: Any = None, layers: Sequence[int] = ()) -> Any:
         """Encodes pictures.
 
         Args:
-            images: (B, C, H, W) float in [0, 1]; H and W are multiples of the patch size.
-            masks: (B, h*w) bool, patches replaced by the mask token.
+            images: (B, C, H, W) float in [0, 1]; H and W are multiples of the patch size. Or several such tensors of
+                any sizes, which go through the network packed into one sequence.
+            masks: (B, h*w) bool, patches replaced by the mask token; of several tensors of pictures one each, or None
+                for those that have none.
             layers: blocks whose features are wanted too, counted from 0 or, if negative, from the end.
         Returns:
-            Features; intermediate ones pass the final norm as well.
+            Features, of several tensors one each; intermediate ones pass the final norm as well.
         Raises:
             ValueError: for sizes that the patches do not tile, a wrong number of bands, layers that do not exist, or
                 masks without a mask token.
         """
+        if isinstance(images, Tensor):
+            return self._encode([images], [masks], layers)[0]
+        return self._encode(images, masks or [None] * len(images), layers)
+
+    def _encode(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None], layers: Sequence[int]
+    ) -> tuple[Features, ...]:
+        tokens, groups, grids = self._pack(images, masks)
+        wanted = self._layers(layers)
+        kept: dict[int, list[Features]] = {}
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, groups)
+            if index in wanted:
+                kept[index] = self._features(tokens, groups, grids)
+        answers = self._features(tokens, groups, grids)
+        return tuple(
+            replace(answer, layers=tuple(kept[index][place] for index in wanted))
+            for place, answer in enumerate(answers)
+        )
+
+    def attention(self, images: Tensor, layer: int = -1, queries: int | None = None) -> Tensor:
+        """What tokens look at in one block, computed beside the fused kernel, which never writes it down.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1].
+            layer: block, counted from 0 or, if negative, from the end.
+            queries: how many tokens are asked about, in order: summary, registers, patches; None takes the summary.
+        Returns:
+            (B, heads, queries, T + R + h*w), float32 at least; rows sum to 1.
+        Raises:
+            ValueError: as `forward`.
+        """
+        (index,) = self._layers([layer])
+        tokens, groups, _ = self._pack([images], [None])
+        for block in self.blocks[:index]:
+            tokens = block(tokens, groups)
+        asked: Any = self.blocks[index]
+        count = self.config.summary_tokens if queries is None else queries
+        return asked.attn.weights(asked.norm1(tokens), groups, count)[0]
+
+    def _pack(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Groups, list[tuple[int, int]]]:
+        """All tokens (T, D) before the first block, their shapes, and the grids of the patches."""
+        parts = [self._embed(group, mask) for group, mask in zip(images, masks, strict=True)]
+        groups = tuple((len(part), part.shape[1]) for part in parts)
+        tokens = self.pre_norm(torch.cat([part.flatten(0, 1) for part in parts]))
+        return tokens, groups, [self._grid(group) for group in images]
+
+    def _embed(self, images: Tensor, masks: Tensor | None) -> Tensor:  # (B, C, H, W) -> (B, T + R + h*w, D)
         grid = self._grid(images)
         tokens = self.patch_embed(self.normalize(images)).flatten(2).transpose(1, 2)  # (B, h*w, D)
         if masks is not None:
@@ -244,16 +306,7 @@ class ViT(nn.Module):
         # Under autocast patches come in half precision; what is added to them carries the residual stream to float32.
         summary, tokens = self.positions(self.summary_token, tokens, grid)
         learned = [part.expand(len(tokens), -1, -1) for part in (summary, self.register_token) if part is not None]
-        tokens = self.pre_norm(torch.cat([*learned, tokens], dim=1))  # (B, T + R + h*w, D)
-
-        wanted = self._layers(layers)
-        kept: dict[int, Features] = {}
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if index in wanted:
-                kept[index] = self._features(tokens, grid)
-        features = self._features(tokens, grid)
-        return Features(features.patches, grid, features.summary, tuple(kept[index] for index in wanted))
+        return torch.cat([*learned, tokens], dim=1)
 
     def _layers(self, layers: Sequence[int]) -> list[int]:
         depth = len(self.blocks)
@@ -262,11 +315,15 @@ class ViT(nn.Module):
                 raise ValueError(f"there is no layer {index}; this network has {depth}, 0 to {depth - 1}")
         return [index % depth for index in layers]
 
-    def _features(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
-        tokens = self.norm(tokens)
+    def _features(self, tokens: Tensor, groups: Groups, grids: Sequence[tuple[int, int]]) -> list[Features]:
+        parts = self.norm(tokens).split([batch * count for batch, count in groups])
         count = self.config.summary_tokens
-        summary = tokens[:, :count].flatten(1) if count else None  # (B, T*D)
-        return Features(tokens[:, count + self.config.registers :], grid, summary)
+        answers = []
+        for part, shape, grid in zip(parts, groups, grids, strict=True):
+            part = part.unflatten(0, shape)
+            summary = part[:, :count].flatten(1) if count else None  # (B, T*D)
+            answers.append(Features(part[:, count + self.config.registers :], grid, summary))
+        return answers
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         if images.ndim != 4 or images.shape[1] != self.channels:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from synoptic.models.layers import Attention, Block, DropPath, LayerScale, QuickGELU, SwiGLU, attend
+from synoptic.models.layers import Attention, Block, LayerScale, QuickGELU, SwiGLU, attend
 from synoptic.models.vit import NAMES, ConvStem, ViT, ViTConfig, vit_config
 
 TINY: dict[str, Any] = {"patch_size": 4, "width": 12, "depth": 2, "heads": 3, "image_size": 16}
@@ -306,7 +306,7 @@ def test_heads_look_at_their_own_channels() -> None:
         (query[:, part] @ key[:, part].T / 2**0.5).softmax(1) @ value[:, part]
         for part in (slice(0, 2), slice(2, 4), slice(4, 6))
     ]
-    torch.testing.assert_close(layer(tokens)[0], layer.proj(torch.cat(heads, dim=1)))
+    torch.testing.assert_close(layer(tokens[0], ((1, 5),)), layer.proj(torch.cat(heads, dim=1)))
 
 
 def test_quick_gelu_swiglu_and_layer_scale() -> None:
@@ -320,24 +320,111 @@ def test_quick_gelu_swiglu_and_layer_scale() -> None:
 
 
 def test_layer_scale_near_zero_begins_with_the_identity() -> None:
-    tokens = torch.randn(2, 5, 12)
-    torch.testing.assert_close(Block(12, 3, 48, layer_scale=1e-6)(tokens), tokens, rtol=0, atol=1e-4)
+    tokens = torch.randn(10, 12)
+    torch.testing.assert_close(Block(12, 3, 48, layer_scale=1e-6)(tokens, ((2, 5),)), tokens, rtol=0, atol=1e-4)
 
 
-def test_drop_path_leaves_out_whole_samples_and_keeps_the_mean() -> None:
+GROUPS = ((10, 3), (4, 2))  # ten pictures of three tokens, four of two
+
+
+def test_stochastic_depth_computes_a_branch_for_some_pictures_and_keeps_the_mean() -> None:
+    """Of ten pictures three are left out, of four one; over many draws the residual is the whole one."""
     torch.manual_seed(0)
-    branch = torch.ones(4000, 3, 2)
-    dropped = DropPath(0.3)(branch)
-    kept = dropped[:, 0, 0] > 0
-    torch.testing.assert_close(dropped[kept], torch.full((int(kept.sum()), 3, 2), 1 / 0.7))
-    assert not dropped[~kept].any()
-    assert abs(kept.float().mean() - 0.7) < 0.03  # four standard deviations
-    assert torch.equal(DropPath(0.3).eval()(branch), branch)
+    block = Block(12, 3, 24, drop_path=0.3).double()
+    tokens = torch.randn(38, 12, dtype=torch.float64)
+    whole = block.eval()._residual(tokens, GROUPS, block._feed_forward) - tokens
+    block.train()
+    draws = torch.stack([block._residual(tokens, GROUPS, block._feed_forward) - tokens for _ in range(2000)])
+    for part, (batch, count), kept in zip(draws.split([30, 8], dim=1), GROUPS, (7, 3), strict=True):
+        chosen = part.unflatten(1, (batch, count)).abs().sum((2, 3)) > 0
+        assert (chosen.sum(1) == kept).all()
+        scaled = whole[:30] if batch == 10 else whole[30:]
+        rows = chosen.repeat_interleave(count, dim=1)
+        torch.testing.assert_close(part[0][rows[0]], scaled[rows[0]] * batch / kept)
+    mean = draws.mean(0)
+    assert (mean - whole).abs().max() < 0.1 * whole.abs().max()  # four standard deviations of 2,000 draws are 0.06
 
 
-def test_drop_path_rises_from_the_first_block_to_the_last() -> None:
-    rates = [block.drop_path.rate for block in tiny(depth=5, drop_path=0.4).blocks]
+def test_a_picture_that_is_left_out_costs_nothing() -> None:
+    """The branch sees the chosen pictures alone; attention among them is that of the whole pictures."""
+    torch.manual_seed(0)
+    block = Block(12, 3, 24, drop_path=0.5).train()
+    seen: list[tuple[int, int]] = []
+
+    def branch(tokens: torch.Tensor, groups: tuple[tuple[int, int], ...]) -> torch.Tensor:
+        seen.append((len(tokens), sum(batch * count for batch, count in groups)))
+        return block._attention(tokens, groups)
+
+    tokens = torch.randn(38, 12)
+    added = block._residual(tokens, GROUPS, branch) - tokens
+    assert seen == [(19, 19)]
+    whole = block.attn(block.norm1(tokens), GROUPS)
+    rows = added.abs().sum(1) > 0
+    torch.testing.assert_close(added[rows], 2 * whole[rows], rtol=0, atol=1e-6)
+
+
+def test_one_picture_always_stays() -> None:
+    block = Block(12, 3, 24, drop_path=0.9).train()
+    tokens = torch.randn(3, 12)
+    assert not torch.equal(block(tokens, ((1, 3),)), tokens)
+
+
+def test_drop_path_rises_from_the_first_block_to_the_last_or_is_uniform() -> None:
+    rates = [block.drop_path for block in tiny(depth=5, drop_path=0.4).blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert [block.drop_path for block in tiny(depth=3, drop_path=0.4, drop_path_uniform=True).blocks] == [0.4] * 3
+
+
+SIZES = ((3, 24, 16), (2, 8, 8), (4, 16, 24))  # pictures, height, width
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"registers": 2, "summary_tokens": 0}, {"position": "cpe"}, {"pre_norm": True}]
+)
+def test_packed_pictures_are_encoded_as_apart(changes: dict[str, object]) -> None:
+    """Outputs, intermediate layers and gradients: in float64 equal to one forward pass for each size."""
+    torch.manual_seed(0)
+    vit = tiny(mask_token=True, layer_scale=0.5, **changes).double().eval()
+    groups = [torch.rand(count, 3, height, width, dtype=torch.float64) for count, height, width in SIZES]
+    mask = torch.rand(3, 24 * 16 // vit.stride**2) < 0.4
+    packed = vit(groups, [mask, None, None], layers=(0, -1))
+    apart = [vit(group, mask if place == 0 else None, (0, -1)) for place, group in enumerate(groups)]
+    gradients = []
+    for answers in (packed, apart):
+        vit.zero_grad()
+        sum(part.patches.square().sum() + part.layers[0].patches.sum() for part in answers).backward()
+        gradients.append({name: parameter.grad for name, parameter in vit.named_parameters()})
+    for one, other in zip(packed, apart, strict=True):
+        assert one.grid == other.grid and len(one.layers) == 2
+        torch.testing.assert_close(one.patches, other.patches, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(one.layers[0].patches, other.layers[0].patches, rtol=1e-9, atol=1e-12)
+        if one.summary is not None:
+            torch.testing.assert_close(one.summary, other.summary, rtol=1e-9, atol=1e-12)
+    for name, gradient in gradients[0].items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-9, atol=1e-12)
+
+
+def test_attention_is_what_the_fused_kernel_uses() -> None:
+    """The weights of every token, applied to the values, give what the block's attention gives."""
+    torch.manual_seed(0)
+    vit = tiny(registers=1).double().eval()
+    images = torch.rand(2, 3, 16, 24, dtype=torch.float64)
+    tokens, groups, _ = vit._pack([images], [None])
+    count = groups[0][1]
+    for block in vit.blocks[:-1]:
+        tokens = block(tokens, groups)
+    attention = vit.blocks[-1].attn
+    weights = vit.attention(images, queries=count)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]).double())
+    normed = vit.blocks[-1].norm1(tokens)
+    values = normed @ attention.qkv.weight.chunk(3)[2].T + attention.qkv.bias.chunk(3)[2]
+    values = values.view(2, count, attention.heads, -1).transpose(1, 2)
+    mixed = (weights @ values).transpose(1, 2).reshape(2 * count, -1)
+    torch.testing.assert_close(attention.proj(mixed), attention(normed, groups))
+    torch.testing.assert_close(vit.attention(images), weights[:, :, :1])
+    with pytest.raises(ValueError, match="no layer 7"):
+        vit.attention(images, layer=7)
 
 
 def test_activation_is_the_one_named() -> None:
