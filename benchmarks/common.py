@@ -72,6 +72,39 @@ def compare(
     return Comparison(statistics.median(times[0]), statistics.median(times[1]), middle, (low, high), pairs)
 
 
+def peak(step: Callable[[], Any], device: str = "cpu") -> int:
+    """Bytes that a second call of `step` holds at most beyond what was held before it.
+
+    On a CPU that is the resident memory of this process, which should do nothing else: see `peaks`. On a GPU it is the
+    memory of tensors.
+    """
+    step()  # what is allocated once is there after it
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    step()
+    return _status("VmHWM") - before
+
+
+def peaks(names: Sequence[str]) -> dict[str, int]:
+    """What this very command prints with `--peak-of NAME` added, a process for each name: its `peak`."""
+    command = [sys.executable, *sys.argv, "--peak-of"]
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed goes back to the system at once
+    return {
+        name: int(subprocess.run([*command, name], env=exact, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        for name in names
+    }
+
+
+def _status(key: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0]) * 1024
+
+
 def save(name: str, results: Mapping[str, Any]) -> Path:
     """Writes `results/<name>-<date>.json` with the results, the machine, the versions and the command."""
     now = datetime.now(UTC)

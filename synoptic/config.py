@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 Share = Annotated[float, Bound(ge=0, le=1)]  # of a whole, which may be all of it
 Fraction = Annotated[float, Bound(ge=0, lt=1)]  # of a whole, never all of it
+Rate = Annotated[float, Bound(gt=0, le=1)]  # a factor that makes smaller, never nothing
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)  # building one takes longer than using it
 
@@ -39,7 +40,8 @@ class OptimConfig:
         weight_decay: of weight matrices; biases, norms and other vectors are never decayed.
         final_weight_decay: where the decay ends on a cosine; None keeps it constant.
         betas: of AdamW.
-        clip: largest norm of all gradients together; None leaves them alone.
+        clip: largest norm of the gradients; None leaves them alone.
+        clip_by: whether that bounds the norm of "all" gradients together, or of each "tensor" for itself.
         ema: decay of an average of the weights that is evaluated and exported in their place; None keeps no average.
     """
 
@@ -50,6 +52,7 @@ class OptimConfig:
     final_weight_decay: NonNegativeFloat | None = None
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     clip: PositiveFloat | None = 3.0
+    clip_by: Literal["all", "tensor"] = "all"
     ema: Fraction | None = None
 
 
@@ -94,13 +97,22 @@ class TrainConfig:
         out: the run folder.
         model: architecture to train (`synoptic models` lists them).
         size: side of the training pictures in pixels; None takes the method's.
+        channels: bands of the pictures, which are TIFF files, arrays (`.npy`) or, where these have as many, files of
+            other kinds; other than 3 they are normalised by their own mean and deviation.
+        depth: "8bit" reads every picture as 8-bit RGB; "full" keeps 16 bits and floats as they are, and normalises by
+            the pictures' own mean and deviation; None takes "8bit" for 3 bands, and "full" for any other number.
         steps: optimiser steps.
         epochs: passes over the data, where `steps` is not given.
         batch: pictures per optimiser step.
         accumulate: parts into which a batch is cut to save memory.
         precision: fp32, bf16 (autocast), or auto: bf16 where the hardware is fast at it.
         device: cpu, cuda or auto.
+        devices: processes that train together, each on a GPU of its own or on its share of the CPU's cores; every one
+            sees its part of each batch.
         threads: CPU threads for the computation; None leaves the choice to PyTorch.
+        compile: whether PyTorch compiles the blocks of the network: slower to start, faster afterwards.
+        recompute: whether activations inside the blocks are computed again when they are needed, which takes less
+            memory and more time.
         seed: decides everything random.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between checkpoints; None takes twenty a run.
@@ -113,13 +125,18 @@ class TrainConfig:
     out: str
     model: str = "vit_s16"
     size: PositiveInt | None = None
+    channels: PositiveInt = 3
+    depth: Literal["8bit", "full"] | None = None
     steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None
     batch: PositiveInt = 64
     accumulate: PositiveInt = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: PositiveInt = 1
     threads: PositiveInt | None = None
+    compile: bool = False
+    recompute: bool = False
     seed: NonNegativeInt = 0
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt | None = None
@@ -129,6 +146,11 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def bands(self) -> int | None:
+        """How many bands are read at their full depth; None reads 8-bit RGB."""
+        return self.channels if self.depth == "full" else None
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
+
+if sys.platform != "win32":
+    import resource
 
 
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int | None:
+    """Bytes of main memory that this process has held at most; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def processor() -> str:

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from synoptic.config import from_dict
-from synoptic.data.listing import list_images
-from synoptic.data.pictures import PictureError, read_picture
-from synoptic.data.transforms import fit
+from synoptic.data.inputs import Pictures, is_single, read_batches
 from synoptic.data.words import sentence
 from synoptic.models.adaptors import Student
+from synoptic.models.vit import ViT
 from synoptic.types import Features, Preprocess
 from synoptic.weights import zoo
 from synoptic.weights.folder import save_folder, text_towers
 from synoptic.weights.options import LoadOptions
-
-Picture = str | Path | Image.Image | np.ndarray | Tensor
-Pictures = Picture | Sequence[Picture]
-
-_READERS = 2  # threads; decoding runs beside the network, and more would only compete with it
 
 
 def load(model: str | Path, device: str | torch.device = "auto", **options: Any) -> VisionModel:
@@ -57,14 +47,16 @@ class VisionModel:
 
     Args:
         model: a network of `synoptic.models`; put into evaluation mode.
-        preprocess: what pictures go through.
+        preprocess: what pictures go through. Those of a network of other than three bands are read at full depth,
+            whether it says so or not.
         name: told in messages and kept in files.
         trained: facts about its training, kept in files.
     """
 
     def __init__(self, model: nn.Module, preprocess: Preprocess, name: str, trained: Mapping[str, Any] | None = None):
         self.model: Any = model.eval()
-        self.preprocess = preprocess
+        full_depth = preprocess.bands is not None or self.channels != 3
+        self.preprocess = replace(preprocess, bands=self.channels if full_depth else None)
         self.name = name
         self.trained = dict(trained or {})
 
@@ -87,6 +79,18 @@ class VisionModel:
     def adaptors(self) -> tuple[str, ...]:
         """Names of the teachers in whose spaces it answers too."""
         return tuple(self.model.adaptors) if isinstance(self.model, Student) else ()
+
+    @property
+    def depth(self) -> int:
+        """How many blocks can be asked for as `layers`; 0 where it is no Vision Transformer."""
+        vit = self._vit
+        return 0 if vit is None else len(vit.blocks)
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has a summary token, and so can tell what that looks at."""
+        vit = self._vit
+        return vit is not None and vit.config.summary_tokens > 0
 
     @property
     def text_space(self) -> str | None:
@@ -117,7 +121,8 @@ class VisionModel:
         """Features of pictures as they are, without cropping or resizing.
 
         Args:
-            images: (B, C, H, W) float in [0, 1]; H and W are multiples of `stride`. Normalisation is inside.
+            images: (B, C, H, W) float in [0, 1] (of full depth: scaled as `data.bands` does); H and W are multiples of
+                `stride`. Normalisation is inside.
             layers: blocks whose features are wanted too, counted from 0 or, if negative, from the end.
             adaptors: teachers in whose spaces answers are wanted; None answers for all, () for none.
         Returns:
@@ -125,31 +130,57 @@ class VisionModel:
         Raises:
             ValueError: for other shapes or types, layers or adaptors that do not exist.
         """
-        if not images.is_floating_point():
-            raise ValueError(f"expected pictures as floats in [0, 1], got {images.dtype}; divide bytes by 255")
-        images = images.to(self.device, self.dtype)
+        images = self._placed(images)
         if isinstance(self.model, Student):
             return self.model(images, layers=layers, adaptors=adaptors)
         if adaptors:
             raise ValueError(f"no adaptor {adaptors[0]!r}: {self.name} answers in its own space alone")
         return self.model(images, layers=layers)
 
-    def encode_image(self, images: Tensor) -> Features:
+    def encode_image(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         """Features of (B, C, H, W) float pictures in [0, 1], as by calling the model."""
-        return self(images)
+        return self(images, layers)
+
+    @torch.no_grad()
+    def attention(self, images: Tensor, layer: int = -1, adaptor: str | None = None) -> Tensor:
+        """What the summary token looks at in one block, of the patches alone: registers and summaries are left out.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1]; H and W are multiples of `stride`.
+            layer: block, counted from 0 or, if negative, from the end.
+            adaptor: of a student with a summary token a teacher, the teacher whose token is asked; None takes the mean
+                of all tokens.
+        Returns:
+            (B, heads, h, w) float32 at least, the share of each patch; every map sums to 1.
+        Raises:
+            ValueError: for a model without summary token, other shapes, a layer or an adaptor that does not exist.
+        """
+        vit = self._vit
+        if vit is None or not self.attends:
+            raise ValueError(f"{self.name} has no attention to show: it is no Vision Transformer with a summary token")
+        if adaptor is not None and adaptor not in self.adaptors:
+            raise ValueError(f"{self.name} has no adaptor {adaptor!r}; it has {', '.join(self.adaptors) or 'none'}")
+        summaries = vit.config.summary_tokens
+        weights = vit.attention(self._placed(images), layer)  # (B, heads, T, T + R + h*w)
+        patches = weights[..., summaries + vit.config.registers :]
+        shares = patches / patches.sum(-1, keepdim=True).clamp_min(torch.finfo(patches.dtype).tiny)
+        if adaptor is not None and summaries > 1:
+            shares = shares[:, :, [self.adaptors.index(adaptor)]]
+        return shares.mean(2).unflatten(-1, (-1, images.shape[-1] // self.stride))
 
     def features(self, inputs: Pictures, batch_size: int = 64) -> Features:
         """Features of pictures of any kind and size, cropped and resized as the model was trained to see them.
 
         Args:
             inputs: a file, folder (any depth), glob or `.txt` list; a Pillow picture; an array (H, W, C) or tensor
-                (C, H, W), uint8 or float in [0, 1], or a stack of them; or a list of such things.
+                (C, H, W), uint8 or float in [0, 1], or a stack of them; or a list of such things. A model of full
+                depth takes values of any type and range, scaled as in the files that it was trained on.
         Returns:
             Features of all pictures, in order, on the CPU.
         Raises:
             ValueError: for something that is no picture, naming the file.
         """
-        batches = read_batches(inputs, self.preprocess, batch_size, self.channels)
+        batches = read_batches(inputs, self.preprocess, batch_size)
         return _joined([_on_cpu(self(batch.images)) for batch in batches])
 
     def embed(self, inputs: Pictures, adaptor: str | None = None, batch_size: int = 64) -> np.ndarray:
@@ -164,7 +195,7 @@ class VisionModel:
             ValueError: for something that is no picture, and where the model has no summary.
         """
         vectors = []
-        for batch in read_batches(inputs, self.preprocess, batch_size, self.channels):
+        for batch in read_batches(inputs, self.preprocess, batch_size):
             answer = _answer(self(batch.images, adaptors=() if adaptor is None else (adaptor,)), adaptor)
             if answer.summary is None:
                 raise ValueError(
@@ -204,7 +235,7 @@ class VisionModel:
         pictures = torch.from_numpy(self.embed(inputs, space, batch_size))
         scores = (tower.logit_scale.detach().cpu().float().exp() * pictures @ classes.T).softmax(1)  # (N, n)
         ranked = [_ranked(row, labels) for row in scores.tolist()]
-        return ranked[0] if _is_single(inputs) else ranked
+        return ranked[0] if is_single(inputs) else ranked
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], adaptor: str | None = None, batch_size: int = 256) -> np.ndarray:
@@ -232,6 +263,17 @@ class VisionModel:
         """
         save_folder(folder, self.model, self.preprocess, {"name": self.name, **self.trained})
 
+    def _placed(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            raise ValueError(f"expected pictures as floats in [0, 1], got {images.dtype}; divide bytes by 255")
+        return images.to(self.device, self.dtype)
+
+    @property
+    def _vit(self) -> ViT | None:
+        """The Vision Transformer that reads its pictures."""
+        inside = (self.model, *(getattr(self.model, name, None) for name in ("backbone", "image")))
+        return next((part for part in inside if isinstance(part, ViT)), None)
+
     def _text_tower(self, adaptor: str | None) -> tuple[str | None, Any]:
         """The adaptor that knows words (None for the model itself), and the part that encodes them."""
         towers = text_towers(self.model)
@@ -244,150 +286,6 @@ class VisionModel:
             names = ", ".join(filter(None, towers))
             raise ValueError(f"{self.name} {wrong}; {f'choose adaptor= from {names}' if names else 'take no adaptor='}")
         return adaptor or None, towers[adaptor]
-
-
-@dataclass(frozen=True)
-class ReadBatch:
-    """Some pictures, ready for a model.
-
-    Attributes:
-        inputs: the paths, or whatever the pictures were given as.
-        images: (B, C, S, S) float32 in [0, 1].
-        sizes: height and width of each picture as it was, upright.
-    """
-
-    inputs: list[Picture]
-    images: Tensor
-    sizes: list[tuple[int, int]]
-
-
-def read_batches(
-    inputs: Pictures,
-    preprocess: Preprocess,
-    batch_size: int = 64,
-    channels: int = 3,
-    on_error: Callable[[str, str], None] | None = None,
-) -> Iterator[ReadBatch]:
-    """Reads pictures, two batches ahead of their use.
-
-    Args:
-        inputs: see `VisionModel.features`.
-        preprocess: what they go through.
-        batch_size: pictures a batch; one with unreadable files is smaller.
-        channels: bands that pictures must have.
-        on_error: told (path, reason) of every unreadable file, which is then left out; without it, that is an error.
-    Raises:
-        ValueError: for something that is no picture, naming the file.
-    """
-    chunks = iter(_chunks(_listed(inputs), batch_size))
-    with ThreadPoolExecutor(_READERS) as pool:
-
-        def submit(count: int) -> list[list[tuple[Picture, Future[_Read]]]]:
-            return [
-                [(item, pool.submit(_read, item, preprocess, channels)) for item in c] for c in islice(chunks, count)
-            ]
-
-        pending = deque(submit(2))
-        try:
-            while pending:
-                batch = _gathered(pending.popleft(), on_error)
-                pending.extend(submit(1))
-                if batch is not None:
-                    yield batch
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_Read = tuple[Tensor, tuple[int, int]]
-
-
-def _read(item: Picture, preprocess: Preprocess, channels: int) -> _Read:
-    """One picture: (C, S, S) as the model wants it, and its own size."""
-    image = _as_tensor(item)
-    if len(image) != channels:
-        raise ValueError(f"{_name(item)} has {len(image)} bands, and the model reads {channels}")
-    size = (image.shape[1], image.shape[2])
-    return fit(image[None], torch.tensor([size]), preprocess.size, preprocess.mode)[0], size
-
-
-def _gathered(
-    reads: list[tuple[Picture, Future[_Read]]], on_error: Callable[[str, str], None] | None
-) -> ReadBatch | None:
-    read: list[tuple[Picture, _Read]] = []
-    for item, future in reads:
-        try:
-            read.append((item, future.result()))
-        except PictureError as error:
-            if on_error is None:
-                raise
-            on_error(error.path, error.reason)
-    if not read:
-        return None
-    images = torch.stack([image for _, (image, _) in read])
-    return ReadBatch([item for item, _ in read], images, [size for _, (_, size) in read])
-
-
-def _chunks(items: list[Picture], count: int) -> list[list[Picture]]:
-    return [items[start : start + count] for start in range(0, len(items), count)]
-
-
-def _listed(inputs: Pictures) -> list[Picture]:
-    """Every picture apart: folders, globs, lists and stacks opened.
-
-    Raises:
-        ValueError: for something that is no picture, and for none at all.
-    """
-    if isinstance(inputs, list | tuple):
-        items = [item for part in inputs for item in _listed(part)]
-    elif isinstance(inputs, str | Path):
-        items = list(list_images(inputs))
-    elif isinstance(inputs, np.ndarray | Tensor) and inputs.ndim == 4:
-        items = list(inputs)
-    elif isinstance(inputs, Image.Image | np.ndarray | Tensor):
-        items = [inputs]
-    else:
-        raise ValueError(f"cannot read a picture from a {type(inputs).__name__}; {_KINDS}")
-    if not items:
-        raise ValueError("no pictures were given")
-    return items
-
-
-_KINDS = "give a path, a Pillow picture, an array (H, W, C) or a tensor (C, H, W), or a list of these"
-
-
-def _is_single(inputs: Pictures) -> bool:
-    """Whether one picture was given, not something that holds pictures."""
-    if isinstance(inputs, str | Path):
-        path = Path(inputs).expanduser()
-        return path.is_file() and path.suffix.lower() != ".txt"
-    return isinstance(inputs, Image.Image) or (isinstance(inputs, np.ndarray | Tensor) and inputs.ndim < 4)
-
-
-def _as_tensor(item: Picture) -> Tensor:
-    """(C, H, W), uint8 or float32 in [0, 1]."""
-    if isinstance(item, str | Path | Image.Image):
-        return torch.from_numpy(read_picture(item)).permute(2, 0, 1)
-    if item.ndim not in (2, 3) or 0 in item.shape or (item.ndim == 2 and isinstance(item, Tensor)):
-        raise ValueError(f"expected an array (H, W, C) or a tensor (C, H, W), got the shape {tuple(item.shape)}")
-    if isinstance(item, np.ndarray):
-        if item.dtype.kind not in "uifb":
-            raise ValueError(f"pixels should be uint8, or floats in [0, 1], not {item.dtype}")
-        bands = item[None].repeat(3, axis=0) if item.ndim == 2 else item.transpose(2, 0, 1)  # 2: grey
-        item = torch.from_numpy(bands.astype(item.dtype.newbyteorder("="), order="C"))
-    item = item.detach().cpu()
-    if item.dtype == torch.uint8:
-        return item
-    if not item.is_floating_point():
-        raise ValueError(f"pixels should be uint8, or floats in [0, 1], not {item.dtype}")
-    item = item.float()
-    low, high = item.aminmax()
-    if not (low >= 0 and high <= 1):  # NaN too
-        raise ValueError(f"pixels as floats should lie in [0, 1], and these lie in [{low:g}, {high:g}]")
-    return item
-
-
-def _name(item: Picture) -> str:
-    return str(item) if isinstance(item, str | Path) else f"a picture given as {type(item).__name__}"
 
 
 def _check_words(labels: Sequence[str], templates: Sequence[str]) -> None:

@@ -9,7 +9,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,15 +24,16 @@ from synoptic.config import TrainConfig, from_layers, load_json, save_json, to_d
 from synoptic.data.listing import expand
 from synoptic.data.loader import Loader
 from synoptic.data.sources import Source, open_source, share_errors
-from synoptic.engine import checkpoint, loop
-from synoptic.evaluation.protocols import build_evaluator, judged_part
+from synoptic.engine import checkpoint, distributed, loop
+from synoptic.evaluation.protocols import build_evaluators, judged_part
 from synoptic.evaluation.recognition import KNN
+from synoptic.evaluation.spread import RankMe
 from synoptic.files import LOCK, is_ours, sole_writer, write_text
-from synoptic.machine import processor
+from synoptic.machine import peak_memory, processor
 from synoptic.methods import get_method
 from synoptic.methods.base import Method, Task
 from synoptic.predict import VisionModel, load
-from synoptic.types import Preprocess, present
+from synoptic.types import ALONE, EncodesImages, Evaluator, Group, Preprocess, present
 from synoptic.weights import zoo
 from synoptic.weights.folder import CONFIG, is_weights_folder, save_folder
 
@@ -76,36 +79,90 @@ def train(
 def _train(recipe: Method, config: TrainConfig) -> Path:
     out = expand(config.out)
     config = replace(config, out=str(out))
-    _check_place(out, config)
+    started = distributed.world()[1] > 1
+    if distributed.world()[0] == 0:
+        _check_place(out, config)
+    if config.devices > 1 and not started:
+        _launch(recipe, config)
+        return out
     torch.set_num_threads(config.threads or torch.get_num_threads())
     source, config = _resolve(recipe, config)
-    torch.manual_seed(config.seed)
-    task = recipe.build(config, source)
-    validation = _validation_scores(config, source)
-    config = _with_metric(config, recipe.metric, judged=validation is not None)
-    facts = task.facts()
-    data = {"data.pictures": len(source), "data.sha256": source.fingerprint(recipe.captions)}
-    loader = Loader(source, config.batch, config.seed, int(LONGEST * task.reads), config.loader, config.device)
-    with sole_writer(out):
-        _claim(out, config, checkpoint.identity(config, {**data, **facts}))
-        source.record_errors(out / "data_errors.jsonl")
-        result = loop.train(task, loader, config, out, validation, config.device)
-        _export(task, recipe, config, out, result, facts)
+    with distributed.joined(config.device) as group:
+        torch.manual_seed(config.seed)
+        task = recipe.build(config, source)
+        _train_task(task, recipe, config, source, group)
     return out
 
 
+def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source, group: Group) -> None:
+    """Trains and exports a task, as one of the processes of the group; the first alone writes."""
+    out, first = Path(config.out), group.rank == 0
+    evaluators = _evaluators(recipe, config, source)
+    config = _with_metric(config, recipe.metric, judged=any(isinstance(found, KNN) for found in evaluators))
+    facts = task.facts()
+    data = {"data.pictures": len(source), "data.sha256": source.fingerprint(recipe.captions)}
+    loader = _loader(task, config, source, group)
+    with sole_writer(out) if first else nullcontext():
+        if first:
+            _claim(out, config, checkpoint.identity(config, {**data, **facts}))
+            source.record_errors(out / "data_errors.jsonl")
+        judge, device = _judge(evaluators, config), distributed.place(config.device)
+        result = loop.train(task, loader, config, out, judge, device, group)
+        if first:
+            _export(task, recipe, config, out, result, facts)
+
+
+def _launch(recipe: Method, config: TrainConfig) -> None:
+    """Trains in several processes of this machine, of which this one is none."""
+    available = torch.cuda.device_count() if config.device != "cpu" else 0
+    if available and config.devices > available:
+        raise ValueError(f"devices={config.devices}: this machine has {available}; give fewer, or device=cpu")
+    loop.check_parts(_resolve(recipe, config)[1], config.devices)  # here, where a mistake is told once
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        save_json(config, file)
+        distributed.launch(config.devices, ("synoptic.apps.worker", recipe.name, str(file)))
+
+
 def plan(method: str, config: TrainConfig) -> dict[str, Any]:
-    """What a run would be: its configuration as resolved, pictures, steps per epoch, parameters."""
+    """What a run would be, found by three of its steps; writes nothing.
+
+    Returns:
+        "pictures", "steps_per_epoch", "parameters" (exported, trained), "seconds_per_step" and "hours" (of one process,
+        without evaluations), "memory_gb" (the most that was held: on a GPU by tensors, else by the process), "losses"
+        (for each term its "start", and what is "expected" where theory tells), "config" (as resolved).
+    """
     recipe = get_method(method)
     source, config = _resolve(recipe, config)
+    torch.manual_seed(config.seed)
     task = recipe.build(config, source)
     trained = sum(parameter.numel() for group in task.parameter_groups() for parameter in group.params)
+    expected = task.expected_losses()
+    tried = loop.trial(task, _loader(task, config, source), config, distributed.place(config.device))
     return {
-        "config": to_dict(config),
         "pictures": len(source),
         "steps_per_epoch": len(source) / config.batch,
         "parameters": {"exported": _count(task.exported().parameters()), "trained": trained},
+        "seconds_per_step": round(tried["seconds_per_step"], 4),
+        "hours": round(tried["seconds_per_step"] * present(config.steps) / 3600, 3),
+        "memory_gb": _peak_memory(config.device),
+        "losses": {
+            name: {"start": round(start, 4)} | ({"expected": round(expected[name], 4)} if name in expected else {})
+            for name, start in tried["losses"].items()
+        },
+        "config": to_dict(config),
     }
+
+
+def _peak_memory(device: str) -> float | None:
+    most = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()
+    return None if most is None else round(most / 1e9, 2)
+
+
+def _loader(task: Task, config: TrainConfig, source: Source, group: Group = ALONE) -> Loader:
+    """Batches of the source as the task reads them, this process's part of each."""
+    longest, part = int(LONGEST * task.reads), (group.rank, group.size)
+    return Loader(source, config.batch, config.seed, longest, config.loader, config.device, part, config.bands)
 
 
 def evaluate(
@@ -119,7 +176,7 @@ def evaluate(
 
     Args:
         model: a MODEL or one that is loaded.
-        on: names of evaluations: knn, zeroshot, segmentation.
+        on: names of evaluations: knn, linear, logistic, retrieval, zeroshot, segmentation, attention.
         data: a data set with labels, words or masks, as the evaluations need.
         out: JSON file for the scores, which also names the part that was judged and the adaptor.
         adaptor: the teacher in whose space a student is judged, needed for `zeroshot` where several know words; None
@@ -134,10 +191,9 @@ def evaluate(
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
     part = judged_part(data, share)
     # All are built first: mistakes show at once.
-    evaluators = [build_evaluator(name, data, part, adaptor=adaptor, validation=share) for name in on]
-    scores: dict[str, float] = {}
-    for evaluator in evaluators:
-        scores.update(evaluator.run(vision))
+    evaluators = build_evaluators(on, data, part, adaptor=adaptor, validation=share)
+    answers = [evaluator.run(vision) for evaluator in evaluators]
+    scores = {name: score for answer in answers for name, score in answer}
     if out is not None:
         facts = {"model": vision.name, "data": data, "part": part, "adaptor": adaptor}
         file = expand(out)
@@ -218,24 +274,31 @@ def _with_metric(config: Any, score: str, judged: bool) -> Any:
     return replace(config, checkpoint=replace(config.checkpoint, metric=score if judged else None))
 
 
-def _validation_scores(config: TrainConfig, source: Source) -> Callable[[nn.Module], Mapping[str, float]] | None:
-    """k-NN of the validation part among training pictures; None where there are no labels to vote with.
+def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Evaluator[EncodesImages]]:
+    """What judges the model while it trains: k-NN of the validation part among training pictures, where there are
+    labels to vote with; for methods that learn without labels also the effective rank of its embeddings.
 
-    Pictures of both that cannot be read are listed together.
+    Pictures of both parts that cannot be read are listed together.
     """
-    if source.labels is None:
-        return None
+    if source.labels is None and (not recipe.rankme or len(source) < 2):
+        return []
     validation = open_source(config.data, "validation", validation=config.loader.validation)
-    if validation.labels is None or not len(validation):
-        return None
     share_errors([source, validation])
-    knn = KNN(source.sample(BANK), validation.sample(QUERIES))
-    preprocess = Preprocess(present(config.size))
+    queries = validation.sample(QUERIES)
+    labelled = source.labels is not None and validation.labels is not None
+    found: list[Evaluator[EncodesImages]] = [KNN(source.sample(BANK), queries)] if labelled else []
+    return [*found, RankMe(queries)] if recipe.rankme else found
+
+
+def _judge(evaluators: Sequence[Evaluator[EncodesImages]], config: TrainConfig) -> loop.Evaluate | None:
+    """All their scores of a network in training; None where there are none."""
+    preprocess = Preprocess(present(config.size), bands=config.bands)
 
     def scores(model: nn.Module) -> Mapping[str, float]:
-        return dict(knn.run(VisionModel(model, preprocess, config.model)))
+        vision = VisionModel(model, preprocess, config.model)
+        return {name: score for evaluator in evaluators for name, score in evaluator.run(vision)}
 
-    return scores
+    return scores if evaluators else None
 
 
 def _export(
@@ -259,9 +322,8 @@ def _export(
         there = load_json(folder / CONFIG)
         if (there.get("name"), there.get("trained")) == (out.name, trained):
             return
-    save_folder(
-        folder, loop.best_model(task, config, out), Preprocess(present(config.size)), {"name": out.name, **trained}
-    )
+    preprocess = Preprocess(present(config.size), bands=config.bands)
+    save_folder(folder, loop.best_model(task, config, out), preprocess, {"name": out.name, **trained})
 
 
 def _environment() -> dict[str, Any]:

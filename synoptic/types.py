@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -57,10 +57,14 @@ class Batch:
     """One batch, first as the loader reads it, then as a task's `prepare` augments it. Fields are None where unused.
 
     Attributes:
-        images: (B, C, H, W). From the loader: uint8, pictures of different sizes padded with zeros on the right and
-            below. After `prepare`: float32 in [0, 1], all of one size.
+        images: (B, C, H, W). From the loader: uint8, or float32 of full depth, pictures of different sizes padded with
+            zeros on the right and below. After `prepare`: float32, all of one size. What bytes become lies in [0, 1].
         sizes: (B, 2) int64, height and width of each picture inside the padding.
-        crops: one tensor (B, C, h, w) float32 in [0, 1] a crop, large ones first.
+        bounded: (B,) bool, which pictures of full depth lie in [0, 1]; None where all pictures do.
+        crops: one tensor (B, C, h, w) float32 a crop, large ones first.
+        masks: (2B, h*w) bool, hidden patches of the two large crops, those of all first crops before those of all
+            second ones.
+        masked: (M,) int64, where `masks` is true, counted through all its rows.
         captions: every caption of every picture.
         tokens: (B, L) int64 token ids of one caption a picture.
         labels: (B,) int64 class of each picture, -1 where unknown.
@@ -71,7 +75,10 @@ class Batch:
 
     images: Tensor | None = None
     sizes: Tensor | None = None
+    bounded: Tensor | None = None
     crops: tuple[Tensor, ...] = ()
+    masks: Tensor | None = None
+    masked: Tensor | None = None
     captions: tuple[tuple[str, ...], ...] = ()
     tokens: Tensor | None = None
     labels: Tensor | None = None
@@ -110,6 +117,45 @@ class Batch:
         return len(self.captions)
 
 
+class Group(Protocol):
+    """The processes that train together, as far as a loss or a statistic needs the whole batch.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: how many there are.
+    """
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, element by element, without gradient."""
+        ...
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, (B, ...) of equal shape, one after the other; gradients find their way back."""
+        ...
+
+
+class Alone:
+    """The group of a single process."""
+
+    rank = 0
+    size = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+ALONE = Alone()
+
+
 class Backbone(Protocol):
     """A picture encoder: ViT, Swin, any Hub model.
 
@@ -133,14 +179,18 @@ class Preprocess:
     Attributes:
         size: side in pixels.
         mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape.
+        bands: how many bands are read at their full depth (see `data.bands`); None reads 8-bit RGB.
     """
 
     size: int
     mode: Mode = "crop"
+    bands: int | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size={self.size} should be a number of pixels")
+        if self.bands is not None and self.bands < 1:
+            raise ValueError(f"bands={self.bands} should be a number of bands, or null for 8-bit RGB")
 
 
 class EncodesImages(Protocol):
@@ -150,7 +200,37 @@ class EncodesImages(Protocol):
     def preprocess(self) -> Preprocess: ...
 
     def encode_image(self, images: Tensor) -> Features:
-        """Features of (B, C, S, S) float pictures in [0, 1], S being the size that `preprocess` says."""
+        """Features of (B, C, S, S) float pictures, S being the size and C the bands that `preprocess` says."""
+        ...
+
+
+@runtime_checkable
+class EncodesBlocks(EncodesImages, Protocol):
+    """Capability of a model whose intermediate blocks answer too.
+
+    Attributes:
+        depth: how many blocks it has; 0 where none can be asked.
+    """
+
+    @property
+    def depth(self) -> int: ...
+
+    def encode_image(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
+        """As that of `EncodesImages`, with these blocks, counted from 0 or from the end, as layers of the features."""
+        ...
+
+
+@runtime_checkable
+class Attends(EncodesImages, Protocol):
+    """Capability of a model whose summary looks at patches."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether this one can be asked what its summary looks at."""
+        ...
+
+    def attention(self, images: Tensor, layer: int = -1, adaptor: str | None = None) -> Tensor:
+        """(B, heads, h, w), the share of each patch in what the summary sees of the patches; maps sum to 1."""
         ...
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+from synoptic.data.inputs import ReadBatch, read_batches
 from synoptic.data.listing import list_images
-from synoptic.predict import ReadBatch, VisionModel, read_batches
+from synoptic.predict import VisionModel
+from synoptic.types import Preprocess
 
 log = logging.getLogger(__name__)
 
@@ -25,22 +28,34 @@ class Reading:
         self.images = images
         self.paths = list_images(images)
         self.left_out = 0
+        self._read = 0
         self._progress = progress
 
-    def batches(self, vision: VisionModel) -> Iterator[ReadBatch]:
-        """All pictures that can be read, in order.
+    def batches(
+        self,
+        vision: VisionModel,
+        paths: Sequence[Path] | None = None,
+        preprocess: Preprocess | None = None,
+        batch_size: int = 64,
+    ) -> Iterator[ReadBatch]:
+        """Pictures that can be read, in order.
 
+        Args:
+            vision: what they are read for.
+            paths: which of them; None takes all.
+            preprocess: in place of the model's own.
+            batch_size: pictures a batch.
         Raises:
-            ValueError: at the end, if none could be read.
+            ValueError: at the end, if none could be read until then.
         """
-        read = 0
-        for batch in read_batches(list(self.paths), vision.preprocess, channels=vision.channels, on_error=self._skip):
+        wanted = list(self.paths if paths is None else paths)
+        for batch in read_batches(wanted, preprocess or vision.preprocess, batch_size, on_error=self._skip):
             yield batch
-            read += len(batch.inputs)
+            self._read += len(batch.inputs)
             if self._progress:
-                self._progress(read + self.left_out, len(self.paths))
-        if not read:
-            raise ValueError(f"{self.images}: none of its {len(self.paths)} pictures can be read")
+                self._progress(self._read + self.left_out, len(self.paths))
+        if not self._read:
+            raise ValueError(f"{self.images}: none of its {len(wanted)} pictures can be read")
 
     def _skip(self, path: str, reason: str) -> None:
         self.left_out += 1

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -18,10 +12,10 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from synoptic.children import Child, stop, terminated_as_interrupted
+
 LOOK_EVERY = 0.5  # seconds between two looks at the children
 LINE_EVERY = 10.0  # seconds between two plain lines of one child, where there is no terminal
-PATIENCE = 60.0  # seconds that children have to save what they did
-LAST_LINES = 15  # of a failed child's output are shown
 
 
 @dataclass(frozen=True)
@@ -69,92 +63,33 @@ def run(jobs: Sequence[Job], at_once: int, tick: Callable[[], None] = lambda: No
         RuntimeError: a job failed otherwise; the message holds its last lines.
         KeyboardInterrupt: this process was asked to stop.
     """
-    waiting, running = list(jobs), list[_Child]()
+    waiting, running = list(jobs), dict[str, Child]()
     console = Console(stderr=True)
-    with _terminated_as_interrupted(), _display(console, jobs) as show:
+    with terminated_as_interrupted(), _display(console, jobs) as show:
         try:
             while waiting or running:
                 while len(running) < at_once and (job := _ready(waiting, running)):
                     waiting.remove(job)
-                    running.append(_Child(job))
+                    running[job.name] = Child(job.name, job.words)
                 time.sleep(LOOK_EVERY)
-                ended = [child for child in running if child.process.poll() is not None]
-                for child in running:
-                    show(child.job, child.process.returncode == 0)
-                for child in ended:
-                    running.remove(child)
-                    child.check()
+                ended = [name for name, child in running.items() if child.process.poll() is not None]
+                for job in jobs:
+                    if job.name in running:
+                        show(job, running[job.name].process.returncode == 0)
+                for name in ended:
+                    running.pop(name).check()
                 tick()
         except KeyboardInterrupt:
             console.print("stopping, while what was done is saved; once more stops at once", soft_wrap=True)
             raise
         finally:
-            _stop(running)
+            stop(list(running.values()))
 
 
-def _ready(waiting: Sequence[Job], running: Sequence[_Child]) -> Job | None:
+def _ready(waiting: Sequence[Job], running: Collection[str]) -> Job | None:
     """The first job that waits for none of the others."""
-    undone = {job.name for job in (*waiting, *(child.job for child in running))}
+    undone = {*(job.name for job in waiting), *running}
     return next((job for job in waiting if undone.isdisjoint(job.after)), None)
-
-
-class _Child:
-    def __init__(self, job: Job):
-        self.job = job
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the child)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "synoptic.apps.tethered", *job.words],
-            stdin=subprocess.PIPE,  # its end tells the child that this process is gone
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C reaches this process alone, which passes it on once
-        )
-
-    def signal(self, number: int) -> None:
-        """To the child and all that it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-    def check(self) -> None:
-        """Raises if the child failed."""
-        code = self.process.returncode
-        if code == 0:
-            return
-        if code < 0:
-            name = signal.Signals(-code).name
-            raise ValueError(f"{self.job.name}: was killed ({name}), as happens when memory runs out")
-        self._output.seek(0)
-        lines = self._output.read().decode(errors="replace").rstrip().splitlines() or ["it said nothing"]
-        if code == 2:
-            raise ValueError(f"{self.job.name}: {lines[-1].removeprefix('synoptic: ')}")
-        raise RuntimeError("\n".join([f"{self.job.name} failed (exit code {code})", *lines[-LAST_LINES:]]))
-
-
-def _stop(children: Sequence[_Child]) -> None:
-    for child in children:
-        child.signal(signal.SIGINT)
-    deadline = time.monotonic() + PATIENCE
-    try:
-        for child in children:
-            with suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(deadline - time.monotonic(), 0))
-    finally:
-        for child in children:
-            child.signal(signal.SIGKILL)
-            child.process.wait()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 Show = Callable[[Job, bool], None]

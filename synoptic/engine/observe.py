@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from rich.text import Text
 from torch import Tensor
 
 from synoptic.files import write_text
-from synoptic.types import Batch
+from synoptic.types import ALONE, Batch, Group
 
 LINE_EVERY = 5.0  # seconds between two plain lines, so that a short step does not flood a log
 TICK_EVERY = 0.5  # seconds between two looks of the live line
@@ -56,10 +56,15 @@ class Meter:
         counts += 1
         torch.minimum(bad, torch.where(values.isfinite(), float(self.NEVER), float(step)), out=bad)
 
-    def read(self) -> tuple[dict[str, float], dict[str, int]]:
-        """The mean of every term since the last reset, and the first step of every term that was not finite."""
+    def read(self, group: Group = ALONE) -> tuple[dict[str, float], dict[str, int]]:
+        """The mean of every term since the last reset, and the first step of every term that was not finite.
+
+        Of several processes, the means are over all of them.
+        """
         totals: dict[str, list[float]] = {}
         for names, table in self._sums.items():
+            tables = group.gather(table[None])  # (processes, 3, n)
+            table = torch.cat((tables[:, :2].sum(0), tables[:, 2:].amin(0)))
             for name, (value, count, bad) in zip(names, table.T.tolist(), strict=True):
                 before = totals.get(name, [0.0, 0.0, self.NEVER])
                 totals[name] = [before[0] + value, before[1] + count, min(before[2], bad)]
@@ -104,6 +109,7 @@ class Observer:
         self._all_paused = 0.0
         self._recent: deque[tuple[int, float]] = deque(maxlen=9)  # steps and seconds of the last intervals
         self._text = ""
+        self._diagnosed: object | None = None
         self._line_at = self._tick_at = -math.inf
 
     def __enter__(self) -> Observer:
@@ -228,6 +234,12 @@ class Observer:
             self._board.add_scalar(f"evaluation/{name}", score, step)
         self.say(f"step {step}/{self._steps}  " + "  ".join(f"{name} {score:.4f}" for name, score in scores.items()))
 
+    def diagnosis(self, found: object | None) -> None:
+        """Tells what is wrong with the learning, each time that another thing is."""
+        if found is not None and found != self._diagnosed:
+            self.say(f"warning: {found}")
+        self._diagnosed = found
+
     def say(self, message: str) -> None:
         """One line for the user, on the terminal and in `train.log`."""
         self._console.print(Text(message), soft_wrap=True)
@@ -267,6 +279,42 @@ class Observer:
     def _write(self, values: Mapping[str, Any]) -> None:
         rounded = {name: _number(value) if isinstance(value, float) else value for name, value in values.items()}
         self._metrics.write(json.dumps(rounded, allow_nan=False) + "\n")
+
+
+class Bystander:
+    """Stands where the Observer stands in the first of several processes, and writes nothing."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> Bystander:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return batches
+
+    def pause(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def metrics(self, step: int, terms: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        pass
+
+    def tick(self, step: int) -> None:
+        pass
+
+    def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        pass
+
+    def diagnosis(self, found: object | None) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synoptic.config import OptimConfig
 from synoptic.methods.base import Task, update_average
@@ -53,7 +53,7 @@ def rates(config: OptimConfig, step: int, steps: int) -> dict[str, float]:
 def build_optimizer(task: Task, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the task's parameter groups; call it once the task is on its device.
 
-    Every group keeps its `name`, `lr_scale` and `decay` for `set_rates`.
+    Every group keeps what `set_rates` needs of it.
 
     Source: Loshchilov and Hutter 2019, "Decoupled weight decay regularization" (arXiv 1711.05101).
     """
@@ -64,7 +64,7 @@ def build_optimizer(task: Task, config: OptimConfig) -> torch.optim.AdamW:
     assert set(grouped) == set(trainable), f"in no group: {[trainable[i] for i in set(trainable) - set(grouped)]}"
     return torch.optim.AdamW(
         [
-            {"params": group.params, "name": group.name, "lr_scale": group.lr_scale, "decay": group.decay}
+            {name: getattr(group, name) for name in ("params", "name", "lr_scale", "decay", "start", "warmup")}
             for group in groups
         ],
         betas=config.betas,
@@ -72,11 +72,40 @@ def build_optimizer(task: Task, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Gives every group its learning rate and weight decay for the coming step."""
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, progress: float = 1.0) -> None:
+    """Gives every group its learning rate and weight decay for the coming step, at a share of the run."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = lr * group["lr_scale"] * _awake(progress, group["start"], group["warmup"])
         group["weight_decay"] = weight_decay if group["decay"] else 0.0
+
+
+def _awake(progress: float, start: float, warmup: float) -> float:
+    """0 before `start`, then rising linearly to 1."""
+    if progress < start:
+        return 0.0
+    return min((progress - start) / warmup, 1.0) if warmup else 1.0
+
+
+@torch.no_grad()
+def clip(gradients: list[Tensor], config: OptimConfig, norm: Tensor) -> None:
+    """Scales gradients down in place to the norm that `config.clip` allows.
+
+    Args:
+        gradients: of all parameters.
+        config: the bound, and whether it holds for all together or for each tensor (as in the code of DINO).
+        norm: of all gradients together.
+    """
+    if config.clip is None:
+        return
+    if config.clip_by == "all":
+        torch._foreach_mul_(gradients, (config.clip / (norm + 1e-6)).clamp_max(1.0))
+        return
+    factors = torch._foreach_norm(gradients)
+    torch._foreach_add_(factors, 1e-6)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, config.clip)
+    torch._foreach_clamp_max_(factors, 1.0)
+    torch._foreach_mul_(gradients, factors)
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -39,6 +39,23 @@ class NonFiniteLoss(ValueError):
         super().__init__(f"step {step}: {', '.join(terms)} not finite, on {shown} (see {record}); {advice}")
 
 
+class Worsened(ValueError):
+    """A model that was good when the training began has become worse than is allowed.
+
+    Args:
+        score: by which it is judged.
+        before, now: its values.
+        step: after how many steps.
+        allowed: share by which it may fall.
+    """
+
+    def __init__(self, score: str, before: float, now: float, step: int, allowed: float):
+        super().__init__(
+            f"stopped after step {step}: {score} fell from {before:.3f} at the start to {now:.3f}, by more than "
+            f"max_drop={allowed:g} allows; try a lower optim.lr or a longer head_warmup"
+        )
+
+
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; a second one does what it would do without this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from synoptic.data.pictures import PictureError
 from synoptic.data.sources import Source
 from synoptic.data.transforms import fit
-from synoptic.types import EncodesImages, Features, Mode, Preprocess
+from synoptic.types import EncodesBlocks, EncodesImages, Features, Mode, Preprocess
 
 BATCH = 64  # pictures of up to 224 pixels; fewer of larger ones
 READERS = 4  # threads; decoding runs beside the network, and more would only compete with it
@@ -32,10 +32,14 @@ class Space:
         adaptor: a student's answer in the space of this teacher; None takes the model's own.
         pooling: "summary" takes the summary where the model has one, else the mean of the patches; "patches" always
             takes the mean.
+        block: the answer of an intermediate block, -1 being the last; None takes what the model makes of them all.
+        unit: vectors are L2-normalised.
     """
 
     adaptor: str | None = None
     pooling: Literal["summary", "patches"] = "summary"
+    block: int | None = None
+    unit: bool = True
 
     @property
     def suffix(self) -> str:
@@ -49,17 +53,33 @@ class Space:
             ValueError: for an adaptor that the model does not have.
         """
         if self.adaptor is None:
-            return features
+            return features if self.block is None else features.layers[self.block]
         if self.adaptor not in features.adaptors:
             has = f"its adaptors are {', '.join(features.adaptors)}" if features.adaptors else "it has none"
             raise ValueError(f"the model has no adaptor {self.adaptor!r}: {has}")
         return features.adaptors[self.adaptor]
 
     def vectors(self, features: Features) -> Tensor:
-        """(B, C) float32, one vector a picture, L2-normalised."""
+        """(B, C) float32, one vector a picture, L2-normalised if `unit`."""
         answer = self.of(features)
         pooled = answer.summary if self.pooling == "summary" else None
-        return F.normalize((answer.patches.float().mean(1) if pooled is None else pooled.float()), dim=1)
+        vectors = answer.patches.float().mean(1) if pooled is None else pooled.float()
+        return F.normalize(vectors, dim=1) if self.unit else vectors
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A batch of pictures as a model is to see them.
+
+    Attributes:
+        index: where the B pictures stand in their source.
+        sizes: height and width of each as it was, upright.
+        images: (B, C, S, S) float32 in [0, 1].
+    """
+
+    index: list[int]
+    sizes: list[tuple[int, int]]
+    images: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,57 +103,82 @@ class Embeddings:
 
     Attributes:
         index: (n,) int64, where the pictures stand in their source; without those that could not be read.
-        vectors: for each space (n, C) float32, L2-normalised, on the device that the model answers on.
+        vectors: for each space (n, C) float32, on the device that the model answers on.
     """
 
     index: np.ndarray
     vectors: dict[Space, Tensor]
 
 
-def encode(
-    model: EncodesImages, source: Source, indices: Sequence[int] | None = None, mode: Mode | None = None
-) -> Iterator[Encoded]:
-    """Shows a model the pictures of a source, batch by batch.
+def show(
+    preprocess: Preprocess, source: Source, indices: Sequence[int] | None = None, mode: Mode | None = None
+) -> Iterator[Shown]:
+    """The pictures of a source, batch by batch, read ahead of their use.
 
-    Pictures are read ahead while the model computes. Unreadable ones are recorded in `source.errors` and left out.
+    Unreadable ones are recorded in `source.errors` and left out.
 
     Args:
-        model: sees the pictures as its `preprocess` says.
+        preprocess: what they go through.
         source: the pictures.
         indices: which of them, in this order; None takes all.
-        mode: "crop" or "squash" in place of the model's own.
+        mode: "crop" or "squash" in place of that of `preprocess`.
     Raises:
         ValueError: too many pictures cannot be read, or none can.
     """
-    size, mode = model.preprocess.size, mode or model.preprocess.mode
     wanted = list(range(len(source)) if indices is None else indices)
     any_read = False
-    for batch in _read_ahead(source, wanted, size, mode):
+    preprocess = replace(preprocess, mode=mode or preprocess.mode)
+    for batch in _read_ahead(source, wanted, preprocess):
         source.errors.note([], batch.failed)  # read in order, so the first ones tell nothing of the others
         if batch.index:
             any_read = True
-            with torch.no_grad():
-                features = model.encode_image(torch.stack(batch.images)).float()
-            yield Encoded(batch.index, batch.sizes, features)
+            yield Shown(batch.index, batch.sizes, torch.stack(batch.images))
     if not any_read:
         raise ValueError(f"{source.root}: none of its {len(wanted)} pictures can be read")
+
+
+def encode(
+    model: EncodesImages,
+    source: Source,
+    indices: Sequence[int] | None = None,
+    mode: Mode | None = None,
+    blocks: int = 0,
+) -> Iterator[Encoded]:
+    """Shows a model the pictures of a source, batch by batch; see `show`.
+
+    Args:
+        model: sees the pictures as its `preprocess` says.
+        source, indices, mode: see `show`.
+        blocks: how many of its last blocks answer too, as layers of the features; at most as many as it has.
+    """
+    for batch in show(model.preprocess, source, indices, mode):
+        with torch.no_grad():
+            if blocks and isinstance(model, EncodesBlocks):
+                features = model.encode_image(batch.images, range(-blocks, 0))
+            else:
+                features = model.encode_image(batch.images)
+        yield Encoded(batch.index, batch.sizes, features.float())
 
 
 def embed(
     model: EncodesImages, source: Source, spaces: Sequence[Space] = (Space(),), indices: Sequence[int] | None = None
 ) -> Embeddings:
-    """One L2-normalised vector a picture in each of `spaces`, all from one pass over the source.
+    """One vector a picture in each of `spaces`, all from one pass over the source.
+
+    Spaces of blocks that the model does not have are left out.
 
     Raises:
-        ValueError: for an adaptor that the model does not have, unreadable pictures (see `encode`), and vectors that
+        ValueError: for an adaptor that the model does not have, unreadable pictures (see `show`), and vectors that
             are not finite.
     """
+    deepest = max((-space.block for space in spaces if space.block is not None), default=0)
+    blocks = min(deepest, model.depth if isinstance(model, EncodesBlocks) else 0)
     index: list[int] = []
-    parts: dict[Space, list[Tensor]] = {space: [] for space in spaces}
-    for batch in encode(model, source, indices):
+    parts: dict[Space, list[Tensor]] = {space: [] for space in spaces if space.block is None or -space.block <= blocks}
+    for batch in encode(model, source, indices, blocks=blocks):
         for space, vectors in parts.items():
             vectors.append(space.vectors(batch.features))
-            check_finite(vectors[-1], batch, source)
+            check_finite(vectors[-1], batch.index, source)
         index += batch.index
     return Embeddings(np.array(index, np.int64), {space: torch.cat(vectors) for space, vectors in parts.items()})
 
@@ -160,17 +205,18 @@ class RawPixels:
         return Features(images.flatten(2).transpose(1, 2), (self.size, self.size), centred.flatten(1))
 
 
-def check_finite(vectors: Tensor, batch: Encoded, source: Source) -> None:
+def check_finite(vectors: Tensor, index: Sequence[int], source: Source) -> None:
     """Refuses numbers that no score could be trusted with.
 
     Args:
-        vectors: (B, ...) what the model says of the pictures of `batch`, which are of `source`.
+        vectors: (B, ...) what the model says of B pictures.
+        index: where these stand in `source`.
     Raises:
         ValueError: naming the first picture about which the model says NaN or infinity.
     """
     finite = vectors.isfinite().flatten(1).all(1).tolist()
     if not all(finite):
-        raise ValueError(f"the model's answer to {source.name(batch.index[finite.index(False)])} is not finite")
+        raise ValueError(f"the model's answer to {source.name(index[finite.index(False)])} is not finite")
 
 
 @dataclass
@@ -183,13 +229,13 @@ class _Batch:
     failed: list[tuple[int, PictureError]] = field(default_factory=list)
 
 
-def _read_ahead(source: Source, indices: Sequence[int], size: int, mode: Mode) -> Iterator[_Batch]:
-    count = max(1, min(BATCH, BATCH * 224**2 // size**2))
+def _read_ahead(source: Source, indices: Sequence[int], preprocess: Preprocess) -> Iterator[_Batch]:
+    count = max(1, min(BATCH, BATCH * 224**2 // preprocess.size**2))
     chunks = (indices[start : start + count] for start in range(0, len(indices), count))
     with ThreadPoolExecutor(READERS) as pool:
 
         def submit(more: int) -> list[list[tuple[int, Future[_Read]]]]:
-            return [[(i, pool.submit(_read, source, i, size, mode)) for i in part] for part in islice(chunks, more)]
+            return [[(i, pool.submit(_read, source, i, preprocess)) for i in part] for part in islice(chunks, more)]
 
         pending = deque(submit(AHEAD))
         try:
@@ -204,10 +250,10 @@ def _read_ahead(source: Source, indices: Sequence[int], size: int, mode: Mode) -
 _Read = tuple[Tensor, tuple[int, int]]
 
 
-def _read(source: Source, index: int, size: int, mode: Mode) -> _Read:
-    picture = torch.from_numpy(source.read(index)).permute(2, 0, 1)
+def _read(source: Source, index: int, preprocess: Preprocess) -> _Read:
+    picture = torch.from_numpy(source.read(index, bands=preprocess.bands)).permute(2, 0, 1)
     shape = (picture.shape[1], picture.shape[2])
-    return fit(picture[None], torch.tensor([shape]), size, mode)[0], shape
+    return fit(picture[None], torch.tensor([shape]), preprocess.size, preprocess.mode)[0], shape
 
 
 def _gathered(reads: list[tuple[int, Future[_Read]]]) -> _Batch:

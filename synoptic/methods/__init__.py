@@ -10,7 +10,12 @@ from synoptic.config import nearest
 if TYPE_CHECKING:
     from synoptic.methods.base import Method
 
-_MODULES = {"dino": "synoptic.methods.dino", "clip": "synoptic.methods.clip", "radio": "synoptic.methods.radio"}
+_MODULES = {
+    "dino": "synoptic.methods.dino",
+    "dinov2": "synoptic.methods.dinov2",
+    "clip": "synoptic.methods.clip",
+    "radio": "synoptic.methods.radio",
+}
 METHOD_NAMES = tuple(_MODULES)
 
 

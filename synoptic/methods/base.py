@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
@@ -12,8 +13,10 @@ from pydantic import Field as Bound
 from torch import Tensor, nn
 
 from synoptic.config import TrainConfig
-from synoptic.models.vit import tiled_sizes, vit_config
-from synoptic.types import Batch
+from synoptic.data.sources import Source
+from synoptic.data.statistics import statistics
+from synoptic.models.vit import ViTConfig, tiled_sizes, vit_config
+from synoptic.types import ALONE, Batch, Group
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
@@ -39,19 +42,55 @@ class ParamGroup:
         params: the parameters.
         lr_scale: multiplies the scheduled learning rate.
         decay: whether weight decay applies.
+        start: share of the run in which they stand still.
+        warmup: share of the run after that in which their learning rate rises to the scheduled one.
     """
 
     name: str
     params: list[nn.Parameter]
     lr_scale: float = 1.0
     decay: bool = True
+    start: float = 0.0
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with the learning of a run that goes on without an error.
+
+    Attributes:
+        name: in two or three words.
+        cause: what that means, and what likely brought it about.
+        mend: settings that help.
+    """
+
+    name: str
+    cause: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.cause}; try {self.mend}"
+
+
+class Collapsed(ValueError):
+    """A run stopped itself, since it was learning nothing any more."""
 
 
 class Task(nn.Module):
     """A training method. The loop calls, for every step: `prepare`, `losses`, `before_step`, `after_step`.
 
     `progress` is the share of the run already done, in [0, 1]: every schedule is a function of it.
+
+    Attributes:
+        group: the processes that train together; statistics of the whole batch are taken over them.
+        passes: how many dictionaries `losses` yields.
+        largest_fall: share by which the score that decides may fall below that of the start before the run stops; None
+            asks for no score of the start.
     """
+
+    group: Group = ALONE
+    passes: int = 1
+    largest_fall: float | None = None
 
     @property
     def reads(self) -> int:
@@ -67,7 +106,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
-        """Yields dictionaries of scalar tensors, each with "loss", on which the loop calls backward in turn.
+        """Yields `passes` dictionaries of scalar tensors, each with "loss", on which the loop calls backward in turn.
 
         The other entries are reported: name -> scalar on the device, never synchronised here.
         """
@@ -78,6 +117,18 @@ class Task(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after the optimiser's step (EMA teacher, clamps)."""
+
+    def expected_losses(self) -> dict[str, float]:
+        """What the terms of the loss should be about at the start, as far as theory tells: those of guessing."""
+        return {}
+
+    def diagnose(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
+        """What is wrong with the learning, by the terms since the last look and the scores of the last evaluation.
+
+        Raises:
+            Collapsed: where that is a reason to stop.
+        """
+        return None
 
     def parameter_groups(self) -> list[ParamGroup]:
         """Trainable parameters, matrices apart from vectors, which are never decayed."""
@@ -105,6 +156,7 @@ class Method:
         presets: name -> values by dotted key.
         captions: whether it trains on captions.
         metric: validation score that decides which checkpoint is best, where the data allow it.
+        rankme: whether the effective rank of the embeddings is found while training: for methods that may collapse.
     """
 
     name: str
@@ -115,6 +167,7 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]]
     captions: bool = False
     metric: str = "knn"
+    rankme: bool = False
 
 
 def resolve_common(config: ConfigT, samples: int, *, lr: float, epochs: float, size: int) -> ConfigT:
@@ -128,19 +181,48 @@ def resolve_common(config: ConfigT, samples: int, *, lr: float, epochs: float, s
         size: side of the training pictures, where the user gave none.
     """
     steps = config.steps or max(1, round((config.epochs or epochs) * samples / config.batch))
+    if config.channels != 3 and config.depth == "8bit":
+        raise ValueError(f"depth=8bit: reads RGB, not channels={config.channels}; leave depth out, or give depth=full")
     return replace(
         config,
         steps=steps,
         size=config.size or size,
+        depth=config.depth or ("8bit" if config.channels == 3 else "full"),
         checkpoint_every=config.checkpoint_every or max(1, steps // 20),
         evaluate_every=config.evaluate_every or max(1, steps // 5),
         optim=config.optim if config.optim.lr is not None else replace(config.optim, lr=lr),
     )
 
 
-def check_tiles(key: str, size: int, model: str) -> None:
-    """Refuses pictures that the patches of an architecture do not tile, by the key that users type."""
-    patch = vit_config(model).patch_size
+def of_bands(config: TrainConfig, source: Source) -> dict[str, Any]:
+    """What a ViT's configuration has to say of pictures that are read at full depth; nothing for 8-bit RGB.
+
+    Their statistics are taken here, anew also where a run goes on: they are a function of the pictures.
+    """
+    if config.bands is None:
+        return {}
+    mean, std = statistics(source, config.bands)
+    return {"channels": config.bands, "mean": mean, "std": std}
+
+
+def facts_of_bands(config: TrainConfig, vit: ViTConfig) -> dict[str, str]:
+    """The statistics by which a run normalises pictures of full depth, among its `Task.facts`: it cannot go on with
+    other ones."""
+    if config.bands is None:
+        return {}
+    return {"data.mean": ", ".join(map(str, vit.mean)), "data.std": ", ".join(map(str, vit.std))}
+
+
+def check_tiles(key: str, size: int, model: str, patch: int | None = None) -> None:
+    """Refuses pictures that the patches of an architecture do not tile, by the key that users type.
+
+    Args:
+        key: of the size.
+        size: side in pixels.
+        model: told to the user; the name of the architecture, unless `patch` is given.
+        patch: its patch size.
+    """
+    patch = patch or vit_config(model).patch_size
     if size % patch:
         low, high = tiled_sizes(size, patch)
         raise ValueError(f"{key}={size}: the patches of {model} do not tile it; the nearest that work: {low}, {high}")
@@ -154,6 +236,39 @@ def split_by_decay(named: Iterator[tuple[str, nn.Parameter]]) -> list[ParamGroup
         if parameter.requires_grad:
             (matrices if parameter.ndim >= 2 else vectors).append(parameter)
     return [ParamGroup("matrices", matrices), ParamGroup("vectors", vectors, decay=False)]
+
+
+def split_by_depth(named: Iterator[tuple[str, nn.Parameter]], decay: float, patch_embed: float) -> list[ParamGroup]:
+    """Groups as `split_by_decay`, each parameter of a ViT `backbone` at the learning rate of its depth.
+
+    Args:
+        named: the parameters by name; those outside of `backbone` learn at the full rate.
+        decay: factor from each block to the one below it; what comes before the first block is one layer more.
+        patch_embed: further factor of the patch embedding.
+
+    Source: layer-wise decay as in BEiT (arXiv 2106.08254, appendix); patch embedding at 0.2 in DINOv2's code.
+    """
+    parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    depths = {name: _depth(name) for name, _ in parameters}
+    top = max(depths.values(), default=0) + 1
+    scales: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in parameters:
+        depth = top if depths[name] < 0 else depths[name]
+        scale = decay ** (top - depth) * (patch_embed if name.startswith("backbone.patch_embed.") else 1.0)
+        scales.setdefault(scale, []).append((name, parameter))
+    return [
+        replace(group, name=f"{group.name} x {scale:.3g}" if scale != 1.0 else group.name, lr_scale=scale)
+        for scale, members in scales.items()
+        for group in split_by_decay(iter(members))
+        if group.params
+    ]
+
+
+def _depth(name: str) -> int:
+    """1 for a parameter of a ViT's first block, 0 below it, -1 above all blocks and outside of the backbone."""
+    if match := re.match(r"backbone\.blocks\.(\d+)\.", name):
+        return int(match[1]) + 1
+    return -1 if not name.startswith("backbone.") or name.startswith("backbone.norm.") else 0
 
 
 @torch.no_grad()

@@ -17,7 +17,15 @@ from synoptic.data.draws import Draws
 from synoptic.data.sources import Source
 from synoptic.data.transforms import RandomCrop
 from synoptic.losses import contrastive
-from synoptic.methods.base import AreaSpan, Method, Task, check_tiles, resolve_common
+from synoptic.methods.base import (
+    AreaSpan,
+    Method,
+    Task,
+    check_tiles,
+    facts_of_bands,
+    of_bands,
+    resolve_common,
+)
 from synoptic.models.clip import CLIP_MEAN, CLIP_STD, Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
@@ -70,6 +78,9 @@ class ClipTask(Task):
     def reads(self) -> int:
         return max(self.crop.sizes)
 
+    def facts(self) -> dict[str, str]:
+        return facts_of_bands(self.config, self.model.image.config)
+
     def prepare(self, batch: Batch, seed: int) -> Batch:
         counts = torch.tensor([len(captions) for captions in batch.captions])
         chosen = Draws(seed, present(batch.position)).integers("caption", counts)
@@ -78,10 +89,14 @@ class ClipTask(Task):
         return replace(cropped, tokens=self.model.tokenizer(texts).to(cropped.crops[0].device))
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
-        images = self.model(batch.crops[0]).summary
-        texts = self.model.encode_text(present(batch.tokens))
+        # Every picture is compared with the captions of all processes.
+        images = self.group.gather(self.model(batch.crops[0]).summary.float())
+        texts = self.group.gather(self.model.encode_text(present(batch.tokens)).float())
         loss = contrastive.clip(images, texts, self.model.logit_scale)
         yield {"loss": loss, "contrastive": loss.detach(), "logit_scale": self.model.logit_scale.detach().exp()}
+
+    def expected_losses(self) -> dict[str, float]:
+        return {"contrastive": math.log(self.config.batch)}
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
@@ -137,7 +152,8 @@ def build(config: ClipTrainConfig, source: Source) -> ClipTask:
         heads=present(config.text_heads),
         embedding=present(config.embedding),
     )
-    image = vit_config(config.model, image_size=config.size, mean=CLIP_MEAN, std=CLIP_STD)
+    pixels = of_bands(config, source) or {"mean": CLIP_MEAN, "std": CLIP_STD}
+    image = vit_config(config.model, image_size=config.size, **pixels)
     # CLIP changes the ViT by a norm before its blocks (sec. 2.4). A convolutional stem has norms of its own, and with
     # one more it learned less in a short run: zero-shot 0.78 against 0.88 (docs/log.md).
     image = replace(image, pre_norm=image.stem == "patch")

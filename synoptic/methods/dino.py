@@ -6,17 +6,32 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from synoptic.config import Fraction, OptimConfig, Share, TrainConfig
+from synoptic.config import Fraction, OptimConfig, Rate, Share, TrainConfig
 from synoptic.data.sources import Source
 from synoptic.data.transforms import MultiCrop, MultiCropConfig
 from synoptic.losses import ssl
-from synoptic.methods.base import Method, ParamGroup, Task, check_tiles, resolve_common, split_by_decay, update_average
+from synoptic.losses.targets import Centring, Targets
+from synoptic.methods.base import (
+    Collapsed,
+    Diagnosis,
+    Method,
+    ParamGroup,
+    Task,
+    check_tiles,
+    facts_of_bands,
+    of_bands,
+    resolve_common,
+    split_by_depth,
+    update_average,
+)
+from synoptic.methods.collapse import CollapseWatch
+from synoptic.methods.start import architecture, fingerprint, given_backbone
 from synoptic.models.heads import DinoHead
 from synoptic.models.vit import ViT, vit_config
 from synoptic.types import Batch, present
@@ -27,9 +42,15 @@ class DinoConfig(TrainConfig):
     """Self-distillation without labels.
 
     What is taken over a batch (Sinkhorn-Knopp, KoLeo, batch norm in the head) is taken over each part of it where
-    `accumulate` cuts it. `optim.clip` bounds the norm of all gradients together; the makers' code bounds each tensor's.
+    `accumulate` cuts it.
 
     Attributes:
+        init: a MODEL whose weights the backbone begins with, in place of random ones of the architecture `model`. The
+            head is new: it learns alone at first, since what it asks of the backbone then is noise.
+        head_warmup: with `init`, share of the run in which the backbone stands still; its learning rate then rises over
+            as long a share as `optim.warmup` says.
+        max_drop: with `init`, share by which k-NN (without labels RankMe) may fall below that of the given weights
+            before the run stops.
         prototypes: K, outputs of the head; None takes about a quarter of the number of pictures, between 256 and the
             paper's 65,536.
         head_hidden: width of the head's MLP.
@@ -41,16 +62,29 @@ class DinoConfig(TrainConfig):
             values help against collapse to the uniform distribution.
         teacher_temperature_start: where the warm-up begins.
         teacher_temperature_warmup: share of the run that the warm-up takes.
+        sharpening: whether the teacher's softmax has a temperature of its own; without, it takes the student's, and
+            training collapses to the uniform distribution.
         momentum: of the teacher's average of the student at the start; rises to 1 on a cosine.
         centring: what keeps any prototype from winning: "mean" subtracts the running mean of the teacher's outputs
-            (the paper); "sinkhorn" balances the batch over the prototypes (DINOv2), steadier in short runs.
+            (the paper); "sinkhorn" balances the batch over the prototypes (DINOv2), steadier in short runs; "none"
+            leaves it out, and training collapses to one prototype.
         centre_momentum: of the running mean of teacher outputs.
+        queue: how many past outputs of the teacher are balanced with the batch by "sinkhorn", for batches much smaller
+            than the number of prototypes.
         freeze_last_layer: share of the run in which the prototypes stand still.
-        koleo: weight of the KoLeo regulariser on the student's summaries (DINOv2); 0 in the paper.
+        koleo: weight of the KoLeo regulariser on the student's summaries of each large crop (DINOv2); 0 in the paper.
         drop_path: stochastic depth of the student.
+        drop_path_uniform: the same in all blocks; otherwise it rises from the first to the last.
+        layer_decay: factor of the learning rate from each block to the one below it.
+        patch_embed_lr: factor of the learning rate of the patch embedding.
+        guard: what happens when the learning collapses (see `synoptic.methods.collapse`): a warning that names how,
+            and what helps, with "stop" the end of the run as well; "off" does not look.
         crops: multi-crop augmentation.
     """
 
+    init: str | None = None
+    head_warmup: Fraction = 0.1
+    max_drop: Share = 0.1
     prototypes: PositiveInt | None = None
     head_hidden: PositiveInt = 2048
     bottleneck: PositiveInt = 256
@@ -60,16 +94,27 @@ class DinoConfig(TrainConfig):
     teacher_temperature: PositiveFloat = 0.04
     teacher_temperature_start: PositiveFloat = 0.04
     teacher_temperature_warmup: Share = 0.1
+    sharpening: bool = True
     momentum: Share = 0.996
-    centring: Literal["mean", "sinkhorn"] = "mean"
+    centring: Centring = "mean"
     centre_momentum: Fraction = 0.9
+    queue: NonNegativeInt = 0
     freeze_last_layer: Share = 0.01
     koleo: NonNegativeFloat = 0.0
     drop_path: Fraction = 0.1
+    drop_path_uniform: bool = False
+    layer_decay: Rate = 1.0
+    patch_embed_lr: Rate = 1.0
+    guard: Literal["warn", "stop", "off"] = "warn"
     crops: MultiCropConfig = field(default_factory=MultiCropConfig)
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(weight_decay=0.04, final_weight_decay=0.4, final_lr=2e-3, clip=3.0)
+        default_factory=lambda: OptimConfig(
+            weight_decay=0.04, final_weight_decay=0.4, final_lr=2e-3, clip=3.0, clip_by="tensor"
+        )
     )
+
+
+DinoConfigT = TypeVar("DinoConfigT", bound=DinoConfig)
 
 
 class Network(nn.Module):
@@ -86,30 +131,21 @@ class DinoTask(Task):
 
     Args:
         config: resolved configuration.
-        backbone: the student's ViT; the teacher starts as its copy without stochastic depth.
+        student: the teacher starts as its copy, without stochastic depth.
     """
 
-    def __init__(self, config: DinoConfig, backbone: ViT):
+    def __init__(self, config: DinoConfig, student: Network):
         super().__init__()
-        assert config.prototypes is not None
         self.config = config
+        self.largest_fall = config.max_drop if config.init is not None else None
         self.multi_crop = MultiCrop(config.crops)
-        head = DinoHead(
-            backbone.summary_width,
-            config.prototypes,
-            config.head_hidden,
-            config.bottleneck,
-            norm=config.head_norm,
-            fixed_norm=config.fixed_norm,
-        )
-        self.student = Network(backbone, head)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.student = student
+        self.teacher = copy.deepcopy(student).requires_grad_(False)
         self.teacher.backbone.eval()
-        self.centre: Tensor
-        self.register_buffer("centre", torch.zeros(1, config.prototypes))
-        self._teacher_logits: list[Tensor] = []
+        self.targets = Targets(present(config.prototypes), config.centring, config.centre_momentum, config.queue)
+        self.watch = CollapseWatch(present(config.prototypes))
 
-    def train(self, mode: bool = True) -> DinoTask:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.teacher.backbone.eval()  # without stochastic depth; norms in the head use the batch, as the student's
         return self
@@ -118,11 +154,17 @@ class DinoTask(Task):
     def reads(self) -> int:
         return max(present(self.config.crops.global_size), present(self.config.crops.local_size))
 
+    def facts(self) -> dict[str, str]:
+        given = {} if self.config.init is None else {"init.weights": fingerprint(self.student.backbone)}
+        return {**given, **facts_of_bands(self.config, self.student.backbone.config)}
+
     def prepare(self, batch: Batch, seed: int) -> Batch:
         return self.multi_crop(batch, seed)
 
     def teacher_temperature(self, progress: float) -> float:
         config = self.config
+        if not config.sharpening:
+            return config.student_temperature
         share = min(progress / config.teacher_temperature_warmup, 1.0) if config.teacher_temperature_warmup else 1.0
         start = config.teacher_temperature_start
         return start + share * (config.teacher_temperature - start)
@@ -131,73 +173,136 @@ class DinoTask(Task):
         return 1.0 - (1.0 - self.config.momentum) * (math.cos(math.pi * progress) + 1.0) / 2.0
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
+        crops = stacked(batch.crops)
         with torch.no_grad():
-            logits = self.teacher.head(self.teacher.backbone(torch.cat(batch.crops[:2])).summary).float()
-            targets = self._targets(logits, self.teacher_temperature(progress))
-            self._teacher_logits.append(logits)
-        summaries = torch.cat([self.student.backbone(crops).summary for crops in self._stacked(batch.crops)])
-        student = self.student.head(summaries)
-        size = len(batch.crops[0])
-        loss = ssl.dino(student.split(size), targets.split(size), self.config.student_temperature)
-        terms = {"loss": loss, "dino": loss.detach(), "target_entropy": ssl.entropy(targets)}
+            logits = self.teacher.head(self.teacher.backbone(crops[0]).summary)
+        targets = self.image_targets(logits, progress)
+        summaries = torch.cat([present(features.summary) for features in self.student.backbone(crops)])
+        yield self.image_terms(summaries, targets)
+
+    def image_targets(self, logits: Tensor, progress: float) -> Tensor:
+        """(2B, K) what the student should say of the two large crops, from what the teacher does."""
+        seen = round(progress * present(self.config.steps)) * 2 * self.config.batch
+        return self.targets(logits, self.teacher_temperature(progress), seen, self.group)
+
+    def image_terms(self, summaries: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The loss of whole crops, and what tells how the learning fares.
+
+        Args:
+            summaries: (crops * B, D) of the student, crop by crop, large ones first.
+            targets: (2B, K) of the teacher for the large ones.
+        """
+        size = len(targets) // 2
+        student = self.student.head(summaries).split(size)
+        loss = ssl.dino(student, targets.split(size), self.config.student_temperature)
+        terms = {"loss": loss, "dino": loss.detach()}
         if self.config.koleo:
-            spread = torch.stack([ssl.koleo(view) for view in summaries[: 2 * size].split(size)]).mean()
+            views = summaries[: 2 * size].split(size)
+            spread = torch.stack([ssl.koleo(view, group=self.group) for view in views]).sum()
             terms["loss"] = loss + self.config.koleo * spread
             terms["koleo"] = spread.detach()
-        yield terms
-
-    def _targets(self, logits: Tensor, temperature: float) -> Tensor:
-        if self.config.centring == "sinkhorn":
-            return ssl.sinkhorn_knopp(logits, temperature)
-        return ssl.sharpened(logits, self.centre, temperature)
-
-    @staticmethod
-    def _stacked(crops: tuple[Tensor, ...]) -> list[Tensor]:
-        """Crops of one size in one tensor, in order, so that the backbone runs once a size."""
-        sizes = list(dict.fromkeys(crop.shape[-2:] for crop in crops))
-        return [torch.cat([crop for crop in crops if crop.shape[-2:] == size]) for size in sizes]
+        terms["target_entropy"] = ssl.entropy(targets)
+        terms["prototypes_used"] = self.targets.prototypes_used()
+        terms["agreement"] = ssl.agreement(student[1].detach(), targets[:size])
+        return terms
 
     def before_step(self, progress: float) -> None:
         if progress < self.config.freeze_last_layer:
-            for parameter in self.student.head.last_layer.parameters():
+            for parameter in self.last_layers():
                 parameter.grad = None
 
-    @torch.no_grad()
+    def last_layers(self) -> Iterator[nn.Parameter]:
+        """The prototypes of the student."""
+        yield from self.student.head.last_layer.parameters()
+
     def after_step(self, progress: float) -> None:
         update_average(self.teacher, self.student, self.teacher_momentum(progress))
-        centre = torch.cat(self._teacher_logits).mean(dim=0, keepdim=True)
-        self.centre.lerp_(centre, 1.0 - self.config.centre_momentum)
-        self._teacher_logits.clear()
+        self.targets.update(self.group)
+
+    def expected_losses(self) -> dict[str, float]:
+        return {"dino": math.log(present(self.config.prototypes))}
+
+    def diagnose(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
+        found = self.watch.look(terms, scores, progress) if self.config.guard != "off" else None
+        if found and self.config.guard == "stop":
+            raise Collapsed(f"stopped, since the learning collapsed, {found}")
+        return found
 
     def parameter_groups(self) -> list[ParamGroup]:
-        return split_by_decay(self.student.named_parameters())
+        config = self.config
+        groups = split_by_depth(self.student.named_parameters(), config.layer_decay, config.patch_embed_lr)
+        if config.init is None:
+            return groups
+        given = {id(parameter) for parameter in self.student.backbone.parameters()}
+        return [later for group in groups for later in self._later(group, given)]
+
+    def _later(self, group: ParamGroup, given: set[int]) -> Iterator[ParamGroup]:
+        """A group, of which the parameters that were given begin to learn later, as a group of their own."""
+        late = [parameter for parameter in group.params if id(parameter) in given]
+        soon = [parameter for parameter in group.params if id(parameter) not in given]
+        if soon:
+            yield replace(group, params=soon)
+        if late:
+            start, warmup = self.config.head_warmup, self.config.optim.warmup
+            yield replace(group, name=f"{group.name} of the backbone", params=late, start=start, warmup=warmup)
 
     def shard_units(self) -> Iterator[nn.Module]:
         yield from self.student.backbone.blocks
+        yield from self.teacher.backbone.blocks
 
     def exported(self) -> nn.Module:
         return self.teacher.backbone
 
 
-def resolve(config: DinoConfig, samples: int) -> DinoConfig:
+def stacked(crops: tuple[Tensor, ...]) -> list[Tensor]:
+    """The two large crops in one tensor, and the small ones, where there are any, in another."""
+    return [torch.cat(part) for part in (crops[:2], crops[2:]) if part]
+
+
+def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     """Fills what the data decide: learning rate 5e-4 * batch / 256 and 100 epochs (paper), prototypes, crop sizes."""
     size = config.size or config.crops.global_size or 224
     config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=size)
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
     # Small crops keep the paper's proportion of 96 to 224, rounded to whole patches.
-    patch = vit_config(config.model).patch_size
+    patch = architecture(config.model, config.init).patch_size
     large = config.crops.global_size or size
     small = config.crops.local_size or max(round(large * 96 / 224 / patch), 1) * patch
     for key, side in {"size": size, "crops.global_size": large, "crops.local_size": small}.items():
-        check_tiles(key, side, config.model)
+        check_tiles(key, side, config.init or config.model, patch)
     crops = replace(config.crops, global_size=large, local_size=small)
     return replace(config, prototypes=prototypes, crops=crops)
 
 
 def build(config: DinoConfig, source: Source) -> DinoTask:
-    """The task for a resolved configuration; the pictures themselves play no part in it."""
-    vit = vit_config(config.model, drop_path=config.drop_path, image_size=config.size)
-    return DinoTask(config, ViT(vit))
+    """The task for a resolved configuration; of the pictures only the statistics play a part in it."""
+    vit = backbone(config, source)
+    return DinoTask(config, Network(vit, head(config, vit, present(config.prototypes))))
+
+
+def backbone(config: DinoConfig, source: Source, mask_token: bool = False, **shape: Any) -> ViT:
+    """The student's ViT for the pictures of a source.
+
+    Args:
+        config: resolved.
+        source: the pictures, whose statistics count where they are read at full depth.
+        mask_token: whether patches are hidden from it.
+        shape: what its configuration says besides; given weights have a shape of their own.
+    """
+    depth = {"drop_path": config.drop_path, "drop_path_uniform": config.drop_path_uniform}
+    if config.init is None:
+        changes = {**depth, **shape, **of_bands(config, source), "mask_token": mask_token}
+        return ViT(vit_config(config.model, image_size=config.size, **changes))
+    vit = given_backbone(config.init, **depth, mask_token=mask_token)
+    if vit.channels != config.channels:
+        raise ValueError(f"init={config.init}: reads {vit.channels} bands, not channels={config.channels}")
+    return vit
+
+
+def head(config: DinoConfig, vit: ViT, prototypes: int, bottleneck: int | None = None) -> DinoHead:
+    """A head on one of the student's tokens."""
+    sizes = (config.head_hidden, bottleneck or config.bottleneck)
+    return DinoHead(vit.width, prototypes, *sizes, norm=config.head_norm, fixed_norm=config.fixed_norm)
 
 
 # DINO with the batch balancing of DINOv2 and a teacher that follows quickly, for runs of some hundred steps on some
@@ -217,8 +322,9 @@ SHORT: Mapping[str, Any] = {
     "head_hidden": 512,
     "bottleneck": 128,
     "head_norm": True,
-    "koleo": 0.1,
+    "koleo": 0.05,
     "drop_path": 0.0,
+    "optim.clip_by": "all",
     "crops.local_count": 0,
 }
 
@@ -228,5 +334,6 @@ METHOD = Method(
     config=DinoConfig,
     resolve=resolve,
     build=build,
+    rankme=True,
     presets={"short": SHORT},
 )

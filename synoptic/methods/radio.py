@@ -15,7 +15,17 @@ from synoptic.config import OptimConfig, Share, TrainConfig
 from synoptic.data.sources import Source
 from synoptic.data.transforms import RandomCrop
 from synoptic.losses import distillation
-from synoptic.methods.base import AreaSpan, Method, ParamGroup, Task, check_tiles, resolve_common, split_by_decay
+from synoptic.methods.base import (
+    AreaSpan,
+    Method,
+    ParamGroup,
+    Task,
+    check_tiles,
+    facts_of_bands,
+    of_bands,
+    resolve_common,
+    split_by_decay,
+)
 from synoptic.methods.teachers import Teacher, Words, load_teachers, words_of
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.vit import vit_config
@@ -104,6 +114,7 @@ class RadioTask(Task):
         self, config: RadioConfig, student: Student, teachers: Mapping[str, Teacher], loss_weights: Mapping[str, float]
     ):
         super().__init__()
+        self.config = config
         self.size = present(config.size)
         self.student = student
         self.teachers = dict(teachers)  # not submodules: they are neither trained nor saved with the run
@@ -116,7 +127,8 @@ class RadioTask(Task):
         return max(self.crop.sizes)
 
     def facts(self) -> dict[str, str]:
-        return {f"teachers.{name}": teacher.fingerprint() for name, teacher in self.teachers.items()}
+        teachers = {f"teachers.{name}": teacher.fingerprint() for name, teacher in self.teachers.items()}
+        return teachers | facts_of_bands(self.config, self.student.config.backbone)
 
     def _apply(self, *args: Any, **kwargs: Any) -> RadioTask:  # the teachers follow the student to its device
         for teacher in self.teachers.values():
@@ -166,6 +178,12 @@ def build(config: RadioConfig, source: Source) -> RadioTask:
         raise ValueError("teachers= is missing; give at least one, such as teachers=clip:runs/clip,dino:runs/dino")
     sizes, loss_weights = parse_sizes(config.teacher_sizes), parse_loss_weights(config.loss_weights)
     teachers = load_teachers(config.teachers, sizes)
+    for name, teacher in teachers.items():
+        if teacher.model.channels != config.channels:
+            raise ValueError(
+                f"channels={config.channels}: the teacher {name} reads pictures of {teacher.model.channels} bands, and "
+                "all are shown the same; give channels= as the teachers read it"
+            )
     answers = {name: teacher.probe() for name, teacher in teachers.items()}
     _check_names("teacher_sizes", sizes, list(teachers))
     _check_names(
@@ -173,7 +191,8 @@ def build(config: RadioConfig, source: Source) -> RadioTask:
     )
     silent = {name for name in teachers if loss_weights.get(f"{name}.summary") == 0.0}
     wanted = {name: replace(given, summary=None) if name in silent else given for name, given in answers.items()}
-    return RadioTask(config, _student(config, teachers, wanted), teachers, loss_weights)
+    student = _student(config, teachers, wanted, of_bands(config, source))
+    return RadioTask(config, student, teachers, loss_weights)
 
 
 def _terms(name: str, answer: Features) -> list[str]:
@@ -186,10 +205,19 @@ def _check_names(key: str, given: Mapping[str, float], known: list[str]) -> None
             raise ValueError(f"{key}: {name!r} is none of {', '.join(known)}")
 
 
-def _student(config: RadioConfig, teachers: Mapping[str, Teacher], wanted: Mapping[str, Features]) -> Student:
-    """A student that answers with all that is `wanted` of each teacher, shown by an example."""
+def _student(
+    config: RadioConfig, teachers: Mapping[str, Teacher], wanted: Mapping[str, Features], pixels: Mapping[str, Any]
+) -> Student:
+    """A student that answers with all that is `wanted` of each teacher, shown by an example.
+
+    Args:
+        config, teachers: of the run.
+        wanted: of each teacher.
+        pixels: what the pictures decide of its ViT's configuration.
+    """
     tokens = 1 if config.summary == "shared" else len(teachers)
-    backbone = vit_config(config.model, image_size=config.size, summary_tokens=tokens, position=config.position)
+    shape: dict[str, Any] = {"image_size": config.size, "summary_tokens": tokens, "position": config.position}
+    backbone = vit_config(config.model, **shape, **pixels)
     widths = [features.patches.shape[-1] for features in wanted.values()]
     hidden = config.head_hidden or max(*widths, backbone.width)
     speaking = [name for name, features in wanted.items() if features.summary is not None]

@@ -157,7 +157,7 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["--help"], ["-h"], ["help"]):
         assert cli.main(words) == 0
         out = capsys.readouterr().out
-        for verb in ("demo", "scenes", "train", "evaluate", "embed", "classify", "models", "report"):
+        for verb in ("demo", "scenes", "train", "evaluate", "embed", "classify", "figures", "models", "report"):
             assert f"\n  {verb} " in out
 
 
@@ -279,9 +279,9 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("embed a.jpg model=m out=o tokens=words", "embed: tokens=words should be 'summary' or 'patches'"),
         ("classify no/such/folder model=vit_mini16 labels=a,b", "no/such/folder does not exist"),
         ("evaluate model=vit_mini16 on=knn", "evaluate: data= is missing"),
-        ("evaluate vit_mini16 data=a on=knn,kn", "evaluate: on=kn should be 'knn', 'zeroshot' or 'segmentation'"),
-        ("train", "train: give one method, one of dino, clip, radio (got none)"),
-        ("train dino clip data=a out=b", "train: give one method, one of dino, clip, radio (got dino clip)"),
+        ("evaluate vit_mini16 data=a on=knn,kn", "evaluate: on=kn should be 'knn', 'linear', 'logistic', "),
+        ("train", "train: give one method, one of dino, dinov2, clip, radio (got none)"),
+        ("train dino clip data=a out=b", "train: give one method, one of dino, dinov2, clip, radio (got dino clip)"),
         ("train dinoo data=a out=b", "unknown method 'dinoo'"),
         ("train dino out=b", "train dino: data= is missing"),
         ("train dino data=a out=b lr=3", "train dino: unknown key lr (did you mean optim.lr?)"),

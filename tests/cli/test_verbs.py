@@ -156,6 +156,28 @@ def test_a_model_is_judged(type_in, workshop: Path) -> None:
     assert {name: f"{written[name]:.4f}" for name in scores} == scores
 
 
+def test_a_model_is_judged_in_every_way(type_in, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from synoptic.evaluation import linear
+    from synoptic.evaluation.protocols import EVALUATIONS
+
+    monkeypatch.setattr(linear, "STEPS", (20, 20))
+    printed = type_in(f"evaluate clip on={','.join(EVALUATIONS)} data=scenes:count=60,size=32,objects=1")
+    scores = dict(line.split("\t") for line in printed.splitlines()[1:])
+    assert {name.partition("_")[0] for name in scores} == set(EVALUATIONS)
+
+
+def test_what_a_model_sees_becomes_figures(type_in, workshop: Path) -> None:
+    command = "figures pictures/test/images model=clip out=seen"
+    assert type_in(command) == "seen\n"
+    pictures = sorted((workshop / "pictures/test/images").rglob("*.jpg"))
+    names = [picture.relative_to(workshop / "pictures/test/images").with_suffix(".png") for picture in pictures]
+    assert sorted(path.relative_to(workshop / "seen/sheets") for path in (workshop / "seen").rglob("*/*.png")) == names
+    assert (workshop / "seen" / "contact_sheet.png").is_file()
+    assert type_in(command) == "seen\n", "nothing is left to draw"
+    assert "out=seen: holds figures with layer=-1, not 0; overwrite=true" in type_in(f"{command} layer=0", code=2)
+    assert type_in(f"{command} layer=0 overwrite=true") == "seen\n"
+
+
 def test_a_run_gets_its_page(type_in, workshop: Path) -> None:
     page = workshop / type_in("report clip out=page.html").strip()
     assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
@@ -176,9 +198,13 @@ def test_a_run_gets_its_page(type_in, workshop: Path) -> None:
         ("classify pictures/test/images model=vit_mini16 labels=a,b", "knows no words"),
         ("classify pictures model=clip labels=", 'labels=: give classes in words, comma-separated, as in labels="cat,'),
         ("classify pictures model=clip labels=a templates=photo", "templates=photo: {} should stand for the label"),
-        ("evaluate clip on=knnn data=pictures", "on=knnn should be 'knn', 'zeroshot' or 'segmentation'"),
+        ("evaluate clip on=knnn data=pictures", "on=knnn should be 'knn', 'linear', 'logistic', 'retrieval', "),
         ("evaluate clip on=knn data=pictures adaptor=dino", "adaptor=dino: no such adaptor; clip has none"),
         ("evaluate nowhere on=knn data=pictures", "there is no model 'nowhere'"),
+        ("figures nothing model=clip out=x.parquet", "nothing does not exist"),
+        ("figures pictures model=clip out=pictures", "out=pictures: holds files that are no figures"),
+        ("figures pictures/test/images model=clip out=x.parquet layer=4", "there is no layer 4"),
+        ("figures pictures/test/images model=clip out=x.parquet size=20", "not tiled by patches of 16"),
         ("report nowhere", "nowhere"),
     ],
 )

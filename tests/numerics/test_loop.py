@@ -12,6 +12,7 @@ from torch import nn
 from toy_run import CONFIG, ToyLoader, ToyTask, assert_equal, final_state, metrics_without_times, score
 
 from synoptic.config import CheckpointConfig, OptimConfig
+from synoptic.engine import optim
 from synoptic.engine.loop import best_model, train
 from synoptic.engine.stopping import NonFiniteLoss
 from synoptic.methods.base import ParamGroup, Task, split_by_decay
@@ -25,14 +26,14 @@ class Linear(Task):
         super().__init__()
         torch.manual_seed(0)
         self.weight = nn.Parameter(torch.randn(3, 12, dtype=torch.float64))
-        self.parts = parts
+        self.passes = parts
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         return replace(batch, images=batch.images.double().flatten(1) / 255)
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, torch.Tensor]]:
-        for _ in range(self.parts):  # the same loss as several, each with a graph of its own
-            loss = nn.functional.cross_entropy(batch.images @ self.weight.T, batch.labels) / self.parts
+        for _ in range(self.passes):  # the same loss as several, each with a graph of its own
+            loss = nn.functional.cross_entropy(batch.images @ self.weight.T, batch.labels) / self.passes
             yield {"loss": loss, "part": loss.detach()}
 
     def exported(self) -> nn.Module:
@@ -68,6 +69,19 @@ def test_a_step_is_the_step_written_out(tmp_path):
         assert lines[step]["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
         assert lines[step]["lr"] == pytest.approx(lr, rel=1e-6)
     torch.testing.assert_close(weight, task.weight.detach(), rtol=1e-5, atol=1e-7)  # clip adds 1e-6 to the norm
+
+
+def test_each_tensors_gradient_may_be_clipped_for_itself():
+    """Norms 5 and 0.5 with a bound of 1: the first is scaled to 1, the second stays; together 5.02 would both shrink."""
+    for clip_by, expected in (("tensor", ([0.6, 0.8], [0.3, 0.4])), ("all", None)):
+        gradients = [torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])]
+        norm = torch.cat(gradients).norm()
+        optim.clip(gradients, OptimConfig(clip=1.0, clip_by=clip_by), norm)
+        if expected:
+            torch.testing.assert_close(torch.stack(gradients), torch.tensor(expected), rtol=1e-5, atol=0)
+        else:
+            assert torch.cat(gradients).norm() == pytest.approx(1.0, rel=1e-5)
+            assert gradients[1].norm() < 0.1
 
 
 @pytest.mark.parametrize(("accumulate", "parts"), [(2, 1), (4, 1), (10, 1), (1, 3), (3, 2)])
@@ -116,14 +130,13 @@ def test_bf16_computes_in_half_precision_and_keeps_full_weights(tmp_path):
         def losses(self, batch, progress):
             seen.append((batch.images.dtype, self.net(batch.images).dtype, torch.is_autocast_enabled("cpu")))
             yield from super().losses(batch, progress)
-            seen.append(torch.is_autocast_enabled("cpu"))
 
         def before_step(self, progress):
             seen.append(torch.is_autocast_enabled("cpu"))
 
     task = Watched()
     train(task, ToyLoader(), replace(CONFIG, precision="bf16", accumulate=1, steps=1), tmp_path)
-    assert seen == [(torch.float32, torch.bfloat16, True), True, False]
+    assert seen == [(torch.float32, torch.bfloat16, True), False]
     assert {parameter.dtype for parameter in task.parameters()} == {torch.float32}
 
 

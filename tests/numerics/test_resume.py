@@ -290,7 +290,7 @@ def test_a_real_run_resumes_bitwise(tmp_path):
     def run(out: Path, stop: int | None = None) -> None:
         torch.manual_seed(0)
         vit = ViT(vit_config("vit_mini16", width=24, heads=2, depth=1, hidden=48, image_size=32, drop_path=0.2))
-        task = dino.DinoTask(config, vit)
+        task = dino.DinoTask(config, dino.Network(vit, dino.DinoHead(24, 16, 16, 8)))
         if stop:
             before = task.before_step
             calls = iter(range(1, 100))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("input_pipeline", "loop_overhead", "scenes", "vit_forward")
+SCRIPTS = ("attention_memory", "input_pipeline", "loop_overhead", "scenes", "ssl_step", "vit_forward")
 
 
 @pytest.fixture

@@ -40,21 +40,27 @@ def test_dino_starts_at_ln_k_when_the_student_is_uniform() -> None:
 def test_dino_has_no_gradient_for_the_teacher_and_one_for_every_crop_of_the_student() -> None:
     student = [torch.randn(3, 5, requires_grad=True) for _ in range(3)]
     logits = torch.randn(6, 5, requires_grad=True)
-    targets = ssl.sharpened(logits, torch.zeros(1, 5), 0.04).split(3)
+    targets = ssl.softened(logits, 0.04).split(3)
     ssl.dino(student, targets).backward()
     assert logits.grad is None
     assert all(crop.grad is not None and crop.grad.abs().sum() > 0 for crop in student)
 
 
-def test_sharpened_centres_then_divides_by_the_temperature(rng: torch.Generator) -> None:
+def test_softened_centres_then_divides_by_the_temperature(rng: torch.Generator) -> None:
     logits, centre = torch.randn(4, 6, generator=rng), torch.randn(1, 6, generator=rng)
     expected = np.exp((logits - centre).double().numpy() / 0.05)
     expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(ssl.sharpened(logits, centre, 0.05).numpy(), expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(ssl.softened(logits, 0.05, centre).numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_sharpened_stays_in_float32_for_half_precision_logits() -> None:
-    assert ssl.sharpened(torch.randn(2, 3).bfloat16(), torch.zeros(1, 3), 0.04).dtype == torch.float32
+@pytest.mark.parametrize(("given", "kept"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_targets_and_losses_are_float32_or_better(given: torch.dtype, kept: torch.dtype) -> None:
+    logits = torch.randn(6, 3).to(given)
+    targets = ssl.softened(logits, 0.04)
+    assert targets.dtype == ssl.sinkhorn_knopp(logits, 0.04).dtype == kept
+    assert ssl.dino(logits.split(3), targets.split(3)).dtype == kept
+    assert ssl.ibot(logits, targets, torch.arange(6), 6).dtype == kept
+    assert ssl.koleo(logits).dtype == ssl.entropy(targets).dtype == ssl.batch_mean(logits).dtype == kept
 
 
 def test_sinkhorn_knopp_equals_its_definition(rng: torch.Generator) -> None:
@@ -65,6 +71,41 @@ def test_sinkhorn_knopp_equals_its_definition(rng: torch.Generator) -> None:
         q /= q.sum(1, keepdims=True) * 5
         q /= q.sum(0, keepdims=True) * 8
     np.testing.assert_allclose(ssl.sinkhorn_knopp(logits, 0.5).numpy(), (q * 8).T, rtol=1e-4)
+
+
+def test_sinkhorn_knopp_of_nothing_is_nothing() -> None:
+    assert ssl.sinkhorn_knopp(torch.zeros(0, 5), 0.04).shape == (0, 5)
+
+
+def test_ibot_is_the_mean_over_hidden_patches_then_over_all_pictures(rng: torch.Generator) -> None:
+    """Three pictures of which the second hides nothing, and adds nothing."""
+    student, teacher = torch.randn(5, 7, generator=rng), torch.randn(5, 7, generator=rng).softmax(-1)
+    pictures = torch.tensor([0, 0, 0, 2, 2])
+    means = []
+    for picture in range(3):
+        rows = [row for row in range(5) if pictures[row] == picture]
+        log_p = [(student[row].double() / 0.1).log_softmax(-1) for row in rows]
+        losses = [-sum(float(teacher[row, k] * q[k]) for k in range(7)) for row, q in zip(rows, log_p, strict=True)]
+        means.append(sum(losses) / len(losses) if losses else 0.0)
+    assert float(ssl.ibot(student, teacher, pictures, 3)) == pytest.approx(sum(means) / 3, rel=1e-5)
+
+
+def test_ibot_of_no_hidden_patch_is_zero_with_a_gradient() -> None:
+    student = torch.zeros(0, 7, requires_grad=True)
+    loss = ssl.ibot(student, torch.zeros(0, 7), torch.zeros(0, dtype=torch.int64), 4)
+    loss.backward()
+    assert loss.item() == 0.0 and student.grad is not None
+
+
+def test_agreement_is_the_share_of_rows_with_the_same_favourite() -> None:
+    one, other = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
+    assert float(ssl.agreement(one, other)) == 0.5
+
+
+def test_batch_mean_of_no_row_is_not_a_number(rng: torch.Generator) -> None:
+    rows = torch.randn(5, 3, generator=rng)
+    torch.testing.assert_close(ssl.batch_mean(rows), rows.mean(0, keepdim=True))
+    assert ssl.batch_mean(rows[:0]).isnan().all()
 
 
 def test_sinkhorn_knopp_does_not_overflow() -> None:

@@ -1,55 +1,21 @@
 """What the methods promise: schedules, frozen parts, teachers that stay as they are, students that are whole."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from small_tasks import backward, batch_of, config_of, source_of
 
-from synoptic.config import from_dict, from_layers
 from synoptic.data.sources import Source
-from synoptic.losses import ssl
-from synoptic.methods import METHOD_NAMES, clip, dino, get_method, radio
+from synoptic.methods import METHOD_NAMES, clip, get_method, radio
 from synoptic.methods.base import split_by_decay
 from synoptic.methods.teachers import Teacher, parse_teachers
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
-from synoptic.types import Batch, Preprocess
-
-CAPTIONS = ("a red cone", "a small blue torus", "a white cube left of a green sphere")
-
-
-def batch_of(count: int = 4, size: int = 32, start: int = 0) -> Batch:
-    pictures = torch.randint(
-        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
-    )
-    place = torch.arange(start, start + count)
-    captions = tuple((f"{CAPTIONS[i % 3]} number {i}", CAPTIONS[(i + 1) % 3]) for i in range(count))
-    sizes = torch.full((count, 2), size)
-    return Batch(images=pictures, sizes=sizes, captions=captions, index=place, position=place)
-
-
-def source_of(count: int = 4) -> Source:
-    captions = [(CAPTIONS[i % 3], CAPTIONS[(i + 1) % 3]) for i in range(count)]
-    return Source(Path("pictures"), [Path(f"{i}.jpg") for i in range(count)], captions=captions)
-
-
-def config_of(method: str, **values: Any) -> Any:
-    recipe = get_method(method)
-    shared = {"data": "d", "out": "o", "model": "vit_nano16", "size": 32, "batch": 4, "steps": 10}
-    return recipe.resolve(from_dict(recipe.config, {**shared, **values}, method), 4)
-
-
-@pytest.fixture
-def dino_task() -> dino.DinoTask:
-    torch.manual_seed(0)
-    crops = {"global_size": 32, "local_size": 16, "local_count": 2}
-    config = config_of("dino", prototypes=32, head_hidden=16, bottleneck=8, crops=crops, freeze_last_layer=0.5)
-    return dino.build(config, source_of()).train()
+from synoptic.types import Preprocess
 
 
 @pytest.fixture
@@ -73,12 +39,6 @@ def radio_config(folder: Path, clip_task: clip.ClipTask, **values: Any) -> radio
     return config_of("radio", teachers=f"clip:{folder}/clip,dino:{folder}/dino", model="vit_nano8", **values)
 
 
-def backward(task: Any, batch: Batch, progress: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
-    (terms,) = task.losses(task.prepare(batch, seed), progress)
-    terms["loss"].backward()
-    return terms
-
-
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_every_method_has_a_configuration_and_a_line_that_tells_what_it_does(name: str) -> None:
     method = get_method(name)
@@ -98,79 +58,6 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     assert all(parameter.ndim >= 2 for parameter in matrices.params)
     assert all(parameter.ndim < 2 for parameter in vectors.params)
     assert len(matrices.params) + len(vectors.params) == len(list(model.parameters()))
-
-
-def test_dino_starts_near_ln_k_and_reports_its_parts(dino_task: dino.DinoTask) -> None:
-    terms = backward(dino_task, batch_of())
-    assert float(terms["dino"]) == pytest.approx(math.log(32), rel=0.3)
-    assert 0 < float(terms["target_entropy"]) <= math.log(32) + 1e-5
-
-
-def test_dino_teacher_is_the_slow_average_of_its_student(dino_task: dino.DinoTask) -> None:
-    before = [parameter.clone() for parameter in dino_task.teacher.parameters()]
-    with torch.no_grad():
-        for parameter in dino_task.student.parameters():
-            parameter.add_(1.0)
-    backward(dino_task, batch_of())
-    dino_task.after_step(0.0)
-    momentum = dino_task.config.momentum
-    for old, new, student in zip(before, dino_task.teacher.parameters(), dino_task.student.parameters(), strict=True):
-        torch.testing.assert_close(new, momentum * old + (1 - momentum) * student)
-    assert all(parameter.grad is None for parameter in dino_task.teacher.parameters())
-
-
-def test_dino_schedules_follow_progress(dino_task: dino.DinoTask) -> None:
-    assert dino_task.teacher_momentum(0.0) == pytest.approx(0.996)
-    assert dino_task.teacher_momentum(1.0) == pytest.approx(1.0)
-    dino_task.config = replace(
-        dino_task.config, teacher_temperature_start=0.04, teacher_temperature=0.07, teacher_temperature_warmup=0.3
-    )
-    temperatures = [dino_task.teacher_temperature(progress) for progress in (0.0, 0.15, 0.3, 1.0)]
-    np.testing.assert_allclose(temperatures, [0.04, 0.055, 0.07, 0.07])
-
-
-def short(**values: Any) -> dino.DinoTask:
-    """DINO by its preset, small."""
-    torch.manual_seed(0)
-    recipe = get_method("dino")
-    shared = {"data": "d", "out": "o", "model": "vit_nano16", "size": 32, "batch": 4, "steps": 10}
-    small = {"head_hidden": 16, "bottleneck": 8, "prototypes": 32}
-    config = from_layers(recipe.config, shared | small | values, "dino", preset="short", presets=recipe.presets)
-    return dino.build(recipe.resolve(config, 4), source_of()).train()
-
-
-def test_dino_by_its_preset_takes_a_step_of_balanced_targets_and_spread_summaries() -> None:
-    task = short()
-    with torch.no_grad():  # all crops alike would leave nothing to spread
-        batch = task.prepare(batch_of(8), 0)
-    assert len(batch.crops) == 2
-    (terms,) = task.losses(batch, 0.5)
-    summaries = task.student.backbone(torch.cat(batch.crops)).summary
-    logits = task.teacher.head(task.teacher.backbone(torch.cat(batch.crops)).summary)
-    targets = ssl.sinkhorn_knopp(logits, 0.01)
-    expected = ssl.dino(task.student.head(summaries).split(8), targets.split(8), 0.1)
-    spread = torch.stack([ssl.koleo(view) for view in summaries.split(8)]).mean()
-    torch.testing.assert_close(terms["loss"], expected + 0.1 * spread)
-    terms["loss"].backward()
-    assert all(
-        parameter.grad is not None for name, parameter in task.student.named_parameters() if "original0" not in name
-    )
-
-
-def test_dino_spreads_large_crops_alone() -> None:
-    task = short(crops={"local_count": 2, "global_size": 32, "local_size": 32})
-    batch = task.prepare(batch_of(8), 0)
-    (terms,) = task.losses(batch, 0.5)
-    large = [ssl.koleo(task.student.backbone(crop).summary) for crop in batch.crops[:2]]
-    torch.testing.assert_close(terms["koleo"], torch.stack(large).mean().detach())
-
-
-def test_dino_sees_the_size_of_its_large_crops() -> None:
-    config = get_method("dino").resolve(
-        from_dict(dino.DinoConfig, {"data": "d", "out": "o", "crops": {"global_size": 96}}, "dino"), 100
-    )
-    assert config.size == 96
-    assert dino.build(replace(config, model="vit_nano16"), source_of()).reads == 96
 
 
 @pytest.mark.parametrize(
@@ -209,52 +96,6 @@ def test_heads_of_text_divide_its_width_unasked() -> None:
 @pytest.mark.parametrize(("model", "kind"), [("vit_ti16", torch.nn.LayerNorm), ("vit_nano16", torch.nn.Identity)])
 def test_clip_has_a_norm_before_the_blocks_where_the_stem_has_none(model: str, kind: type) -> None:
     assert isinstance(clip.build(config_of("clip", model=model), source_of()).model.image.pre_norm, kind)
-
-
-def test_dino_centre_is_the_running_mean_of_all_teacher_logits_of_a_step(dino_task: dino.DinoTask) -> None:
-    parts = batch_of().split(2)
-    logits = []
-    for part in parts:
-        crops = dino_task.prepare(part, 0).crops
-        with torch.no_grad():
-            logits.append(dino_task.teacher.head(dino_task.teacher.backbone(torch.cat(crops[:2])).summary))
-        backward(dino_task, part)
-    dino_task.after_step(0.0)
-    torch.testing.assert_close(dino_task.centre, 0.1 * torch.cat(logits).mean(0, keepdim=True))
-
-
-def test_dino_prototypes_stand_still_at_first(dino_task: dino.DinoTask) -> None:
-    last = dino_task.student.head.last_layer
-    backward(dino_task, batch_of())
-    dino_task.before_step(0.49)
-    assert all(parameter.grad is None for parameter in last.parameters())
-    backward(dino_task, batch_of())
-    dino_task.before_step(0.5)
-    assert any(parameter.grad is not None for parameter in last.parameters())
-
-
-def test_dino_prototypes_keep_unit_length(dino_task: dino.DinoTask) -> None:
-    weight = dino_task.student.head.last_layer.weight
-    torch.testing.assert_close(weight.norm(dim=1), torch.ones(32))
-
-
-def test_dino_backbone_runs_once_a_size_and_keeps_the_order_of_crops(dino_task: dino.DinoTask) -> None:
-    crops = tuple(torch.full((2, 3, side, side), float(i)) for i, side in enumerate((32, 32, 16, 16)))
-    large, small = dino_task._stacked(crops)
-    assert large[:, 0, 0, 0].tolist() == [0, 0, 1, 1] and small[:, 0, 0, 0].tolist() == [2, 2, 3, 3]
-
-
-def test_dino_derives_prototypes_from_the_number_of_pictures() -> None:
-    recipe = get_method("dino")
-    shared = from_dict(recipe.config, {"data": "d", "out": "o"}, "dino")
-    chosen = [recipe.resolve(shared, samples).prototypes for samples in (10, 6_000, 100_000, 1_281_167)]
-    assert chosen == [256, 2048, 32768, 65536]
-
-
-def test_dino_with_sinkhorn_uses_every_prototype_equally(dino_task: dino.DinoTask) -> None:
-    dino_task.config = replace(dino_task.config, centring="sinkhorn")
-    targets = dino_task._targets(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), 1.0)
-    torch.testing.assert_close(targets.mean(0), torch.full((8,), 1 / 8), atol=5e-3, rtol=0)
 
 
 def test_clip_draws_one_caption_a_picture_by_its_position_alone(clip_task: clip.ClipTask) -> None:

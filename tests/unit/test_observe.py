@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import time
 
 import pytest
 import torch
@@ -118,6 +119,7 @@ def test_tensorboard_shows_repeated_steps_once(tmp_path):
         observer.metrics(10, {"loss": 1.0}, RATES)
         observer.metrics(20, {"loss": 2.0}, RATES)
         observer.evaluation(20, {"knn": 0.5})
+    time.sleep(1.1)  # TensorBoard reads files in order of their names, which begin with the second
     with Observer(tmp_path, steps=40, batch=4, done=10, console=plain()) as observer:
         observer.metrics(20, {"loss": 3.0}, RATES)
         observer.evaluation(20, {"knn": 0.75})

@@ -223,7 +223,9 @@ def test_weights_tell_the_step_and_the_scores_they_come_from(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.9, 0.1])
-    monkeypatch.setattr(run, "_validation_scores", lambda *_: lambda model: {"knn": next(scores)})
+    monkeypatch.setattr(run.KNN, "__init__", lambda self: None)
+    monkeypatch.setattr(run.KNN, "run", lambda self, model: iter([("knn", next(scores))]))
+    monkeypatch.setattr(run, "_evaluators", lambda *_: [run.KNN()])
     out = train(plain, tmp_path / "run", steps=3)
     trained = load_json(out / "weights" / "config.json")["trained"]
     assert (trained["steps"], trained["scores"]) == (2, {"knn": 0.9})
@@ -232,10 +234,10 @@ def test_weights_tell_the_step_and_the_scores_they_come_from(
     assert change(out / "weights") == before
 
 
-def test_without_labels_the_last_step_is_exported_and_no_scores_are_told(original: Path) -> None:
+def test_without_labels_the_last_step_is_exported_with_the_rank_of_its_embeddings(original: Path) -> None:
     trained = load_json(original / "weights" / "config.json")["trained"]
-    assert trained["steps"] == 2 and "scores" not in trained
-    assert "scores" not in (original / "weights" / "README.md").read_text()
+    assert trained["steps"] == 2 and list(trained["scores"]) == ["rankme"]
+    assert "rankme" in (original / "weights" / "README.md").read_text()
 
 
 def test_a_card_has_no_line_for_nothing(original: Path, tmp_path: Path) -> None:

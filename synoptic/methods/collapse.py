@@ -1,0 +1,82 @@
+"""Whether a student that is taught by its own average still learns: the ways in which it can stop, by name.
+
+A self-distilling network can please itself with answers that say nothing of the picture. DINO sec. 5.3 (arXiv
+2104.14294) names two: one prototype for everything, and all prototypes alike; both lower the loss. In a third the
+features fill few dimensions (Jing et al. 2022, arXiv 2110.09348). The loss tells none of them from learning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from synoptic.methods.base import Diagnosis
+
+PATIENCE = 3  # looks in a row that find the same, before it is told
+SETTLED = 0.1  # share of the run after which a start that is still soft is no excuse
+
+FEW_PROTOTYPES = 2.0  # effective number of prototypes in use
+UNIFORM = 0.98  # entropy of the targets, of its largest value
+FEW_DIMENSIONS = 3.0  # RankMe of the embeddings
+DIVERGED = 1.5  # loss, of that of guessing
+
+WINS = Diagnosis(
+    "one prototype wins",
+    "every picture gets the same answer: nothing balances the prototypes, or too weakly for so low a temperature",
+    "centring=sinkhorn, a higher teacher_temperature or a lower optim.lr",
+)
+ALIKE = Diagnosis(
+    "uniform output",
+    "all prototypes are equally likely for every picture: the teacher's targets are too soft to say anything",
+    "sharpening=true, a lower teacher_temperature (0.02), fewer prototypes",
+)
+FLAT = Diagnosis(
+    "dimensional collapse",
+    "the embeddings fill few of their dimensions: different pictures lie on a line or nearly so",
+    "koleo=0.1, a lower optim.lr, larger batches",
+)
+AWAY = Diagnosis(
+    "diverged",
+    "the loss is far above that of guessing: the student runs away from its teacher",
+    "a lower optim.lr, a longer optim.warmup, a stronger optim.clip or precision=fp32",
+)
+
+
+class CollapseWatch:
+    """Looks at what is logged, and names what went wrong once it has stayed so for some looks.
+
+    Args:
+        prototypes: K.
+    """
+
+    def __init__(self, prototypes: int):
+        self._prototypes = prototypes
+        self._found: Diagnosis | None = None
+        self._times = 0
+
+    def look(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
+        """The diagnosis, where the last looks agree on one.
+
+        Args:
+            terms: means since the last look: "dino", "target_entropy" (nats), "prototypes_used".
+            scores: of the last evaluation; "rankme" where it was found.
+            progress: share of the run done.
+        """
+        found = self._named(terms, scores, progress)
+        self._times = self._times + 1 if found is self._found else 1
+        self._found = found
+        return found if self._times >= PATIENCE else None
+
+    def _named(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
+        guessing = math.log(self._prototypes)
+        if terms["dino"] > DIVERGED * guessing:
+            return AWAY
+        if terms["prototypes_used"] * self._prototypes < FEW_PROTOTYPES:
+            return WINS
+        if progress < SETTLED:
+            return None
+        if terms["target_entropy"] > UNIFORM * guessing:
+            return ALIKE
+        if scores.get("rankme", math.inf) < FEW_DIMENSIONS:
+            return FLAT
+        return None

@@ -1,0 +1,243 @@
+"""DINOv2: DINO on whole crops and iBOT on hidden patches, balanced by Sinkhorn-Knopp, spread by KoLeo.
+
+Source: Oquab et al. 2024 (arXiv 2304.07193); iBOT: Zhou et al. 2022 (arXiv 2111.07832).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from synoptic.config import Fraction, OptimConfig, Share
+from synoptic.data.masking import MaskConfig, draw_masks
+from synoptic.data.sources import Source
+from synoptic.data.transforms import MultiCrop, MultiCropConfig
+from synoptic.losses import ssl
+from synoptic.losses.targets import Centring, Targets
+from synoptic.methods import dino
+from synoptic.methods.base import Method
+from synoptic.methods.dino import DinoConfig, DinoTask, Network, stacked
+from synoptic.methods.start import architecture
+from synoptic.models.heads import DinoHead
+from synoptic.models.layers import FeedForward
+from synoptic.models.vit import ViT
+from synoptic.types import Batch, present
+
+
+@dataclass(frozen=True, kw_only=True)
+class HighResolutionConfig:
+    """A last phase with larger pictures, for features that are fine in detail (DINOv2 sec. 5).
+
+    Attributes:
+        share: of the run that it takes; 0 leaves it out.
+        scale: side of its crops over that of the crops before, rounded to whole patches (518 / 224 in the paper).
+    """
+
+    share: Fraction = 0.0
+    scale: PositiveFloat = 518 / 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dinov2Config(DinoConfig):
+    """Self-distillation of crops and of hidden patches, without labels.
+
+    Attributes:
+        ibot: weight of the loss of hidden patches; 0 leaves it out.
+        heads: "tied" judges patches by the head of whole crops (iBOT), "untied" by one of their own (DINOv2).
+        patch_prototypes: outputs of the patches' own head; None takes as many as of the other.
+        patch_bottleneck: width in which those are compared.
+        masks: which patches are hidden.
+        registers: tokens that take over what models else keep in patches (arXiv 2309.16588). With `init` their number,
+            `layer_scale` and `feed_forward` are those of the given weights.
+        layer_scale: initial factor of each residual branch; None leaves LayerScale out.
+        feed_forward: of the blocks; None takes what the architecture has by its name.
+        high_resolution: a last phase with larger pictures.
+    """
+
+    ibot: NonNegativeFloat = 1.0
+    heads: Literal["tied", "untied"] = "untied"
+    patch_prototypes: PositiveInt | None = None
+    patch_bottleneck: PositiveInt = 256
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    registers: int = 0
+    layer_scale: PositiveFloat | None = 1e-5
+    feed_forward: FeedForward | None = None
+    high_resolution: HighResolutionConfig = field(default_factory=HighResolutionConfig)
+    fixed_norm: bool = False
+    centring: Centring = "sinkhorn"
+    koleo: NonNegativeFloat = 0.1
+    momentum: Share = 0.992
+    teacher_temperature: PositiveFloat = 0.07
+    teacher_temperature_warmup: Share = 0.3
+    drop_path: Fraction = 0.3
+    drop_path_uniform: bool = True
+    crops: MultiCropConfig = field(
+        default_factory=lambda: MultiCropConfig(global_scale=(0.32, 1.0), local_scale=(0.05, 0.32))
+    )
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            weight_decay=0.04, final_weight_decay=0.4, final_lr=2.5e-4, clip=3.0, clip_by="tensor"
+        )
+    )
+
+
+class PatchNetwork(Network):
+    """A backbone with a head for whole crops and one for patches, which may be the same."""
+
+    def __init__(self, backbone: ViT, head: DinoHead, patch_head: DinoHead | None):
+        super().__init__(backbone, head)
+        self.own_patch_head = patch_head
+
+    @property
+    def patch_head(self) -> DinoHead:
+        return self.own_patch_head or self.head
+
+
+class Dinov2Task(DinoTask):
+    """DINO's student and teacher, which also agree on patches that the student does not see.
+
+    Args:
+        config: resolved configuration.
+        student: with a mask token.
+    """
+
+    student: PatchNetwork
+    teacher: PatchNetwork
+
+    def __init__(self, config: Dinov2Config, student: PatchNetwork):
+        super().__init__(config, student)
+        self.config: Dinov2Config = config
+        self.high_resolution = MultiCrop(larger(config))
+        prototypes = present(config.prototypes if config.heads == "tied" else config.patch_prototypes)
+        self.patch_targets = Targets(prototypes, config.centring, config.centre_momentum)
+
+    @property
+    def reads(self) -> int:
+        crops = self.high_resolution.config if self.config.high_resolution.share else self.config.crops
+        return max(present(crops.global_size), present(crops.local_size))
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        config = self.config
+        position = present(batch.position)
+        step = int(position[0]) // config.batch
+        late = step >= (1.0 - config.high_resolution.share) * present(config.steps)
+        batch = (self.high_resolution if late else self.multi_crop)(batch, seed)
+        if not config.ibot:
+            return batch
+        patch = self.student.backbone.stride
+        grid = (batch.crops[0].shape[-2] // patch, batch.crops[0].shape[-1] // patch)
+        masks = draw_masks(config.masks, grid, position, config.batch, seed)
+        masked = masks.flatten().nonzero()[:, 0]  # found on the host, so that no device is waited for
+        device = batch.crops[0].device
+        return replace(batch, masks=masks.to(device, non_blocking=True), masked=masked.to(device, non_blocking=True))
+
+    def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
+        crops = stacked(batch.crops)
+        with torch.no_grad():
+            teacher = self.teacher.backbone(crops[0])
+            logits = self.teacher.head(present(teacher.summary))
+        targets = self.image_targets(logits, progress)
+        student = self.student.backbone(crops, [batch.masks, *[None] * (len(crops) - 1)])
+        terms = self.image_terms(torch.cat([present(features.summary) for features in student]), targets)
+        if self.config.ibot:
+            loss = self.patch_loss(student[0].patches, teacher.patches, present(batch.masked), progress)
+            terms["loss"] = terms["loss"] + self.config.ibot * loss
+            terms["ibot"] = loss.detach()
+        yield terms
+
+    def patch_loss(self, student: Tensor, teacher: Tensor, masked: Tensor, progress: float) -> Tensor:
+        """The loss of hidden patches.
+
+        Args:
+            student, teacher: (2B, h*w, D) patches of the large crops.
+            masked: (M,) which of them are hidden, counted through all; only these go through the heads.
+        """
+        temperature = self.teacher_temperature(progress)
+        with torch.no_grad():
+            logits = self.teacher.patch_head(teacher.flatten(0, 1)[masked])
+        targets = self.patch_targets(logits, temperature, 0, self.group)
+        answer = self.student.patch_head(student.flatten(0, 1)[masked])
+        pictures = masked // student.shape[1]
+        return ssl.ibot(answer, targets, pictures, len(student), self.config.student_temperature)
+
+    def expected_losses(self) -> dict[str, float]:
+        """Pictures without masks count in the loss of patches, and add nothing."""
+        if not self.config.ibot:
+            return super().expected_losses()
+        prototypes = self.student.patch_head.last_layer.out_features
+        return {**super().expected_losses(), "ibot": self.config.masks.share * math.log(prototypes)}
+
+    def last_layers(self) -> Iterator[nn.Parameter]:
+        yield from super().last_layers()
+        if self.student.own_patch_head is not None:
+            yield from self.student.own_patch_head.last_layer.parameters()
+
+    def after_step(self, progress: float) -> None:
+        super().after_step(progress)
+        if self.config.ibot:
+            self.patch_targets.update(self.group)
+
+
+def larger(config: Dinov2Config) -> MultiCropConfig:
+    """The crops of the high-resolution phase: both sizes grow alike, to whole patches."""
+    patch, scale = architecture(config.model, config.init).patch_size, config.high_resolution.scale
+
+    def grown(size: int | None) -> int:
+        return max(round(present(size) * scale / patch), 1) * patch
+
+    crops = config.crops
+    return replace(crops, global_size=grown(crops.global_size), local_size=grown(crops.local_size))
+
+
+def resolve(config: Dinov2Config, samples: int) -> Dinov2Config:
+    """Fills what the data decide: as DINO does, but a learning rate of 4e-3 * sqrt(batch / 1024) (DINOv2's code)."""
+    if config.optim.lr is None:
+        config = replace(config, optim=replace(config.optim, lr=4e-3 * math.sqrt(config.batch / 1024)))
+    config = dino.resolve(config, samples)
+    own = config.patch_prototypes or config.prototypes
+    return replace(config, patch_prototypes=own if config.heads == "untied" else None)
+
+
+def build(config: Dinov2Config, source: Source) -> Dinov2Task:
+    """The task for a resolved configuration; of the pictures only the statistics play a part in it."""
+    shape: dict[str, Any] = {"registers": config.registers, "layer_scale": config.layer_scale}
+    if config.feed_forward is not None:
+        shape["feed_forward"] = config.feed_forward
+    hides = config.ibot > 0
+    vit = dino.backbone(config, source, mask_token=hides, **shape)
+    head, patch_head = dino.head(config, vit, present(config.prototypes)), None
+    if hides and config.heads == "untied":
+        patch_head = dino.head(config, vit, present(config.patch_prototypes), config.patch_bottleneck)
+    return Dinov2Task(config, PatchNetwork(vit, head, patch_head))
+
+
+# iBOT: one head for crops and patches, the running mean in place of Sinkhorn-Knopp, no KoLeo (arXiv 2111.07832).
+IBOT: Mapping[str, Any] = {
+    "heads": "tied",
+    "centring": "mean",
+    "koleo": 0.0,
+    "prototypes": 8192,
+    "momentum": 0.996,
+    "layer_scale": None,
+    "drop_path": 0.1,
+    "drop_path_uniform": False,
+    "crops.global_scale": (0.25, 1.0),
+    "crops.local_scale": (0.05, 0.25),
+    "crops.local_count": 10,
+}
+
+METHOD = Method(
+    name="dinov2",
+    summary="learn to see without labels, whole pictures and their patches",
+    config=Dinov2Config,
+    resolve=resolve,
+    build=build,
+    rankme=True,
+    presets={"ibot": IBOT},
+)

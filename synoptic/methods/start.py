@@ -1,0 +1,63 @@
+"""Where the training of a backbone begins: from random weights of a named architecture, or from those of a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from synoptic.models.adaptors import Student
+from synoptic.models.clip import Clip
+from synoptic.models.vit import ViT, ViTConfig, vit_config
+from synoptic.predict import load
+from synoptic.weights.folder import weights_hash
+
+
+def architecture(model: str, init: str | None) -> ViTConfig:
+    """The architecture that is trained: that of the model in `init`, or else the one that `model` names.
+
+    Raises:
+        ValueError: `init` is no model, or `model` no architecture.
+    """
+    return _given_architecture(init) if init is not None else vit_config(model)
+
+
+@lru_cache(maxsize=4)
+def _given_architecture(init: str) -> ViTConfig:
+    return _trunk(init).config
+
+
+def given_backbone(init: str, **changes: Any) -> ViT:
+    """A ViT with the weights of a model: of a CLIP its image tower, of a student its backbone.
+
+    Args:
+        init: a MODEL.
+        changes: to fields of its configuration that leave the weights as they are (`drop_path`), and `mask_token`,
+            which starts at zero where the weights have none.
+    Raises:
+        ValueError: there is no such model.
+    """
+    given = _trunk(init)
+    vit = ViT(replace(given.config, **changes))
+    state = given.state_dict()
+    if vit.mask_token is not None:
+        state.setdefault("mask_token", torch.zeros_like(vit.mask_token))
+    else:
+        state.pop("mask_token", None)
+    vit.load_state_dict(state)
+    return vit
+
+
+def fingerprint(vit: ViT) -> str:
+    """Tells its weights from any others."""
+    return weights_hash(vit)
+
+
+def _trunk(init: str) -> ViT:
+    model = load(init, "cpu").model
+    trunk = model.image if isinstance(model, Clip) else model.backbone if isinstance(model, Student) else model
+    if not isinstance(trunk, ViT):
+        raise ValueError(f"init={init}: a {type(model).__name__} has no vision transformer to go on with")
+    return trunk

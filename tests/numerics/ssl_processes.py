@@ -1,0 +1,101 @@
+"""One process of a self-supervised training in float64: ``python -m ssl_processes METHOD STEPS OUT``.
+
+Pictures are random numbers that their place in the run decides; the weights are written to OUT/PROCESSES.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synoptic.config import from_dict
+from synoptic.data.sources import Source
+from synoptic.engine import checkpoint, distributed, loop
+from synoptic.methods import get_method
+from synoptic.types import Batch, Group
+
+BATCH = 8
+SHARED = {
+    **{"data": "d", "out": "o", "model": "vit_nano8", "size": 16, "batch": BATCH, "steps": 10, "precision": "fp32"},
+    **{"prototypes": 24, "head_hidden": 16, "bottleneck": 8, "drop_path": 0.0, "checkpoint_every": 5},
+    "crops": {"global_size": 16, "local_size": 8, "local_count": 2},
+    "optim": {"lr": 1e-3},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "dino": {"koleo": 0.1},
+    "dinov2": {"patch_bottleneck": 8, "masks": {"ratio": (0.3, 0.6)}},
+    "dinov2-queue": {"patch_bottleneck": 8, "queue": 32, "heads": "tied"},
+}
+
+
+class _Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class Pictures:
+    """Crops for the places of a process, made of nothing but their numbers."""
+
+    def __init__(self, group: Group):
+        share = BATCH // group.size
+        self._places = torch.arange(share) + group.rank * share
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        for step in range(start, stop):
+            position = step * BATCH + self._places
+            yield Batch(images=torch.zeros(len(position), 1), position=position, index=position)
+
+    def names(self, step: int) -> list[str]:
+        return []
+
+
+def crops_of(batch: Batch, seed: int) -> Batch:
+    assert batch.position is not None
+
+    def crop(number: int, size: int) -> torch.Tensor:
+        pictures = []
+        for place in batch.position.tolist():
+            random = torch.Generator().manual_seed(place * 10 + number)
+            pictures.append(torch.rand(3, size, size, generator=random, dtype=torch.float64))
+        return torch.stack(pictures)
+
+    return replace(batch, images=None, crops=(crop(0, 16), crop(1, 16), crop(2, 8), crop(3, 8)))
+
+
+def main() -> None:
+    case, steps, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    recipe = get_method(case.partition("-")[0])
+    config: Any = recipe.resolve(from_dict(recipe.config, {**SHARED, **CASES[case]}, case), 64)
+    config = replace(config, device="cpu")
+    with distributed.joined("cpu") as group:
+        torch.manual_seed(0)
+        task: Any = recipe.build(config, Source(Path("p"), [Path("a.jpg")])).double()
+        task.multi_crop = crops_of
+        if steps < config.steps:
+            _stop_after(task, steps)
+        try:
+            loop.train(task, Pictures(group), config, out, None, "cpu", group)
+        except _Killed:
+            return
+        if group.rank == 0:
+            checkpoint.save(out / f"{group.size}.pt", {"state": task.state_dict()})
+
+
+def _stop_after(task: Any, steps: int) -> None:
+    after, done = task.after_step, iter(range(1, steps + 1))
+
+    def counted(progress: float) -> None:
+        after(progress)
+        if next(done) == steps:
+            raise _Killed
+
+    task.after_step = counted
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The guard: each way to collapse is named from what is logged, after some looks that agree, and stops the run if asked."""
+
+import math
+from pathlib import Path
+
+import pytest
+from small_tasks import config_of, source_of
+
+from synoptic.methods import get_method
+from synoptic.methods.base import Collapsed
+from synoptic.methods.collapse import ALIKE, AWAY, FLAT, PATIENCE, WINS, CollapseWatch
+
+PROTOTYPES = 64
+SOUND = {"dino": 3.0, "target_entropy": 1.5, "prototypes_used": 0.7}
+ILL = {
+    "wins": (WINS, {"target_entropy": 0.1, "prototypes_used": 1.1 / PROTOTYPES}, {}),
+    "alike": (ALIKE, {"target_entropy": 0.995 * math.log(PROTOTYPES), "prototypes_used": 1.0}, {}),
+    "flat": (FLAT, {}, {"rankme": 1.5}),
+    "away": (AWAY, {"dino": 2 * math.log(PROTOTYPES)}, {}),
+}
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_each_collapse_has_its_name_its_cause_and_its_mend(name: str) -> None:
+    expected, terms, scores = ILL[name]
+    watch = CollapseWatch(PROTOTYPES)
+    looks = [watch.look(SOUND | terms, {"rankme": 30.0} | scores, 0.5) for _ in range(PATIENCE)]
+    assert looks == [None] * (PATIENCE - 1) + [expected]
+    assert str(expected).startswith(f"{expected.name}: ") and "; try " in str(expected)
+
+
+def test_a_sound_run_is_left_alone() -> None:
+    watch = CollapseWatch(PROTOTYPES)
+    assert not any(watch.look(SOUND, {"rankme": 30.0}, look / 50) for look in range(50))
+
+
+def test_one_bad_look_is_no_collapse() -> None:
+    watch = CollapseWatch(PROTOTYPES)
+    bad = SOUND | ILL["wins"][1]
+    assert not any(watch.look(bad if look % PATIENCE else SOUND, {}, 0.5) for look in range(20))
+
+
+def test_a_start_may_be_soft() -> None:
+    """Random networks say nearly the same of all pictures, and have no rank."""
+    watch = CollapseWatch(PROTOTYPES)
+    soft = SOUND | ILL["alike"][1]
+    assert not any(watch.look(soft, {"rankme": 1.0}, 0.05) for _ in range(10))
+
+
+@pytest.mark.parametrize("guard", ["warn", "stop", "off"])
+def test_a_task_warns_stops_or_does_not_look(guard: str, tmp_path: Path) -> None:
+    config = config_of("dino", prototypes=PROTOTYPES, guard=guard)
+    task = get_method("dino").build(config, source_of())
+    bad = SOUND | ILL["wins"][1]
+    for _ in range(PATIENCE - 1):
+        assert task.diagnose(bad, {}, 0.5) is None
+    if guard == "stop":
+        with pytest.raises(Collapsed, match="stopped, since the learning collapsed, one prototype wins: .*; try "):
+            task.diagnose(bad, {}, 0.5)
+    else:
+        assert task.diagnose(bad, {}, 0.5) == (WINS if guard == "warn" else None)
