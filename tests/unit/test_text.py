@@ -138,10 +138,11 @@ def test_every_token_before_the_end_matters_and_so_does_their_order() -> None:
 def test_a_token_sees_itself_and_those_before_it_alone() -> None:
     rows = TOKENIZER(["a red cone"])
     block = tower().blocks[0]
-    tokens = torch.randn(1, rows.shape[1], 16)
+    tokens = torch.randn(rows.shape[1], 16)
+    groups = ((1, len(tokens)),)
     changed = tokens.clone()
-    changed[:, 2] += 1
-    differs = (block(tokens) != block(changed)).any(-1)[0].tolist()
+    changed[2] += 1
+    differs = (block(tokens, groups) != block(changed, groups)).any(-1).tolist()
     assert differs == [False, False, *[True] * (rows.shape[1] - 2)]
 
 
