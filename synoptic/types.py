@@ -253,4 +253,6 @@ Capability = TypeVar("Capability", bound=EncodesImages, contravariant=True)
 class Evaluator(Protocol[Capability]):
     """Judges a model that has the capability named; scores are fractions in [0, 1] unless their names say otherwise."""
 
-    def run(self, model: Capability) -> Iterator[tuple[str, float]]: ...
+    def run(self, model: Capability) -> Iterator[tuple[str, float]]:
+        """The scores by name. What the model lacks is best told by the call itself, before the first score is asked."""
+        ...

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synoptic.data.sources import Source
-from synoptic.evaluation.features import Space, check_finite, encode
+from synoptic.evaluation.features import Encoded, Shown, Space, check_finite, encode
 from synoptic.evaluation.ridge import LinearProbe, NormalEquations
 from synoptic.types import EncodesImages, Features
 
@@ -110,19 +110,10 @@ class Segmentation:
         self, model: EncodesImages, source: Source, indices: Sequence[int]
     ) -> Iterator[tuple[Features, list[np.ndarray]]]:
         """The patches of pictures in the space that is judged, batch by batch, with their masks."""
-        assert source.masks is not None
         for batch in encode(model, source, indices, mode="squash"):
             features = self.space.of(batch.features)
-            check_finite(features.patches, batch, source)
-            masks = [read_mask(source.masks[index]) for index in batch.index]
-            for index, mask, (height, width) in zip(batch.index, masks, batch.sizes, strict=True):
-                # A mask may be smaller than its picture, with sides rounded.
-                if abs(mask.shape[0] * width - mask.shape[1] * height) > max(height, width):
-                    raise ValueError(
-                        f"{source.masks[index]} is {mask.shape[1]} x {mask.shape[0]} pixels, a shape unlike that of "
-                        f"its picture, {width} x {height}"
-                    )
-            yield features, masks
+            check_finite(features.patches, batch.index, source)
+            yield features, read_masks(source, batch)
 
     def _rows(self, features: Features, masks: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Every patch with the weighted share of each class in it: (B*h*w, D) and (B*h*w, C)."""
@@ -184,6 +175,35 @@ def read_mask(path: Path) -> np.ndarray:
     return mask.astype(np.int64)
 
 
+def masks_of(source: Source) -> Sequence[Path]:
+    """The mask file of each picture.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if source.masks is None:
+        raise ValueError(f"{source.root} has no masks: put PNGs of the pictures' names into masks/ beside images/")
+    return source.masks
+
+
+def read_masks(source: Source, batch: Encoded | Shown) -> list[np.ndarray]:
+    """The masks of a batch of pictures of `source`, (H, W) int64 each.
+
+    Raises:
+        ValueError: see `read_mask`; and for a mask of another shape than its picture.
+    """
+    paths = [masks_of(source)[index] for index in batch.index]
+    masks = [read_mask(path) for path in paths]
+    for path, mask, (height, width) in zip(paths, masks, batch.sizes, strict=True):
+        # A mask may be smaller than its picture, with sides rounded.
+        if abs(mask.shape[0] * width - mask.shape[1] * height) > max(height, width):
+            raise ValueError(
+                f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels, a shape unlike that of "
+                f"its picture, {width} x {height}"
+            )
+    return masks
+
+
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """(C, h, w) to (C, height, width), patches standing at the centres of what they cover."""
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -197,12 +217,11 @@ def _tally(counts: np.ndarray, truth: np.ndarray, said: np.ndarray) -> None:
 
 def _count_pixels(source: Source) -> np.ndarray:
     """(255,) int64, pixels of each class in all masks."""
-    if source.masks is None:
-        raise ValueError(f"{source.root} has no masks: put PNGs of the pictures' names into masks/ beside images/")
     pixels = np.zeros(IGNORE + 1, np.int64)
-    for path in source.masks:
+    masks = masks_of(source)
+    for path in masks:
         pixels += np.bincount(read_mask(path).ravel(), minlength=IGNORE + 1)
     pixels = pixels[:IGNORE]
     if not pixels.any():
-        raise ValueError(f"{source.masks[0].parent}: no pixel of its masks has a class, all are {IGNORE}")
+        raise ValueError(f"{masks[0].parent}: no pixel of its masks has a class, all are {IGNORE}")
     return pixels

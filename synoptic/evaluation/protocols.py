@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from synoptic.data.sources import Source, open_source, parts_of
 from synoptic.data.words import sentence, with_article
+from synoptic.evaluation.attention import AttentionOverlap
 from synoptic.evaluation.dense import Segmentation
 from synoptic.evaluation.features import Space
-from synoptic.evaluation.recognition import KNN, ZeroShot
+from synoptic.evaluation.linear import Linear
+from synoptic.evaluation.logistic import Logistic
+from synoptic.evaluation.recognition import KNN, Recogniser, Together, ZeroShot
+from synoptic.evaluation.retrieval import Retrieval
 from synoptic.evaluation.scenes import is_scenes, seen_pairs
 from synoptic.types import EncodesText, Evaluator
 
@@ -19,6 +23,7 @@ logger = logging.getLogger(__name__)
 Part = Literal["test", "validation"]
 
 SET_APART = 0.1  # of the training pictures, for validation, as runs do unless told otherwise
+NEIGHBOURS = (10, 20, 100, 200)  # for which k-NN scores are published (DINO, DINOv2)
 TEMPLATES = ("a photo of {}.", "a picture of {}.", "a close-up photo of {}.", "a photo of {}, small.", "{}")
 SCENE_TEMPLATES = ("{}", "a picture of {}", "a photo of {}", "there is {}")  # as their captions speak
 
@@ -50,9 +55,13 @@ def prompts(names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
 
 # Each is built from the training part, the part to judge by, and the adaptor in whose space a student is judged.
 EVALUATIONS: dict[str, Callable[[Source, Source, str | None], Evaluator[EncodesText]]] = {
-    "knn": lambda train, judged, adaptor: KNN(train, judged, spaces=(Space(adaptor),)),
+    "knn": lambda train, judged, adaptor: KNN(train, judged, spaces=(Space(adaptor),), besides=NEIGHBOURS),
+    "linear": Linear,
+    "logistic": Logistic,
+    "retrieval": lambda train, judged, adaptor: Retrieval(judged, adaptor),
     "zeroshot": lambda train, judged, adaptor: zeroshot(judged, adaptor),
     "segmentation": Segmentation,
+    "attention": lambda train, judged, adaptor: AttentionOverlap(judged, adaptor),
 }
 
 
@@ -86,10 +95,23 @@ def build_evaluator(
     adaptor: str | None = None,
     validation: float | None = None,
 ) -> Evaluator[EncodesText]:
-    """An evaluation of a data set.
+    """An evaluation of a data set; see `build_evaluators`."""
+    (evaluator,) = build_evaluators([name], data, part, adaptor=adaptor, validation=validation)
+    return evaluator
+
+
+def build_evaluators(
+    names: Iterable[str],
+    data: str,
+    part: Part | None = None,
+    *,
+    adaptor: str | None = None,
+    validation: float | None = None,
+) -> list[Evaluator[EncodesText]]:
+    """Evaluations of a data set; those that read a vector of each picture are joined to one, which looks at each once.
 
     Args:
-        name: one of EVALUATIONS.
+        names: of EVALUATIONS.
         data: a folder with `train/` and `test/` inside, or any other DIR.
         part: the part to judge by; None takes `judged_part`.
         adaptor: the student's teacher in whose space it is judged; None takes the model's own, and for words the only
@@ -97,11 +119,19 @@ def build_evaluator(
         validation: share of the training pictures set apart where the data have no validation part; that of the
             model's run keeps the pictures that it was trained on out of the judged ones.
     Raises:
-        ValueError: for an unknown name, and for data that lack what the evaluation needs.
+        ValueError: for an unknown name, and for data that lack what an evaluation needs.
     """
-    if name not in EVALUATIONS:
-        raise ValueError(f"on={name}: no such evaluation; there are {', '.join(EVALUATIONS)}")
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in EVALUATIONS:
+            raise ValueError(f"on={name}: no such evaluation; there are {', '.join(EVALUATIONS)}")
     part = part or judged_part(data, validation)
     share = SET_APART if validation is None else validation
     train, judged = (open_source(data, each, validation=share) for each in ("train", part))
-    return EVALUATIONS[name](train, judged, adaptor)
+    evaluators = [EVALUATIONS[name](train, judged, adaptor) for name in wanted]
+    recognisers = [each for each in evaluators if isinstance(each, Recogniser)]
+    if len(recognisers) < 2:
+        return evaluators
+    place = evaluators.index(recognisers[0])
+    others = [each for each in evaluators if not isinstance(each, Recogniser)]
+    return [*others[:place], Together(recognisers), *others[place:]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synoptic.data.sources import Source
-from synoptic.evaluation.features import Space, embed
+from synoptic.evaluation.features import Embeddings, Space, embed
 from synoptic.types import EncodesImages, EncodesText
 
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 0.1  # of the training pictures, for choosing between classifiers
 QUERY_CHUNK, BANK_CHUNK = 512, 16384  # similarities computed at once: 32 MB
 
 
@@ -91,11 +96,54 @@ class Recognised:
         return float((ranked == self.truth[:, None]).any(1).mean())
 
 
-class KNN:
+class Recogniser(ABC):
+    """An evaluation that reads a vector of each picture, or several; what it makes of them, subclasses say.
+
+    Attributes:
+        sources: whose pictures it looks at.
+        spaces: which vectors it reads.
+    """
+
+    sources: tuple[Source, ...]
+    spaces: Sequence[Space]
+
+    def run(self, model: EncodesImages) -> Iterator[tuple[str, float]]:
+        return Together([self]).run(model)
+
+    @abstractmethod
+    def scores(self, *seen: Embeddings) -> Iterator[tuple[str, float]]:
+        """The scores by name, from the vectors of each of the sources."""
+
+
+class Together:
+    """Several recognisers, for which a model looks at every source once.
+
+    Args:
+        recognisers: any; they share passes over the sources that are the same objects.
+    """
+
+    def __init__(self, recognisers: Sequence[Recogniser]):
+        self.recognisers = recognisers
+
+    def run(self, model: EncodesImages) -> Iterator[tuple[str, float]]:
+        seen: dict[int, Embeddings] = {}
+        for recogniser in self.recognisers:
+            for source in recogniser.sources:
+                if id(source) not in seen:
+                    seen[id(source)] = embed(model, source, self._spaces(source))
+            yield from recogniser.scores(*(seen[id(source)] for source in recogniser.sources))
+
+    def _spaces(self, source: Source) -> list[Space]:
+        """All that anyone reads of its pictures."""
+        readers = [each for each in self.recognisers if any(source is other for other in each.sources)]
+        return list(dict.fromkeys(space for each in readers for space in each.spaces))
+
+
+class KNN(Recogniser):
     """Weighted k-nearest-neighbour classification, the evaluation that needs no training.
 
     Yields "knn": the share of the queries whose class wins the vote of their neighbours in the bank. For other spaces
-    than the model's own, "knn_" and the space's name.
+    than the model's own, "knn_" and the space's name. With other numbers of neighbours besides, "knn_10" and so on.
 
     Args:
         bank: labelled pictures that vote.
@@ -103,6 +151,8 @@ class KNN:
         k: neighbours that vote.
         temperature: of their weights.
         spaces: which of the model's answers are judged; all from one pass.
+        besides: other numbers of neighbours, with a score each. A bank that has fewer pictures votes as a whole, which
+            is told as a warning.
     Raises:
         ValueError: where labels are missing, or classes differ.
     Source: Wu et al. 2018 (arXiv 1805.01978), with the 20 neighbours of DINO, sec. 3.2 (arXiv 2104.14294).
@@ -115,28 +165,37 @@ class KNN:
         k: int = 20,
         temperature: float = 0.07,
         spaces: Sequence[Space] = (Space(),),
+        besides: Sequence[int] = (),
     ):
-        self.bank, self.queries, self.k, self.temperature, self.spaces = bank, queries, k, temperature, spaces
-        if k < 1 or temperature <= 0:
-            raise ValueError(f"k={k} and temperature={temperature}: k is at least 1, the temperature above 0")
-        self._bank_labels, self._query_labels = _labels_of(bank), _labels_of(queries)
-        # A class that only queries have cannot be found, but it counts.
-        if queries.classes[: len(bank.classes)] != bank.classes:
-            raise ValueError(f"{queries.root} has other classes than {bank.root}: neighbours cannot vote for them")
-
-    def run(self, model: EncodesImages) -> Iterator[tuple[str, float]]:
-        for name, recognised in self.judge(model):
-            yield name, recognised.accuracy()
+        self.bank, self.queries, self.k, self.temperature = bank, queries, k, temperature
+        self.sources, self.spaces, self.besides = (bank, queries), spaces, tuple(besides)
+        fewest = min((k, *besides))
+        if fewest < 1 or temperature <= 0:
+            raise ValueError(f"k={fewest} and temperature={temperature}: k is at least 1, the temperature above 0")
+        self._bank_labels, self._query_labels = labels_of_both(bank, queries)
+        beyond = ", ".join(f"knn_{count}" for count in self.besides if count > len(bank))
+        if beyond:
+            logger.warning("%s: only %d pictures are there to vote", beyond, len(bank))
 
     def judge(self, model: EncodesImages) -> Iterator[tuple[str, Recognised]]:
-        """For each space the name of its score, and every query with its votes and neighbours."""
-        bank, queries = embed(model, self.bank, self.spaces), embed(model, self.queries, self.spaces)
+        """For each score its name, and every query with its votes and neighbours."""
+        return self._judged(*(embed(model, source, self.spaces) for source in self.sources))
+
+    def scores(self, *seen: Embeddings) -> Iterator[tuple[str, float]]:
+        for name, recognised in self._judged(*seen):
+            yield name, recognised.accuracy()
+
+    def _judged(self, bank: Embeddings, queries: Embeddings) -> Iterator[tuple[str, Recognised]]:
         for space in self.spaces:
-            found = nearest(bank.vectors[space], queries.vectors[space], self.k)
-            neighbours = Neighbours(bank.index[found.index], found.similarity)
-            votes = vote(neighbours, self._bank_labels, len(self.queries.classes), self.temperature)
-            truth = self._query_labels[queries.index]
-            yield f"knn{space.suffix}", Recognised(queries.index, truth, votes, neighbours)
+            found = nearest(bank.vectors[space], queries.vectors[space], max((self.k, *self.besides)))
+            yield f"knn{space.suffix}", self._vote(bank, queries, found, self.k)
+            for k in self.besides:
+                yield f"knn_{k}{space.suffix}", self._vote(bank, queries, found, k)
+
+    def _vote(self, bank: Embeddings, queries: Embeddings, found: Neighbours, k: int) -> Recognised:
+        neighbours = Neighbours(bank.index[found.index[:, :k]], found.similarity[:, :k])
+        votes = vote(neighbours, self._bank_labels, len(self.queries.classes), self.temperature)
+        return Recognised(queries.index, self._query_labels[queries.index], votes, neighbours)
 
 
 def class_embeddings(
@@ -198,10 +257,38 @@ class ZeroShot:
         return Recognised(pictures.index, self.labels[pictures.index], scores.numpy())
 
 
-def _labels_of(source: Source) -> np.ndarray:
+def labels_of(source: Source) -> np.ndarray:
+    """(len(source),) int64, the class of each picture.
+
+    Raises:
+        ValueError: there are none.
+    """
     if source.labels is None:
         raise ValueError(f"{source.root} has no labels: put its pictures into a folder for each class")
     return source.labels
+
+
+def labels_of_both(train: Source, judged: Source) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of the pictures to learn from, and of those to judge by.
+
+    Raises:
+        ValueError: where labels are missing, or classes differ.
+    """
+    labels = labels_of(train), labels_of(judged)
+    # A class that only the judged ones have cannot be found, but it counts.
+    if judged.classes[: len(train.classes)] != train.classes:
+        raise ValueError(f"{judged.root} has other classes than {train.root}: nothing learned there tells them apart")
+    return labels
+
+
+def set_apart(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` training pictures choose between classifiers, a random tenth, and which these learn from.
+
+    Of a single one, it is the same.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    held = max(round(HELD_OUT * count), 1)
+    return order[:held], order[held:] if count > held else order
 
 
 def _nearest_keys(bank: Tensor, queries: Tensor, k: int) -> Tensor:

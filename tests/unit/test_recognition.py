@@ -21,7 +21,14 @@ from synoptic.data.sources import Source, open_source
 from synoptic.data.words import sentence
 from synoptic.evaluation import recognition
 from synoptic.evaluation.features import Encoded, RawPixels, Space, embed, encode
-from synoptic.evaluation.protocols import EVALUATIONS, build_evaluator, judged_part, prompts, zeroshot
+from synoptic.evaluation.protocols import (
+    EVALUATIONS,
+    NEIGHBOURS,
+    build_evaluator,
+    judged_part,
+    prompts,
+    zeroshot,
+)
 from synoptic.evaluation.recognition import KNN, Neighbours, ZeroShot, class_embeddings, nearest, vote
 from synoptic.evaluation.scenes import seen_pairs
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
@@ -59,6 +66,13 @@ class Merged(MeanColour):
         answer = super().encode_image(images)
         own = torch.ones(len(images), 5)
         return Features(answer.patches, answer.grid, own, adaptors={"clip": answer})
+
+
+def counting(model: MeanColour) -> tuple[MeanColour, list[int]]:
+    """The model, and how many pictures it is shown each time."""
+    plain, seen = model.encode_image, []
+    model.encode_image = lambda images: (seen.append(len(images)), plain(images))[1]
+    return model, seen
 
 
 def paint(root: Path, pictures: Mapping[str, tuple[int, int, int]], size: tuple[int, int] = (12, 12)) -> Source:
@@ -143,6 +157,29 @@ def test_knn_tells_colours_apart_and_shows_its_neighbours(colours: tuple[Source,
     assert (np.diff(recognised.neighbours.similarity) <= 0).all()
 
 
+def test_other_numbers_of_neighbours_are_those_of_a_vote_of_their_own(colours: tuple[Source, Source]):
+    bank, queries = colours
+    model, seen = counting(Merged())
+    spaces = (Space(), Space("clip"))
+    together = dict(KNN(bank, queries, spaces=spaces, besides=(1, 5, 200)).judge(model))
+    assert sum(seen) == 36
+    assert list(together) == [f"knn{k}{space}" for space in ("", "_clip") for k in ("", "_1", "_5", "_200")]
+    for k in (1, 5, 200):
+        for name, alone in KNN(bank, queries, k=k, spaces=spaces).judge(Merged()):
+            found = together[name.replace("knn", f"knn_{k}")]
+            np.testing.assert_array_equal(found.scores, alone.scores)
+            np.testing.assert_array_equal(found.neighbours.index, alone.neighbours.index)
+
+
+def test_a_bank_smaller_than_the_neighbours_asked_for_is_told(
+    colours: tuple[Source, Source], caplog: pytest.LogCaptureFixture
+):
+    KNN(*colours, besides=(10, 18))
+    assert not caplog.records
+    KNN(*colours, besides=(10, 100, 200))
+    assert [record.message for record in caplog.records] == ["knn_100, knn_200: only 18 pictures are there to vote"]
+
+
 def test_a_model_that_sees_nothing_scores_chance(colours: tuple[Source, Source]):
     class Blind(MeanColour):
         def encode_image(self, images: Tensor) -> Features:
@@ -155,8 +192,7 @@ def test_a_model_that_sees_nothing_scores_chance(colours: tuple[Source, Source])
 
 
 def test_spaces_are_judged_in_one_pass(colours: tuple[Source, Source]):
-    model, seen = Merged(), []
-    model.encode_image = lambda images, plain=model.encode_image: (seen.append(len(images)), plain(images))[1]
+    model, seen = counting(Merged())
     spaces = (Space(), Space("clip"), Space(pooling="patches"), Space("clip", "patches"))
     scores = dict(KNN(*colours, spaces=spaces).run(model))
     assert scores == {"knn": pytest.approx(1 / 3), "knn_clip": 1.0, "knn_patches": 1.0, "knn_clip_patches": 1.0}
@@ -223,6 +259,8 @@ def test_missing_labels_and_other_classes_are_told(tmp_path: Path, colours: tupl
         KNN(colours[0], other)
     with pytest.raises(ValueError, match="k=0"):
         KNN(*colours, k=0)
+    with pytest.raises(ValueError, match="k=0"):
+        KNN(*colours, besides=(10, 0))
 
 
 def test_class_embeddings_are_mean_directions():
@@ -369,10 +407,11 @@ def test_a_student_is_judged_in_the_space_that_is_named(single: Path, tmp_path: 
         evaluate(model, ["zeroshot"], data)
     scores = evaluate(model, ["knn", "zeroshot"], data, tmp_path / "scores.json", adaptor="siglip")
     assert scores == {
-        **dict(KNN(*parts(data), spaces=[Space("siglip")]).run(model)),
+        **dict(KNN(*parts(data), spaces=[Space("siglip")], besides=NEIGHBOURS).run(model)),
         **dict(zeroshot(parts(data)[1], "siglip").run(model)),
     }
-    assert list(scores) == ["knn_siglip", "zeroshot", "zeroshot_top5"]
+    neighbours = [f"knn{k}_siglip" for k in ("", "_10", "_20", "_100", "_200")]
+    assert list(scores) == [*neighbours, "zeroshot", "zeroshot_top5"]
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written == {"model": "student", "data": data, "part": "test", "adaptor": "siglip", **scores}
     assert build_evaluator("segmentation", data, adaptor="clip").space == Space("clip")
@@ -409,7 +448,7 @@ def test_without_a_test_part_a_run_is_judged_by_what_it_set_apart(
     for model in (run, run / "weights", str(run / "weights" / "model.safetensors")):
         caplog.clear()
         evaluate(model, ["knn"], f"{data}/", tmp_path / "scores.json")
-        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]  # the other: a small bank
         assert "judging by the 0.25 of its pictures that the model's run set apart for validation" in caplog.text
         assert judged[-1].queries.paths == open_source(data, "validation", validation=0.25).paths
         assert judged[-1].bank.paths == open_source(data, "train", validation=0.25).paths
