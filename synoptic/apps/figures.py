@@ -74,6 +74,28 @@ class PatchColours:
         return (smooth.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
+def paint_attention(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps of attention as heat, smooth between the centres of the patches: dark is none, light the map's own most.
+
+    Args:
+        maps: (n, h, w) shares, 0 or more.
+        size: height and width in pixels.
+    Returns:
+        (n, height, width, 3) uint8.
+    """
+    import matplotlib
+
+    most = np.quantile(maps.reshape(len(maps), -1), 1 - OUTLIERS, axis=1)
+    shares = torch.from_numpy(maps.astype(np.float64) / np.maximum(most, 1e-300)[:, None, None])
+    smooth = F.interpolate(shares[None], size=size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
+    return matplotlib.colormaps["inferno"](smooth.numpy(), bytes=True)[..., :3]
+
+
+def space_title(adaptor: str) -> str:
+    """What the space of a student's teacher is called in pictures."""
+    return adaptor.upper() if adaptor in ("clip", "dino") else adaptor
+
+
 def class_colours(count: int) -> np.ndarray:
     """(count, 3) uint8, colours that tell classes apart; class 0, the background, is dark."""
     hues = np.arange(max(count - 1, 1)) / max(count - 1, 1)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import PositiveInt
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -173,8 +174,9 @@ class EvaluateOptions:
 
     Attributes:
         model: a name from `synoptic models`, a run folder, or a weights file or folder.
-        on: evaluations, comma-separated: knn asks the nearest training pictures, zeroshot words, and segmentation a
-            linear probe of the patches.
+        on: evaluations, comma-separated: knn asks the nearest training pictures, linear and logistic classifiers of
+            the features, retrieval the nearest test pictures, zeroshot words, segmentation a linear probe of the
+            patches, and attention whether the foreground is looked at.
         data: a folder with `train/` and `test/` inside.
         adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
         out: JSON file for the scores.
@@ -182,7 +184,7 @@ class EvaluateOptions:
     """
 
     model: str
-    on: tuple[Literal["knn", "zeroshot", "segmentation"], ...]
+    on: tuple[Literal["knn", "linear", "logistic", "retrieval", "zeroshot", "segmentation", "attention"], ...]
     data: str
     adaptor: str | None = None
     out: str | None = None
@@ -197,6 +199,41 @@ def evaluate(options: EvaluateOptions) -> None:
         _model(options.model, options.load), options.on, options.data, _file(options.out), options.adaptor
     )
     _print_rows(["score", "value"], list(scores.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiguresOptions:
+    """What a model sees: a sheet for each picture with its patches as colours and its attention, and a contact sheet.
+
+    Attributes:
+        images: a file, a folder (any depth), a glob, or a .txt list.
+        model: a name from `synoptic models`, a run folder, or a weights file or folder.
+        out: folder of the figures; the same command goes on where it was stopped.
+        layer: block whose attention is shown, counted from 0 or, if negative, from the end.
+        size: side in pixels at which the model sees pictures, a multiple of its patches; None takes its own, enlarged
+            to 12 patches across where it has fewer.
+        overwrite: throws away other figures that `out` holds.
+        load: what a weights file of other makers does not say itself.
+    """
+
+    images: str
+    model: str
+    out: str
+    layer: int = -1
+    size: PositiveInt | None = None
+    overwrite: bool = False
+    load: LoadOptions = field(default_factory=LoadOptions)
+
+
+def figures(options: FiguresOptions) -> None:
+    """Pictures of what a model sees in pictures."""
+    from synoptic.apps.views import figures
+
+    out, model = _path(options.out), _model(options.model, options.load)
+    with _bar("drawing") as advance:
+        left_out = figures(options.images, model, out, options.layer, options.size, options.overwrite, progress=advance)
+    print(out)
+    _tell_left_out(left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +264,7 @@ SIMPLE_VERBS = (
     OptionsVerb(embed, EmbedOptions, "images"),
     OptionsVerb(classify, ClassifyOptions, "images"),
     OptionsVerb(evaluate, EvaluateOptions, "model"),
+    OptionsVerb(figures, FiguresOptions, "images"),
     OptionsVerb(report, ReportOptions, "runs"),
 )
 

@@ -1,0 +1,268 @@
+"""The verb `figures`: what a model sees in pictures, its patches as colours and the attention of its summary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from synoptic.apps.figures import PatchColours, paint_attention, space_title
+from synoptic.apps.reading import Reading
+from synoptic.apps.report_parts import FINEST
+from synoptic.apps.sheets import Panel, Strip, sheet
+from synoptic.config import load_json
+from synoptic.data.bands import as_rgb
+from synoptic.files import is_ours, write_atomically, write_text
+from synoptic.predict import VisionModel, load
+from synoptic.weights.folder import weights_hash
+
+BATCH = 64  # pictures of up to 224 pixels that the model sees at once; fewer of larger ones
+SHOWN = 48  # pictures on the contact sheet, from which the colours are found
+BASIS = 50_000  # of their patches, evenly chosen, are enough for that
+SIDE, LARGEST_SIDE = 224, 480  # pixels of a panel on a picture's sheet, as many as the model sees within these
+SMALL_SIDE = 104  # pixels of a panel on the contact sheet
+WIDEST = 6  # panels beside each other on a picture's sheet
+ACROSS = 15  # panels beside each other on the contact sheet
+
+RECORD, CONTACT, SHEETS = "figures.json", "contact_sheet.png", "sheets"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture as a model sees it.
+
+    Attributes:
+        path: the file.
+        picture: (S, S, 3) uint8, cropped or squashed as the model wants it.
+        grid: (h, w) patches.
+        patches: for each of the model's spaces, by label, (h*w, D) float32.
+        attention: (heads, h, w) float32, or None where the model has none.
+    """
+
+    path: Path
+    picture: np.ndarray
+    grid: tuple[int, int]
+    patches: Mapping[str, np.ndarray]
+    attention: np.ndarray | None
+
+
+def figures(
+    images: str,
+    model: str | VisionModel,
+    out: Path,
+    layer: int = -1,
+    size: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Writes a sheet for each picture, and a contact sheet.
+
+    `sheets/` holds a PNG for each picture under the picture's name: the picture as the model sees it; its patches, the
+    first three principal components of their features as red, green and blue, in the model's own space and in that of
+    each of a student's teachers; and what the summary token looks at, the mean of the heads and each head, registers
+    and the summary itself left out. All pictures share the components, with fixed signs. `contact_sheet.png` shows the
+    pictures side by side, of more than 48 that many, evenly chosen, from which the components are found. `figures.json`
+    says what was drawn.
+
+    Args:
+        images: a file, folder (any depth), glob or `.txt` list.
+        model: a MODEL, or one that is loaded.
+        out: a new or an empty folder, or one of the same figures, of which the missing ones are drawn.
+        layer: block whose attention is shown, counted from 0 or, if negative, from the end.
+        size: side in pixels at which the model sees pictures, a multiple of its patches; None takes the smallest
+            multiple of its own size that has 12 patches across.
+        overwrite: throws away other figures that `out` holds.
+        progress: told how many of how many pictures are done.
+    Returns:
+        How many pictures could not be read; they are named in the log and left out.
+    Raises:
+        ValueError: no pictures, no such model, layer or size, or none of the pictures can be read; `out` holds other
+            things, or other figures and `overwrite` is false.
+    """
+    reading = Reading(images, progress)
+    vision = model if isinstance(model, VisionModel) else load(model)
+    eye = Eye(vision, layer, size)
+    names = dict(zip(reading.paths, sheet_names(reading.paths), strict=True))
+    record = {"images": images, "pictures": _fingerprint(names.values()), **eye.facts}
+    goes_on = _check_place(out, record, overwrite)
+    missing = {path for path in names if not (goes_on and (out / SHEETS / names[path]).is_file())}
+    if not missing and (out / CONTACT).is_file():
+        return 0
+    shown = _evenly(list(names), SHOWN)
+    first = list(eye.see(reading, shown))  # before anything is thrown away, since it finds the mistakes
+    if not goes_on:
+        _clear(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
+    painter = Painter(eye, first)
+    _save(out / CONTACT, painter.contact_sheet({names[seen.path]: seen for seen in first}, len(names)))
+    rest = sorted(missing - set(shown))
+    for seen in chain(first, eye.see(reading, rest) if rest else ()):
+        if seen.path in missing:
+            _save(out / SHEETS / names[seen.path], painter.sheet(names[seen.path], seen))
+    return reading.left_out
+
+
+class Eye:
+    """A model that looks at pictures.
+
+    Args:
+        vision: the model.
+        layer: block whose attention is asked for.
+        size: side in pixels of what it sees, or None; see `figures`.
+    """
+
+    def __init__(self, vision: VisionModel, layer: int, size: int | None):
+        self.vision, self.layer = vision, layer
+        own = vision.preprocess.size
+        self.preprocess = replace(vision.preprocess, size=size or own * -(-FINEST * vision.stride // own))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the figures of a picture."""
+        weights = weights_hash(self.vision.model)
+        return {"model": self.vision.name, "weights": weights, "layer": self.layer, "size": self.preprocess.size}
+
+    def see(self, reading: Reading, paths: Sequence[Path]) -> Iterator[Seen]:
+        """Those pictures that can be read, in order."""
+        batch_size = max(1, min(BATCH, BATCH * 224**2 // self.preprocess.size**2))
+        for batch in reading.batches(self.vision, paths, self.preprocess, batch_size):
+            answer = self.vision(batch.images)
+            spaces = {"patches": answer} | {f"as {space_title(name)}": each for name, each in answer.adaptors.items()}
+            patches = {label: features.patches.float().cpu().numpy() for label, features in spaces.items()}
+            maps = self.vision.attention(batch.images, self.layer).cpu().numpy() if self.vision.attends else None
+            for place, path in enumerate(batch.inputs):
+                yield Seen(
+                    Path(str(path)),
+                    self._picture(batch.images[place]),
+                    answer.grid,
+                    {label: array[place] for label, array in patches.items()},
+                    None if maps is None else maps[place],
+                )
+
+    def _picture(self, image: Tensor) -> np.ndarray:
+        bands = image.permute(1, 2, 0).numpy()
+        return as_rgb(bands) if self.preprocess.bands is not None else (bands * 255).round().astype(np.uint8)
+
+
+class Painter:
+    """Draws what a model sees, in colours found from some pictures.
+
+    Args:
+        eye: the model.
+        first: the pictures.
+    """
+
+    def __init__(self, eye: Eye, first: Sequence[Seen]):
+        self._eye = eye
+        self._side = max(SIDE, min(eye.preprocess.size, LARGEST_SIDE))
+        self._colours = {label: _colours([seen.patches[label] for seen in first]) for label in first[0].patches}
+
+    def sheet(self, name: str, seen: Seen) -> Image.Image:
+        """All that is seen in one picture."""
+        panels = self._panels(seen)
+        heads = () if seen.attention is None else paint_attention(seen.attention, (self._side, self._side))
+        every = [panels, [Panel(f"head {number}", head) for number, head in enumerate(heads, start=1)]]
+        strips = [Strip(part[start : start + WIDEST]) for part in every for start in range(0, len(part), WIDEST)]
+        note = f"{self._eye.vision.name}, {self._note(seen)}"
+        return sheet(_printable(name), note, strips, self._side, gap=12)
+
+    def contact_sheet(self, pictures: Mapping[str, Seen], total: int) -> Image.Image:
+        """Several of all pictures side by side, each under its name."""
+        strips = [Strip(self._panels(seen), _printable(name)) for name, seen in pictures.items()]
+        across = min(max(1, ACROSS // len(strips[0].panels)), len(strips))
+        count = f"{len(strips)} of {total} pictures" if len(strips) < total else f"{total} pictures"
+        note = f"{count}, {self._note(next(iter(pictures.values())))}"
+        return sheet(self._eye.vision.name, note, strips, SMALL_SIDE, gap=6, across=across)
+
+    def _panels(self, seen: Seen) -> list[Panel]:
+        """The picture, its patches in every space, and the mean of the heads' attention."""
+        size = (self._side, self._side)
+        panels = [Panel("picture", seen.picture)]
+        for label, patches in seen.patches.items():
+            panels.append(Panel(label, self._colours[label].paint(patches[None], seen.grid, size)[0]))
+        if seen.attention is not None:
+            panels.append(Panel("attention", paint_attention(seen.attention.mean(0, keepdims=True), size)[0]))
+        return panels
+
+    def _note(self, seen: Seen) -> str:
+        (height, width), vision = seen.grid, self._eye.vision
+        note = f"{height} x {width} patches of {vision.stride} pixels"
+        if seen.attention is None:
+            return note
+        return f"{note}, attention in layer {self._eye.layer % vision.depth} of 0 to {vision.depth - 1}"
+
+
+def sheet_names(paths: Sequence[Path]) -> list[str]:
+    """The file of each picture's sheet: its path below the folder that holds them all, ending in .png.
+
+    Pictures that differ by their endings alone, or by capital letters, keep the ending before it: a.jpg.png.
+    """
+    places = [os.path.abspath(path) for path in paths]
+    root = os.path.commonpath([os.path.dirname(place) for place in places])
+    names = [os.path.relpath(place, root) for place in places]
+    stems = [os.path.splitext(name)[0] for name in names]
+    count = Counter(stem.casefold() for stem in stems)
+    return [f"{name if count[stem.casefold()] > 1 else stem}.png" for name, stem in zip(names, stems, strict=True)]
+
+
+def _check_place(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether the figures that are wanted were begun in `out`; an error where others, or other things, are there."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out}: is a file; give a folder for the figures")
+    if not out.exists() or all(is_ours(path) for path in out.iterdir()):
+        return False
+    if not (out / RECORD).is_file():
+        raise ValueError(f"out={out}: holds files that are no figures; give a new or an empty folder")
+    if overwrite:
+        return False
+    before = load_json(out / RECORD)
+    if before != record:
+        other = next(key for key in (*record, *before) if before.get(key) != record.get(key))
+        raise ValueError(
+            f"out={out}: holds figures with {other}={before.get(other)}, not {record.get(other)}; overwrite=true "
+            "throws them away"
+        )
+    return True
+
+
+def _clear(out: Path) -> None:
+    """Removes what this verb wrote, and nothing else."""
+    shutil.rmtree(out / SHEETS, ignore_errors=True)
+    for name in (CONTACT, RECORD):
+        (out / name).unlink(missing_ok=True)
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: image.save(file, "PNG"))
+
+
+def _colours(patches: Sequence[np.ndarray]) -> PatchColours:
+    rows = np.concatenate(patches)
+    return PatchColours.of(rows[:: -(-len(rows) // BASIS)])
+
+
+def _evenly(paths: Sequence[Path], count: int) -> list[Path]:
+    return [paths[place * len(paths) // count] for place in range(count)] if len(paths) > count else list(paths)
+
+
+def _fingerprint(names: Iterable[str]) -> str:
+    """16 hexadecimal digits that tell lists of pictures apart."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]
+
+
+def _printable(name: str) -> str:
+    """A picture's name as the name of its sheet tells it; a file's name may be any bytes, a text not."""
+    return name.removesuffix(".png").encode(errors="backslashreplace").decode()
