@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same weights, whoever saw which picture, and whoever went on with the run."""
+"""Several processes train as one does: the same weights, whoever saw which picture and whoever went on."""
 
 from __future__ import annotations
 

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("attention_memory", "input_pipeline", "loop_overhead", "scenes", "ssl_step", "vit_forward")
+SCRIPTS = (
+    "attention_memory",
+    "imagenette_floors",
+    "input_pipeline",
+    "loop_overhead",
+    "scenes",
+    "ssl_step",
+    "vit_forward",
+)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The guard: each way to collapse is named from what is logged, after some looks that agree, and stops the run if asked."""
+"""The guard names each way to collapse from what is logged, after some looks that agree, and stops if asked."""
 
 import math
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_task_warns_stops_or_does_not_look(guard: str, tmp_path: Path) -> None
     for _ in range(PATIENCE - 1):
         assert task.diagnose(bad, {}, 0.5) is None
     if guard == "stop":
-        with pytest.raises(Collapsed, match="stopped, since the learning collapsed, one prototype wins: .*; try "):
+        with pytest.raises(Collapsed, match=r"stopped, since the learning collapsed, one prototype wins: .*; try "):
             task.diagnose(bad, {}, 0.5)
     else:
         assert task.diagnose(bad, {}, 0.5) == (WINS if guard == "warn" else None)

@@ -1,4 +1,4 @@
-"""Continuing from given weights: the backbone is theirs, the head is new and learns alone first; a fall stops the run."""
+"""Continuing from given weights: the backbone is theirs, a new head learns alone first, a fall stops the run."""
 
 from __future__ import annotations
 

@@ -263,3 +263,16 @@ def test_long_names_keep_their_ends_within_the_sheet():
     assert image.width == 200 + 2 * sheets.MARGIN
     right = np.asarray(image)[:, 200 + sheets.MARGIN :]
     assert (right == 255).all()
+
+
+def test_pictures_of_many_bands_are_shown_by_their_first_three(tmp_path: Path, drawn):
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    ramp = np.linspace(0, 5000, 96 * 96, dtype=np.float32).reshape(96, 96)
+    np.save(folder / "a.npy", np.stack([ramp, ramp[::-1], ramp, ramp, ramp], -1))
+    model = vision(channels=5, mean=(0.0,) * 5, std=(1.0,) * 5)
+    figures(str(folder), model, tmp_path / "out")
+    picture = drawn["a"][0].panels[0].picture.astype(int)
+    assert picture.shape == (96, 96, 3)
+    assert picture[0, 0].tolist() == [0, 255, 0]
+    assert picture[-1, -1].tolist() == [255, 0, 255]
