@@ -23,7 +23,9 @@ from synoptic.losses.targets import Centring, Targets
 from synoptic.methods import dino
 from synoptic.methods.base import Method
 from synoptic.methods.dino import DinoConfig, DinoTask, Network, stacked
+from synoptic.methods.feature_distillation import FeatureDistillation
 from synoptic.methods.start import architecture
+from synoptic.methods.teachers import load_teacher
 from synoptic.models.heads import DinoHead
 from synoptic.models.layers import FeedForward
 from synoptic.models.vit import ViT
@@ -48,6 +50,8 @@ class Dinov2Config(DinoConfig):
     """Self-distillation of crops and of hidden patches, without labels.
 
     Attributes:
+        teacher: a MODEL, frozen, whose features the student learns in place of its own average's targets: then there
+            are no heads, masks or stochastic depth, and an average of the student (`optim.ema`) is the final model.
         ibot: weight of the loss of hidden patches; 0 leaves it out.
         heads: "tied" judges patches by the head of whole crops (iBOT), "untied" by one of their own (DINOv2).
         patch_prototypes: outputs of the patches' own head; None takes as many as of the other.
@@ -60,6 +64,7 @@ class Dinov2Config(DinoConfig):
         high_resolution: a last phase with larger pictures.
     """
 
+    teacher: str | None = None
     ibot: NonNegativeFloat = 1.0
     heads: Literal["tied", "untied"] = "untied"
     patch_prototypes: PositiveInt | None = None
@@ -200,17 +205,22 @@ def resolve(config: Dinov2Config, samples: int) -> Dinov2Config:
     if config.optim.lr is None:
         config = replace(config, optim=replace(config.optim, lr=4e-3 * math.sqrt(config.batch / 1024)))
     config = dino.resolve(config, samples)
+    if config.teacher is not None:
+        ema = config.optim.ema if config.optim.ema is not None else config.momentum
+        return replace(config, ibot=0.0, koleo=0.0, drop_path=0.0, optim=replace(config.optim, ema=ema))
     own = config.patch_prototypes or config.prototypes
     return replace(config, patch_prototypes=own if config.heads == "untied" else None)
 
 
-def build(config: Dinov2Config, source: Source) -> Dinov2Task:
+def build(config: Dinov2Config, source: Source) -> Dinov2Task | FeatureDistillation:
     """The task for a resolved configuration; of the pictures only the statistics play a part in it."""
     shape: dict[str, Any] = {"registers": config.registers, "layer_scale": config.layer_scale}
     if config.feed_forward is not None:
         shape["feed_forward"] = config.feed_forward
     hides = config.ibot > 0
     vit = dino.backbone(config, source, mask_token=hides, **shape)
+    if config.teacher is not None:
+        return FeatureDistillation(config, vit, load_teacher(config.teacher, vit.channels))
     head, patch_head = dino.head(config, vit, present(config.prototypes)), None
     if hides and config.heads == "untied":
         patch_head = dino.head(config, vit, present(config.patch_prototypes), config.patch_bottleneck)

@@ -89,3 +89,15 @@ def load_teachers(spec: str, sizes: dict[str, int]) -> dict[str, Teacher]:
         vision = load(model)
         teachers[name] = Teacher(vision.model, sizes.get(name, vision.preprocess.size))
     return teachers
+
+
+def load_teacher(model: str, channels: int) -> Teacher:
+    """The one teacher of a student that reads so many bands.
+
+    Raises:
+        ValueError: there is no such model, or it reads other bands.
+    """
+    vision = load(model)
+    if vision.channels != channels:
+        raise ValueError(f"teacher={model}: reads {vision.channels} bands, its student {channels}")
+    return Teacher(vision.model, vision.preprocess.size)
