@@ -7,11 +7,12 @@ import logging
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import nn
 from synoptic.config import TrainConfig, from_layers, load_json, save_json, to_dict
 from synoptic.data.listing import expand
 from synoptic.data.loader import Loader
+from synoptic.data.pictures import PictureError
 from synoptic.data.sources import Source, open_source, share_errors
 from synoptic.engine import checkpoint, distributed, loop
 from synoptic.evaluation.protocols import build_evaluators, judged_part
@@ -45,6 +47,7 @@ BANK, QUERIES = 2000, 500  # pictures used for k-NN while training: enough for a
 # 0.44. Bounding the shorter side would spare long pictures that, but a batch is padded to its largest, so that a single
 # panorama would take the memory of many pictures.
 LONGEST = 2.0
+LOOKED_AT = 9  # pictures whose size is taken for that of all
 
 
 def train(
@@ -97,6 +100,7 @@ def _train(recipe: Method, config: TrainConfig) -> Path:
 def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source, group: Group) -> None:
     """Trains and exports a task, as one of the processes of the group; the first alone writes."""
     out, first = Path(config.out), group.rank == 0
+    _tell_enlarged(source, config, task.reads)
     evaluators = _evaluators(recipe, config, source)
     config = _with_metric(config, recipe.metric, judged=any(isinstance(found, KNN) for found in evaluators))
     facts = task.facts()
@@ -110,6 +114,21 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
         result = loop.train(task, loader, config, out, judge, device, group)
         if first:
             _export(task, recipe, config, out, result, facts)
+
+
+def _tell_enlarged(source: Source, config: TrainConfig, size: int) -> None:
+    """Warns where most pictures are smaller than what is made of them, by a look at a few."""
+    sides = []
+    for place in range(min(LOOKED_AT, len(source))):
+        with suppress(PictureError):  # told when it is trained on
+            sides.append(
+                min(source.read(place * len(source) // min(LOOKED_AT, len(source)), bands=config.bands).shape[:2])
+            )
+    usual = statistics.median(sides) if sides else size
+    if usual < size:
+        log.warning(
+            "most pictures are about %d pixels and are enlarged to %d: a smaller size= sees as much", usual, size
+        )
 
 
 def _launch(recipe: Method, config: TrainConfig) -> None:

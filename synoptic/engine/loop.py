@@ -102,7 +102,9 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
         for batch in observer.batches(loader.batches(done, run.steps)):
             try:
                 run.meter.add(done, run.step(batch, done))
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
                 setting = f"batch={config.batch}, accumulate={config.accumulate}"
                 mend = f"raise accumulate or lower batch{run.beside_a_change()}"
                 raise ValueError(f"out of memory with {setting}: {mend}") from error
@@ -133,6 +135,11 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
                 break
         if stopping:
             raise Interrupted(f"stopped and saved after step {done}; {_way_on(config)}")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On a GPU the error has a class of its own, on a CPU it has only words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _way_on(config: TrainConfig) -> str:

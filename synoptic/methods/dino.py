@@ -17,6 +17,7 @@ from synoptic.data.sources import Source
 from synoptic.data.transforms import MultiCrop, MultiCropConfig
 from synoptic.losses import ssl
 from synoptic.losses.targets import Centring, Targets
+from synoptic.machine import memory
 from synoptic.methods.base import (
     Collapsed,
     Diagnosis,
@@ -264,6 +265,7 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     size = config.size or config.crops.global_size or 224
     config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=size)
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
+    _check_memory(prototypes, config.bottleneck)
     # Small crops keep the paper's proportion of 96 to 224, rounded to whole patches.
     patch = architecture(config.model, config.init).patch_size
     large = config.crops.global_size or size
@@ -272,6 +274,17 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
         check_tiles(key, side, config.init or config.model, patch)
     crops = replace(config.crops, global_size=large, local_size=small)
     return replace(config, prototypes=prototypes, crops=crops)
+
+
+def _check_memory(prototypes: int, bottleneck: int) -> None:
+    """Refuses prototypes that no memory of this machine holds: of the student, with gradients and two moments, and of
+    the teacher."""
+    needed, there = 5 * 4 * prototypes * bottleneck, memory()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"prototypes={prototypes}: with bottleneck={bottleneck} they take {needed / 1e9:.0f} GB in training, and "
+            f"this machine has {there / 1e9:.0f}; give fewer"
+        )
 
 
 def build(config: DinoConfig, source: Source) -> DinoTask:

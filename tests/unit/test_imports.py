@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "data": ("types", "config", "files", "machine"),
     "weights": ("models", "types", "config", "files"),
     "predict": ("models", "weights", "types", "config", "data"),
-    "methods": ("models", "losses", "types", "config", "data"),
+    "methods": ("models", "losses", "types", "config", "data", "machine"),
     "methods.teachers": ("models", "losses", "types", "config", "data", "weights", "predict"),
     "methods.start": ("models", "weights", "predict"),
     "engine": ("types", "config", "files", "methods.base"),

@@ -1,0 +1,73 @@
+"""Trainings without labels on what makes no sense: each is refused in one clear line, or does what it says."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import synoptic
+from synoptic.apps import cli
+
+TINY = "model=vit_nano8 prototypes=16 head_hidden=16 bottleneck=8 device=cpu precision=fp32 crops.local_count=1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of 24 pixels, and one alone."""
+    folder = tmp_path_factory.mktemp("bad")
+    noise = np.random.default_rng(0)
+    for number in range(12):
+        path = folder / "pictures" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
+    (folder / "one").mkdir()
+    Image.fromarray(noise.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / "one" / "alone.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("optim.warmup=1.5", "optim.warmup=1.5"),
+        ("teacher_temperature_warmup=30", "teacher_temperature_warmup=30"),
+        ("head_warmup=1", "head_warmup=1"),
+        ("size=20", "size=20: the patches of vit_nano8 do not tile it; the nearest that work: 16, 24"),
+        ("size=16 crops.local_size=12", "crops.local_size=12: the patches of vit_nano8 do not tile it"),
+        ("size=16 prototypes=4000000000", "prototypes=4000000000: with bottleneck=8 they take 640 GB in training"),
+        ("size=16 batch=0", "batch=0"),
+        ("size=16 init=nothing", "there is no model 'nothing'"),
+        ("size=16 queue=-1", "queue=-1"),
+    ],
+)
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+def test_a_mistake_is_one_line(
+    folder: Path, method: str, keys: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"train {method} data={folder / 'pictures'} out={folder / 'refused'} steps=2 batch=4 {TINY} {keys}"
+    assert cli.main(command.split()) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and told in said
+    assert not (folder / "refused" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+@pytest.mark.parametrize(("data", "batch"), [("one", 1), ("one", 4), ("pictures", 1)])
+def test_one_picture_and_a_batch_of_one_are_little_and_no_mistake(
+    folder: Path, method: str, data: str, batch: int
+) -> None:
+    """KoLeo has no neighbour then, and Sinkhorn-Knopp two rows; nothing is infinite."""
+    out = folder / f"{method}-{data}-{batch}"
+    keys = f"train {method} data={folder / data} out={out} steps=2 size=16 batch={batch} {TINY}"
+    assert cli.main(keys.split()) == 0
+    assert np.isfinite(synoptic.load(out).embed(str(folder / "one"))).all()
+
+
+def test_crops_larger_than_the_pictures_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = f"train dino data={folder / 'pictures'} out={folder / 'large'} steps=1 size=48 batch=2 {TINY}"
+    with caplog.at_level(logging.WARNING, "synoptic"):
+        assert cli.main(keys.split()) == 0
+    assert "most pictures are about 24 pixels and are enlarged to 48: a smaller size= sees as much" in caplog.text
