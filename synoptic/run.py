@@ -110,7 +110,8 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
         if first:
             _claim(out, config, checkpoint.identity(config, {**data, **facts}))
             source.record_errors(out / "data_errors.jsonl")
-        judge, device = _judge(evaluators, config), distributed.place(config.device)
+        judge = _judge(evaluators, _preprocess(task, config), config.model)
+        device = distributed.place(config.device)
         result = loop.train(task, loader, config, out, judge, device, group)
         if first:
             _export(task, recipe, config, out, result, facts)
@@ -309,12 +310,16 @@ def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Eva
     return [*found, RankMe(queries)] if recipe.rankme else found
 
 
-def _judge(evaluators: Sequence[Evaluator[EncodesImages]], config: TrainConfig) -> loop.Evaluate | None:
+def _preprocess(task: Task, config: TrainConfig) -> Preprocess:
+    """What the exported model's pictures go through."""
+    return Preprocess(task.resolution or present(config.size), bands=config.bands)
+
+
+def _judge(evaluators: Sequence[Evaluator[EncodesImages]], preprocess: Preprocess, name: str) -> loop.Evaluate | None:
     """All their scores of a network in training; None where there are none."""
-    preprocess = Preprocess(present(config.size), bands=config.bands)
 
     def scores(model: nn.Module) -> Mapping[str, float]:
-        vision = VisionModel(model, preprocess, config.model)
+        vision = VisionModel(model, preprocess, name)
         return {name: score for evaluator in evaluators for name, score in evaluator.run(vision)}
 
     return scores if evaluators else None
@@ -341,8 +346,7 @@ def _export(
         there = load_json(folder / CONFIG)
         if (there.get("name"), there.get("trained")) == (out.name, trained):
             return
-    preprocess = Preprocess(present(config.size), bands=config.bands)
-    save_folder(folder, loop.best_model(task, config, out), preprocess, {"name": out.name, **trained})
+    save_folder(folder, loop.best_model(task, config, out), _preprocess(task, config), {"name": out.name, **trained})
 
 
 def _environment() -> dict[str, Any]:

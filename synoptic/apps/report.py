@@ -19,8 +19,8 @@ from synoptic.apps.report_parts import (
     duration,
     patch_columns,
     patch_gallery,
-    percent,
     read_run,
+    score,
     shown,
     squares,
     training_curves,
@@ -71,7 +71,7 @@ def runs_page(folders: Sequence[Path]) -> Page:
     tones = list(range(len(runs)))
     sections = [
         Section("Scores", [], [_scores(runs)]),
-        Section("While training", [], [training_curves(runs, tones)]),
+        Section("While training", [text for run in runs for text in run.warnings()], [training_curves(runs, tones)]),
         *_seen(runs),
         Section("How it was made", [], [_facts(run) for run in runs] + list(configurations(runs))),
     ]
@@ -86,7 +86,7 @@ def _scores(runs: Sequence[Run]) -> Table:
     rows: list[list[Cell | str]] = []
     for run in runs:
         last = run.scores()[-1][1] if run.scores() else {}
-        cells = [Cell(percent(last[name])) if last.get(name) is not None else Cell(NOTHING) for name in names]
+        cells = [Cell(score(name, last[name])) if last.get(name) is not None else Cell(NOTHING) for name in names]
         loss = next((line["loss"] for line in reversed(run.metrics) if line.get("loss") is not None), None)
         steps = run.metrics[-1]["step"] if run.metrics else 0
         done = Cell(f"{steps} of {run.config['steps']}", "" if run.is_finished else "not finished")

@@ -57,6 +57,11 @@ class Run:
         method = self.trained.get("method")
         return f"{method.upper() if method in ('clip', 'dino') else method or 'run'}, {self.config['model']}"
 
+    def warnings(self) -> list[str]:
+        """What went wrong with the learning, as the run said itself."""
+        found = [(line["step"], line["diagnosis"]) for line in self.metrics if "diagnosis" in line]
+        return [f"{self.name}, step {step}: {diagnosis}" for step, diagnosis in found]
+
     def scores(self) -> list[tuple[int, Mapping[str, float]]]:
         """(step, scores by name) of every validation."""
         return [(line["step"], line["evaluation"]) for line in self.metrics if "evaluation" in line]
@@ -86,6 +91,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def score(name: str, value: float) -> str:
+    """A score of a validation, as it is read: all are shares but the effective rank."""
+    return f"{value:.1f}" if name == RANK else percent(value)
+
+
 def duration(seconds: float) -> str:
     """In the two largest units that it has."""
     minutes, rest = divmod(round(seconds), 60)
@@ -113,12 +123,25 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
         plots += [Curve(title, curves(lines, "step"))] if lines else []
     judged = [(run, tone) for run, tone in zip(runs, tones, strict=True) if run.scores()]
     for name in sorted({name for run, _ in judged for _, scores in run.scores() for name in scores}):
-        lines = [_score_line(run, name, tone, len(runs) > 1) for run, tone in judged]
-        plots.append(Curve(f"{SCORES.get(name, name)}, validation pictures", curves(lines, "step", percent=True)))
+        lines = [line for run, tone in judged if (line := _score_line(run, name, tone, len(runs) > 1)).x]
+        title = f"{SCORES.get(name, name)}, validation pictures"
+        plots.append(Curve(title, curves(lines, "step", percent=name != RANK)))
+    for name, title in HEALTH.items():
+        lines = [
+            _line(run, name, run.name if len(runs) > 1 else "", tone) for run, tone in zip(runs, tones, strict=True)
+        ]
+        lines = [line for line in lines if line.x]
+        plots += [Curve(title, curves(lines, "step", percent=name != "target_entropy"))] if lines else []
     return Curves(plots)
 
 
-SCORES = {"knn": "k-NN", "zeroshot": "Zero-shot", "segmentation_miou": "Segmentation"}
+RANK = "rankme"
+SCORES = {"knn": "k-NN", "zeroshot": "Zero-shot", "segmentation_miou": "Segmentation", RANK: "Effective dimensions"}
+HEALTH = {  # what tells learning without labels from collapse
+    "target_entropy": "Entropy of the targets, nats",
+    "prototypes_used": "Prototypes in use",
+    "agreement": "Student and teacher prefer the same prototype",
+}
 NOTHING = "\N{EN DASH}"  # where a table has no number
 
 

@@ -120,7 +120,7 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
             if logs:
                 run.meter.reset()
                 observer.metrics(done, terms, optim.rates(config.optim, done - 1, run.steps))
-                observer.diagnosis(run.task.diagnose(terms, run.scores, done / run.steps))
+                observer.diagnosis(done, run.task.diagnose(terms, run.scores, done / run.steps))
             observer.tick(done)
             if evaluates and evaluate:
                 with observer.pause():

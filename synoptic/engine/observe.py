@@ -234,9 +234,10 @@ class Observer:
             self._board.add_scalar(f"evaluation/{name}", score, step)
         self.say(f"step {step}/{self._steps}  " + "  ".join(f"{name} {score:.4f}" for name, score in scores.items()))
 
-    def diagnosis(self, found: object | None) -> None:
-        """Tells what is wrong with the learning, each time that another thing is."""
+    def diagnosis(self, step: int, found: object | None) -> None:
+        """Tells what is wrong with the learning after `step` steps, each time that another thing is."""
         if found is not None and found != self._diagnosed:
+            self._write({"step": step, "diagnosis": str(found)})
             self.say(f"warning: {found}")
         self._diagnosed = found
 
@@ -307,7 +308,7 @@ class Bystander:
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         pass
 
-    def diagnosis(self, found: object | None) -> None:
+    def diagnosis(self, step: int, found: object | None) -> None:
         pass
 
     def say(self, message: str) -> None:

@@ -36,6 +36,9 @@ from synoptic.types import Batch, present
 class HighResolutionConfig:
     """A last phase with larger pictures, for features that are fine in detail (DINOv2 sec. 5).
 
+    Positions follow, since their table is resampled to the grid at hand. With such a phase the model is judged and
+    exported for the larger pictures.
+
     Attributes:
         share: of the run that it takes; 0 leaves it out.
         scale: side of its crops over that of the crops before, rounded to whole patches (518 / 224 in the paper).
@@ -119,6 +122,8 @@ class Dinov2Task(DinoTask):
         super().__init__(config, student)
         self.config: Dinov2Config = config
         self.high_resolution = MultiCrop(larger(config))
+        if config.high_resolution.share:
+            self.resolution = self.high_resolution.config.global_size
         prototypes = present(config.prototypes if config.heads == "tied" else config.patch_prototypes)
         self.patch_targets = Targets(prototypes, config.centring, config.centre_momentum)
 

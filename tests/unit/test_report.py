@@ -304,6 +304,22 @@ def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) 
     assert str(tmp_path / "clip") in text and str(runs["clip"]) in text
 
 
+def test_learning_without_labels_shows_its_health(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Entropy, prototypes and rank are no shares of right answers; what went wrong stands above the curves."""
+    run = shutil.copytree(runs["clip"], tmp_path / "run")
+    health = {"target_entropy": 3.2, "prototypes_used": 0.4, "agreement": 0.1}
+    with (run / "metrics.jsonl").open("a") as file:
+        for step in (1, 2):
+            file.write(json.dumps({"step": step, "loss": 1.0, **health}) + "\n")
+            file.write(json.dumps({"step": step, "evaluation": {"knn": 0.5, "rankme": 41.0}}) + "\n")
+        file.write(json.dumps({"step": 2, "diagnosis": "uniform output: all are alike; try something"}) + "\n")
+    text = " ".join(read_page(report([run]).read_text()).texts)
+    assert "run, step 2: uniform output: all are alike; try something" in text
+    for title in ("Entropy of the targets, nats", "Prototypes in use", "Effective dimensions, validation pictures"):
+        assert title in text
+    assert "4100" not in text, "a rank is no percentage"
+
+
 def test_an_unfinished_run_shows_what_there_is(runs: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(runs["clip"], tmp_path / "run")
     shutil.rmtree(run / "weights")

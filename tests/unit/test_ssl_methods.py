@@ -253,7 +253,8 @@ def test_the_last_phase_shows_larger_crops() -> None:
     sides = [task.prepare(batch_of(4, start=4 * step), 0).crops for step in (0, 6, 7, 9)]
     assert [crops[0].shape[-1] for crops in sides] == [32, 32, 64, 64]
     assert [crops[-1].shape[-1] for crops in sides] == [16, 16, 32, 32]
-    assert task.reads == 64
+    assert task.reads == task.resolution == 64
+    assert small("dinov2", model="vit_nano8").resolution is None
     late = batch_of(4, start=28)
     assert task.prepare(late, 0).masks.shape == (8, 64)
     backward(task, late, progress=0.7)
