@@ -56,6 +56,7 @@ class Child:
 
         Raises:
             ValueError: by the user's mistake, or since it was killed.
+            KeyboardInterrupt: it was asked to stop, by another than this process.
             RuntimeError: otherwise; the message holds its last lines.
         """
         code = self.process.returncode
@@ -66,6 +67,8 @@ class Child:
             name = signal.Signals(-code).name
             raise ValueError(f"{named or 'a process '}was killed ({name}), as happens when memory runs out")
         lines = self.said() or ["it said nothing"]
+        if code == 130:
+            raise KeyboardInterrupt(lines[-1])
         if code == 2:
             raise ValueError(f"{named}{lines[-1].removeprefix('synoptic: ')}")
         raise RuntimeError("\n".join([f"{self.name or 'a process'} failed (exit code {code})", *lines[-LAST_LINES:]]))
@@ -76,11 +79,11 @@ class Child:
         return self._output.read().decode(errors="replace").rstrip().splitlines()
 
 
-def stop(children: Sequence[Child]) -> None:
-    """Asks children to end, waits while they save what they did, and kills those that do not end."""
+def stop(children: Sequence[Child], patience: float = PATIENCE) -> None:
+    """Asks children to end, waits so many seconds while they save what they did, and kills those that do not end."""
     for child in children:
         child.signal(signal.SIGINT)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     try:
         for child in children:
             with suppress(subprocess.TimeoutExpired):

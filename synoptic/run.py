@@ -47,6 +47,7 @@ BANK, QUERIES = 2000, 500  # pictures used for k-NN while training: enough for a
 # 0.44. Bounding the shorter side would spare long pictures that, but a batch is padded to its largest, so that a single
 # panorama would take the memory of many pictures.
 LONGEST = 2.0
+FEWEST = 30  # pictures whose embeddings have a rank that says something of the network
 LOOKED_AT = 9  # pictures whose size is taken for that of all
 
 
@@ -307,7 +308,7 @@ def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Eva
     queries = validation.sample(QUERIES)
     labelled = source.labels is not None and validation.labels is not None
     found: list[Evaluator[EncodesImages]] = [KNN(source.sample(BANK), queries)] if labelled else []
-    return [*found, RankMe(queries)] if recipe.rankme else found
+    return [*found, RankMe(queries)] if recipe.rankme and len(queries) >= FEWEST else found
 
 
 def _preprocess(task: Task, config: TrainConfig) -> Preprocess:

@@ -20,9 +20,9 @@ from synoptic.files import write_atomically, write_text
 log = logging.getLogger(__name__)
 
 # Settings that may change between two parts of one run. Most leave the weights as they would have been, to the last bit
-# (the length of a run is told by its steps). `device`, `devices`, `threads`, `compile` and `recompute` change the order
-# in which floats are summed: the weights are others in their last digits, and as good, which beats refusing to go on
-# with a run on another machine.
+# (the length of a run is told by its steps). `device`, `threads`, `compile` and `recompute` change the order in which
+# floats are summed, `devices` also what stochastic depth draws: the weights are others, and as good, which beats
+# refusing to go on with a run on another machine.
 FREE = (
     *("out", "device", "devices", "threads", "compile", "recompute", "epochs"),
     *("log_every", "checkpoint_every", "evaluate_every", "resume", "overwrite"),

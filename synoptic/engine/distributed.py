@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)  # that processes wait for one another: the first alone evaluates, however long it takes
 LOOK_EVERY = 0.2  # seconds between two looks at the processes
+SAVING = 600.0  # seconds that processes have to end a step or an evaluation, and to save
 FOLLOW = 5.0  # seconds in which the others fail too, once one has failed
 
 
@@ -165,7 +166,7 @@ def launch(count: int, words: Sequence[str]) -> None:
                 running.append(Child("", words, common | own, heard=rank == 0))
             _wait(running)
         except KeyboardInterrupt:
-            stop(running)
+            stop(running, SAVING)
             raise KeyboardInterrupt("".join(running[0].said()[-1:])) from None
         finally:
             stop(running)

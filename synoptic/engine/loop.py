@@ -247,10 +247,12 @@ class _Run:
         return terms
 
     def agrees(self, asked: Callable[[], bool], looks: bool) -> bool:
-        """Whether any process was asked to stop. Several find out where they wait for the device anyway."""
+        """Whether any process was asked to stop. Several on GPUs find out where they wait for the device anyway."""
         if self.group.size == 1:
             return asked()
-        return looks and bool(self.group.sum(torch.tensor(float(asked()), device=self.device)))
+        return (looks or self.device.type == "cpu") and bool(
+            self.group.sum(torch.tensor(float(asked()), device=self.device))
+        )
 
     def read_terms(self, loader: Loader) -> dict[str, float]:
         """The means of the reported terms; raises if one was not finite."""
@@ -263,7 +265,8 @@ class _Run:
         kept = f"{self.checkpoints.path(saved[-1])} is the last good checkpoint" if saved else "nothing was saved yet"
         lower = f"a lower optim.lr (now {self.config.optim.lr:g}){' or precision=fp32' if self.half else ''}"
         advice = f"{kept}; try {lower}{self.beside_a_change()}"
-        raise NonFiniteLoss(step + 1, terms, loader.names(step), advice, self.out / "non_finite.json")
+        record = self.out / "non_finite.json"
+        raise NonFiniteLoss(step + 1, terms, loader.names(step), advice, record, write=self.first)
 
     def beside_a_change(self) -> str:
         """What a changed setting takes besides: a run that has checkpoints does not go on under another one."""
@@ -302,6 +305,7 @@ class _Run:
             raise Worsened(name, before, now, step, allowed)
 
     def save(self, step: int, seconds: float) -> None:
+        meter = self.meter.state(self.group)
         if not self.first:
             return
         self.seconds = seconds
@@ -311,7 +315,7 @@ class _Run:
             "task": self.task.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else None,
-            "meter": self.meter.state(),
+            "meter": meter,
             "scores": self.scores,
             "baseline": self.baseline,
             "best": self.best,
@@ -338,7 +342,7 @@ class _Run:
         optim.load_moments(self.optimizer, state["optimizer"])
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
-        self.meter.load(state["meter"])
+        self.meter.load(state["meter"], self.group)
         self.scores, self.baseline = state["scores"], state["baseline"]
         self.best, self.seconds = state["best"], state["seconds"]
 

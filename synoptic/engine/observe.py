@@ -63,9 +63,7 @@ class Meter:
         """
         totals: dict[str, list[float]] = {}
         for names, table in self._sums.items():
-            tables = group.gather(table[None])  # (processes, 3, n)
-            table = torch.cat((tables[:, :2].sum(0), tables[:, 2:].amin(0)))
-            for name, (value, count, bad) in zip(names, table.T.tolist(), strict=True):
+            for name, (value, count, bad) in zip(names, _merged(table, group).T.tolist(), strict=True):
                 before = totals.get(name, [0.0, 0.0, self.NEVER])
                 totals[name] = [before[0] + value, before[1] + count, min(before[2], bad)]
         means = {name: value / count for name, (value, count, _) in totals.items()}
@@ -74,12 +72,24 @@ class Meter:
     def reset(self) -> None:
         self._sums.clear()
 
-    def state(self) -> list[tuple[list[str], Tensor]]:
-        """What a checkpoint keeps, so that a run's metrics do not depend on where it was interrupted."""
-        return [(list(names), table) for names, table in self._sums.items()]
+    def state(self, group: Group = ALONE) -> list[tuple[list[str], Tensor]]:
+        """What a checkpoint keeps, so that a run's metrics do not depend on where it was interrupted: what all
+        processes have seen."""
+        return [(list(names), _merged(table, group)) for names, table in self._sums.items()]
 
-    def load(self, state: list[tuple[list[str], Tensor]]) -> None:
+    def load(self, state: list[tuple[list[str], Tensor]], group: Group = ALONE) -> None:
+        """Goes back to a state, which holds what all processes have seen, and of which the first takes all."""
         self._sums = {tuple(names): table.to(self._device) for names, table in state}
+        if group.rank:
+            for table in self._sums.values():
+                table[:2] = 0.0
+                table[2] = self.NEVER
+
+
+def _merged(table: Tensor, group: Group) -> Tensor:
+    """The table (3, n) of all processes together."""
+    tables = group.gather(table[None])  # (processes, 3, n)
+    return torch.cat((tables[:, :2].sum(0), tables[:, 2:].amin(0)))
 
 
 class Observer:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from synoptic.files import write_text
+
 log = logging.getLogger(__name__)
 
 STOPPING = "stopping after this step; a second signal stops at once, without saving"
@@ -30,11 +32,15 @@ class NonFiniteLoss(ValueError):
         files: the pictures of that step's batch.
         advice: what to do about it.
         record: a JSON file that takes all of the above, since the message names only the first files.
+        write: whether this process writes it.
     """
 
-    def __init__(self, step: int, terms: Sequence[str], files: Sequence[str], advice: str, record: Path):
+    def __init__(
+        self, step: int, terms: Sequence[str], files: Sequence[str], advice: str, record: Path, write: bool = True
+    ):
         self.step, self.terms, self.files = step, tuple(terms), tuple(files)
-        record.write_text(json.dumps({"step": step, "terms": terms, "files": files}, indent=2) + "\n")
+        if write:
+            write_text(record, json.dumps({"step": step, "terms": terms, "files": files}, indent=2) + "\n")
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         super().__init__(f"step {step}: {', '.join(terms)} not finite, on {shown} (see {record}); {advice}")
 

@@ -49,14 +49,6 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, grou
     return logits.exp()
 
 
-def batch_mean(rows: Tensor, group: Group = ALONE) -> Tensor:
-    """(1, K) mean of the rows (B, K) of all processes; B may differ between them. NaN where nowhere is a row."""
-    rows = _wide(rows)
-    count = torch.full((1, 1), len(rows), dtype=rows.dtype, device=rows.device)
-    total = group.sum(torch.cat((rows.sum(dim=0, keepdim=True), count), dim=1))
-    return total[:, :-1] / total[:, -1:]
-
-
 def dino(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float = 0.1) -> Tensor:
     """Cross entropy between the teacher's view of one crop and the student's view of every other.
 
@@ -70,7 +62,7 @@ def dino(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: floa
     """
     log_probabilities = [(_wide(logits) / temperature).log_softmax(dim=-1) for logits in student]
     # Targets are constants, so the sum over the crops other than t is taken once: sum_{s != t} = sum_s - (s = t).
-    total = torch.stack(log_probabilities).sum(dim=0)
+    total = sum(log_probabilities[1:], start=log_probabilities[0])
     pairs = len(teacher) * (len(student) - 1)
     seen_by_both = log_probabilities[: len(teacher)]
     losses = [-(target * (total - own)).sum(dim=-1).mean() for target, own in zip(teacher, seen_by_both, strict=True)]

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from synoptic.losses.ssl import batch_mean, entropy, sinkhorn_knopp, softened
+from synoptic.losses.ssl import entropy, sinkhorn_knopp, softened
 from synoptic.types import ALONE, Group
 
 Centring = Literal["mean", "sinkhorn", "none"]
@@ -37,8 +37,8 @@ class Targets(nn.Module):
         self.register_buffer("usage", torch.full((1, prototypes), 1.0 / prototypes))
         self.queue: Tensor
         self.register_buffer("queue", torch.zeros(queue if centring == "sinkhorn" else 0, prototypes))
-        self._logits: list[Tensor] = []
-        self._targets: list[Tensor] = []
+        self._sums: list[Tensor] = []  # of each part of a step: logits, then targets, then the number of rows
+        self._rows: list[Tensor] = []  # logits for the queue
 
     def forward(self, logits: Tensor, temperature: float, seen: int, group: Group = ALONE) -> Tensor:
         """Targets (B, K) for teacher logits (B, K), detached.
@@ -55,21 +55,24 @@ class Targets(nn.Module):
             targets = sinkhorn_knopp(torch.cat((past, logits)), temperature, group=group)[len(past) :]
         else:
             targets = softened(logits, temperature, self.centre if self.centring == "mean" else 0.0)
-        self._logits.append(logits)
-        self._targets.append(targets)
+        parts = (logits.to(targets.dtype).sum(0), targets.sum(0), targets.new_full((1,), len(targets)))
+        self._sums.append(torch.cat(parts))
+        if len(self.queue):
+            self._rows.append(logits)
         return targets
 
     @torch.no_grad()
     def update(self, group: Group = ALONE) -> None:
-        """Takes in the logits since the last update; once an optimiser step, after the loss that used the old state."""
-        logits, targets = torch.cat(self._logits), torch.cat(self._targets)
-        self._logits.clear()
-        self._targets.clear()
-        _approach(self.usage, batch_mean(targets, group), 1.0 - _USAGE_MOMENTUM)
+        """Takes in what was seen since the last update; once a step, after the loss that used the old state."""
+        sums = group.sum(torch.stack(self._sums).sum(0))
+        self._sums.clear()
+        logits, targets = (sums[:-1] / sums[-1]).chunk(2)  # NaN where nowhere was a row
+        _approach(self.usage, targets, 1.0 - _USAGE_MOMENTUM)
         if self.centring == "mean":
-            _approach(self.centre, batch_mean(logits, group), 1.0 - self.momentum)
+            _approach(self.centre, logits, 1.0 - self.momentum)
         if len(self.queue):
-            rows = torch.cat((self.queue, group.gather(logits).to(self.queue.dtype)))
+            rows = torch.cat((self.queue, group.gather(torch.cat(self._rows)).to(self.queue.dtype)))
+            self._rows.clear()
             self.queue.copy_(rows[-len(self.queue) :])
 
     def prototypes_used(self) -> Tensor:

@@ -53,6 +53,7 @@ class CollapseWatch:
         self._prototypes = prototypes
         self._found: Diagnosis | None = None
         self._times = 0
+        self._judged: Mapping[str, float] | None = None
 
     def look(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
         """The diagnosis, where the last looks agree on one.
@@ -63,6 +64,9 @@ class CollapseWatch:
             progress: share of the run done.
         """
         found = self._named(terms, scores, progress)
+        if found is FLAT and scores is self._judged:
+            return None  # nothing new: the scores are those of the last look
+        self._judged = scores
         self._times = self._times + 1 if found is self._found else 1
         self._found = found
         return found if self._times >= PATIENCE else None
@@ -75,8 +79,8 @@ class CollapseWatch:
             return WINS
         if progress < SETTLED:
             return None
-        if terms["target_entropy"] > UNIFORM * guessing:
-            return ALIKE
         if scores.get("rankme", math.inf) < FEW_DIMENSIONS:
             return FLAT
+        if terms["target_entropy"] > UNIFORM * guessing:
+            return ALIKE
         return None

@@ -265,7 +265,7 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     size = config.size or config.crops.global_size or 224
     config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=size)
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
-    _check_memory(prototypes, config.bottleneck)
+    check_memory("prototypes", prototypes, config.bottleneck)
     # Small crops keep the paper's proportion of 96 to 224, rounded to whole patches.
     patch = architecture(config.model, config.init).patch_size
     large = config.crops.global_size or size
@@ -276,13 +276,13 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     return replace(config, prototypes=prototypes, crops=crops)
 
 
-def _check_memory(prototypes: int, bottleneck: int) -> None:
+def check_memory(key: str, prototypes: int, bottleneck: int) -> None:
     """Refuses prototypes that no memory of this machine holds: of the student, with gradients and two moments, and of
     the teacher."""
     needed, there = 5 * 4 * prototypes * bottleneck, memory()
     if there is not None and needed > there:
         raise ValueError(
-            f"prototypes={prototypes}: with bottleneck={bottleneck} they take {needed / 1e9:.0f} GB in training, and "
+            f"{key}={prototypes}: with bottleneck={bottleneck} they take {needed / 1e9:.0f} GB in training, and "
             f"this machine has {there / 1e9:.0f}; give fewer"
         )
 
@@ -290,7 +290,9 @@ def _check_memory(prototypes: int, bottleneck: int) -> None:
 def build(config: DinoConfig, source: Source) -> DinoTask:
     """The task for a resolved configuration; of the pictures only the statistics play a part in it."""
     vit = backbone(config, source)
-    return DinoTask(config, Network(vit, head(config, vit, present(config.prototypes))))
+    return DinoTask(
+        config, Network(vit, head(config, vit.summary_width, present(config.prototypes), config.bottleneck))
+    )
 
 
 def backbone(config: DinoConfig, source: Source, mask_token: bool = False, **shape: Any) -> ViT:
@@ -307,15 +309,17 @@ def backbone(config: DinoConfig, source: Source, mask_token: bool = False, **sha
         changes = {**depth, **shape, **of_bands(config, source), "mask_token": mask_token}
         return ViT(vit_config(config.model, image_size=config.size, **changes))
     vit = given_backbone(config.init, **depth, mask_token=mask_token)
+    if not vit.summary_width:
+        raise ValueError(f"init={config.init}: has no summary token, which is what is taught here")
     if vit.channels != config.channels:
         raise ValueError(f"init={config.init}: reads {vit.channels} bands, not channels={config.channels}")
     return vit
 
 
-def head(config: DinoConfig, vit: ViT, prototypes: int, bottleneck: int | None = None) -> DinoHead:
-    """A head on one of the student's tokens."""
-    sizes = (config.head_hidden, bottleneck or config.bottleneck)
-    return DinoHead(vit.width, prototypes, *sizes, norm=config.head_norm, fixed_norm=config.fixed_norm)
+def head(config: DinoConfig, width: int, prototypes: int, bottleneck: int) -> DinoHead:
+    """A head on features of the student that are so wide."""
+    sizes = (config.head_hidden, bottleneck)
+    return DinoHead(width, prototypes, *sizes, norm=config.head_norm, fixed_norm=config.fixed_norm)
 
 
 # DINO with the batch balancing of DINOv2 and a teacher that follows quickly, for runs of some hundred steps on some

@@ -14,7 +14,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from synoptic.config import Fraction, OptimConfig, Share
+from synoptic.config import Fraction, OptimConfig, Rate, Share
 from synoptic.data.masking import MaskConfig, draw_masks
 from synoptic.data.sources import Source
 from synoptic.data.transforms import MultiCrop, MultiCropConfig
@@ -83,6 +83,8 @@ class Dinov2Config(DinoConfig):
     momentum: Share = 0.992
     teacher_temperature: PositiveFloat = 0.07
     teacher_temperature_warmup: Share = 0.3
+    layer_decay: Rate = 0.9
+    patch_embed_lr: Rate = 0.2
     drop_path: Fraction = 0.3
     drop_path_uniform: bool = True
     crops: MultiCropConfig = field(
@@ -206,14 +208,16 @@ def larger(config: Dinov2Config) -> MultiCropConfig:
 
 
 def resolve(config: Dinov2Config, samples: int) -> Dinov2Config:
-    """Fills what the data decide: as DINO does, but a learning rate of 4e-3 * sqrt(batch / 1024) (DINOv2's code)."""
-    if config.optim.lr is None:
+    """Fills what the data decide: as DINO does, but with untied heads a learning rate of 4e-3 * sqrt(batch / 1024),
+    which is that of DINOv2's code; with tied ones DINO's, as in iBOT's."""
+    if config.optim.lr is None and config.heads == "untied":
         config = replace(config, optim=replace(config.optim, lr=4e-3 * math.sqrt(config.batch / 1024)))
     config = dino.resolve(config, samples)
     if config.teacher is not None:
         ema = config.optim.ema if config.optim.ema is not None else config.momentum
         return replace(config, ibot=0.0, koleo=0.0, drop_path=0.0, optim=replace(config.optim, ema=ema))
-    own = config.patch_prototypes or config.prototypes
+    own = config.patch_prototypes or present(config.prototypes)
+    dino.check_memory("patch_prototypes", own, config.patch_bottleneck)
     return replace(config, patch_prototypes=own if config.heads == "untied" else None)
 
 
@@ -226,9 +230,10 @@ def build(config: Dinov2Config, source: Source) -> Dinov2Task | FeatureDistillat
     vit = dino.backbone(config, source, mask_token=hides, **shape)
     if config.teacher is not None:
         return FeatureDistillation(config, vit, load_teacher(config.teacher, vit.channels))
-    head, patch_head = dino.head(config, vit, present(config.prototypes)), None
+    head = dino.head(config, vit.summary_width, present(config.prototypes), config.bottleneck)
+    patch_head = None
     if hides and config.heads == "untied":
-        patch_head = dino.head(config, vit, present(config.patch_prototypes), config.patch_bottleneck)
+        patch_head = dino.head(config, vit.width, present(config.patch_prototypes), config.patch_bottleneck)
     return Dinov2Task(config, PatchNetwork(vit, head, patch_head))
 
 
@@ -240,6 +245,8 @@ IBOT: Mapping[str, Any] = {
     "prototypes": 8192,
     "momentum": 0.996,
     "layer_scale": None,
+    "layer_decay": 1.0,
+    "patch_embed_lr": 1.0,
     "drop_path": 0.1,
     "drop_path_uniform": False,
     "crops.global_scale": (0.25, 1.0),

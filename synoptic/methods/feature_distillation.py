@@ -72,7 +72,7 @@ class FeatureDistillation(Task):
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
         crops = stacked(batch.crops)
         wanted = self.teacher(self.as_seen(crops[0]))
-        seen = self.backbone(crops)
+        seen = self.backbone(crops if self.summary_projection is not None else crops[:1])
         mine, theirs = to_larger_grid(self.patch_projection(seen[0].patches), seen[0].grid, wanted.patches, wanted.grid)
         terms = {"patches": patch_match(mine, theirs)}
         if self.summary_projection is not None:

@@ -49,7 +49,9 @@ class DinoHead(nn.Module):
         hidden = self.mlp(summary)
         # Logits are divided by temperatures down to 0.01: rounded to half precision they would be off by tenths.
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.last_layer(F.normalize(hidden.to(self.last_layer.weight.dtype), dim=-1))
+            return self.last_layer(
+                F.normalize(hidden.to(self.last_layer.parametrizations.weight.original1.dtype), dim=-1)
+            )
 
 
 class MlpHead(nn.Module):

@@ -163,8 +163,8 @@ class BatchSubset:
     def __init__(self, groups: Groups, kept: Sequence[int], device: torch.device):
         self.groups = tuple((keep, count) for keep, (_, count) in zip(kept, groups, strict=True))
         self.rows = _rows(groups, kept, device)
-        scales = [torch.full((keep * n, 1), batch / keep) for keep, (batch, n) in zip(kept, groups, strict=True)]
-        self._scale = torch.cat(scales).to(device, non_blocking=True)
+        scales = zip(kept, groups, strict=True)
+        self._scale = torch.cat([torch.full((keep * n, 1), b / keep, device=device) for keep, (b, n) in scales])
 
     def add(self, tokens: Tensor, branch: Tensor) -> Tensor:
         """(T, D) tokens plus what the branch says of the chosen ones, (T', D)."""
@@ -182,7 +182,11 @@ def _rows(groups: Groups, kept: Sequence[int], device: torch.device) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm x), then x + feed-forward(norm x), on packed tokens."""
+    """Pre-norm transformer block: x + attention(norm x), then x + feed-forward(norm x), on packed tokens.
+
+    While training, `drop_path` of the pictures of each group, to the nearest whole number, go without each branch; few
+    pictures may therefore keep all, and one always does.
+    """
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ ILL = {
 def test_each_collapse_has_its_name_its_cause_and_its_mend(name: str) -> None:
     expected, terms, scores = ILL[name]
     watch = CollapseWatch(PROTOTYPES)
-    looks = [watch.look(SOUND | terms, {"rankme": 30.0} | scores, 0.5) for _ in range(PATIENCE)]
+    looks = [watch.look(SOUND | terms, {"rankme": 30.0} | scores, 0.5) for _ in range(PATIENCE)]  # new scores each time
     assert looks == [None] * (PATIENCE - 1) + [expected]
     assert str(expected).startswith(f"{expected.name}: ") and "; try " in str(expected)
 
@@ -38,6 +38,16 @@ def test_one_bad_look_is_no_collapse() -> None:
     watch = CollapseWatch(PROTOTYPES)
     bad = SOUND | ILL["wins"][1]
     assert not any(watch.look(bad if look % PATIENCE else SOUND, {}, 0.5) for look in range(20))
+
+
+def test_scores_count_once_however_often_is_looked() -> None:
+    """One evaluation in ten looks: the rank must be low in as many evaluations as other signs in looks."""
+    watch = CollapseWatch(PROTOTYPES)
+    found = []
+    for _ in range(PATIENCE):
+        scores = {"rankme": 1.5}
+        found.append([watch.look(SOUND, scores, 0.5) for _ in range(10)])
+    assert not any(found[0]) and not any(found[1]) and FLAT in found[2]
 
 
 def test_a_start_may_be_soft() -> None:

@@ -60,7 +60,7 @@ def test_targets_and_losses_are_float32_or_better(given: torch.dtype, kept: torc
     assert targets.dtype == ssl.sinkhorn_knopp(logits, 0.04).dtype == kept
     assert ssl.dino(logits.split(3), targets.split(3)).dtype == kept
     assert ssl.ibot(logits, targets, torch.arange(6), 6).dtype == kept
-    assert ssl.koleo(logits).dtype == ssl.entropy(targets).dtype == ssl.batch_mean(logits).dtype == kept
+    assert ssl.koleo(logits).dtype == ssl.entropy(targets).dtype == kept
 
 
 def test_sinkhorn_knopp_equals_its_definition(rng: torch.Generator) -> None:
@@ -70,7 +70,7 @@ def test_sinkhorn_knopp_equals_its_definition(rng: torch.Generator) -> None:
     for _ in range(3):
         q /= q.sum(1, keepdims=True) * 5
         q /= q.sum(0, keepdims=True) * 8
-    np.testing.assert_allclose(ssl.sinkhorn_knopp(logits, 0.5).numpy(), (q * 8).T, rtol=1e-4)
+    np.testing.assert_allclose(ssl.sinkhorn_knopp(logits, 0.5).numpy(), (q * 8).T, rtol=1e-9)
 
 
 def test_sinkhorn_knopp_of_nothing_is_nothing() -> None:
@@ -100,12 +100,6 @@ def test_ibot_of_no_hidden_patch_is_zero_with_a_gradient() -> None:
 def test_agreement_is_the_share_of_rows_with_the_same_favourite() -> None:
     one, other = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
     assert float(ssl.agreement(one, other)) == 0.5
-
-
-def test_batch_mean_of_no_row_is_not_a_number(rng: torch.Generator) -> None:
-    rows = torch.randn(5, 3, generator=rng)
-    torch.testing.assert_close(ssl.batch_mean(rows), rows.mean(0, keepdim=True))
-    assert ssl.batch_mean(rows[:0]).isnan().all()
 
 
 def test_sinkhorn_knopp_does_not_overflow() -> None:

@@ -234,10 +234,17 @@ def test_weights_tell_the_step_and_the_scores_they_come_from(
     assert change(out / "weights") == before
 
 
-def test_without_labels_the_last_step_is_exported_with_the_rank_of_its_embeddings(original: Path) -> None:
+def test_without_labels_the_last_step_is_exported_and_of_few_pictures_no_scores_are_told(original: Path) -> None:
     trained = load_json(original / "weights" / "config.json")["trained"]
-    assert trained["steps"] == 2 and list(trained["scores"]) == ["rankme"]
-    assert "rankme" in (original / "weights" / "README.md").read_text()
+    assert trained["steps"] == 2 and "scores" not in trained
+    assert "scores" not in (original / "weights" / "README.md").read_text()
+
+
+def test_without_labels_the_rank_of_the_embeddings_is_told(plain: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "FEWEST", 1)
+    out = train(plain, tmp_path / "run", steps=1)
+    assert list(load_json(out / "weights" / "config.json")["trained"]["scores"]) == ["rankme"]
+    assert "rankme" in (out / "weights" / "README.md").read_text()
 
 
 def test_a_card_has_no_line_for_nothing(original: Path, tmp_path: Path) -> None:
