@@ -156,8 +156,7 @@ class DinoTask(Task):
         return max(present(self.config.crops.global_size), present(self.config.crops.local_size))
 
     def facts(self) -> dict[str, str]:
-        given = {} if self.config.init is None else {"init.weights": fingerprint(self.student.backbone)}
-        return {**given, **facts_of_bands(self.config, self.student.backbone.config)}
+        return facts(self.student.backbone, self.config)
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         return self.multi_crop(batch, seed)
@@ -230,22 +229,7 @@ class DinoTask(Task):
         return found
 
     def parameter_groups(self) -> list[ParamGroup]:
-        config = self.config
-        groups = split_by_depth(self.student.named_parameters(), config.layer_decay, config.patch_embed_lr)
-        if config.init is None:
-            return groups
-        given = {id(parameter) for parameter in self.student.backbone.parameters()}
-        return [later for group in groups for later in self._later(group, given)]
-
-    def _later(self, group: ParamGroup, given: set[int]) -> Iterator[ParamGroup]:
-        """A group, of which the parameters that were given begin to learn later, as a group of their own."""
-        late = [parameter for parameter in group.params if id(parameter) in given]
-        soon = [parameter for parameter in group.params if id(parameter) not in given]
-        if soon:
-            yield replace(group, params=soon)
-        if late:
-            start, warmup = self.config.head_warmup, self.config.optim.warmup
-            yield replace(group, name=f"{group.name} of the backbone", params=late, start=start, warmup=warmup)
+        return parameter_groups(self.student, self.config)
 
     def shard_units(self) -> Iterator[nn.Module]:
         yield from self.student.backbone.blocks
@@ -253,6 +237,26 @@ class DinoTask(Task):
 
     def exported(self) -> nn.Module:
         return self.teacher.backbone
+
+
+def facts(backbone: ViT, config: DinoConfig) -> dict[str, str]:
+    """What a run depends on beside its configuration, asked before its first step."""
+    given = {} if config.init is None else {"init.weights": fingerprint(backbone)}
+    return {**given, **facts_of_bands(config, backbone.config)}
+
+
+def parameter_groups(student: nn.Module, config: DinoConfig) -> list[ParamGroup]:
+    """The parameters of a student with a `backbone`, which learns later than the rest where it was given."""
+    groups = split_by_depth(student.named_parameters(), config.layer_decay, config.patch_embed_lr)
+    if config.init is None:
+        return groups
+    given = {id(parameter) for name, parameter in student.named_parameters() if name.startswith("backbone.")}
+    found = []
+    for group in groups:
+        parts = ([p for p in group.params if id(p) not in given], [p for p in group.params if id(p) in given])
+        late = replace(group, params=parts[1], start=config.head_warmup, warmup=config.optim.warmup)
+        found += [replace(group, params=parts[0]), replace(late, name=f"{group.name} of the backbone")]
+    return [group for group in found if group.params]
 
 
 def stacked(crops: tuple[Tensor, ...]) -> list[Tensor]:

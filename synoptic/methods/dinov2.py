@@ -54,7 +54,8 @@ class Dinov2Config(DinoConfig):
 
     Attributes:
         teacher: a MODEL, frozen, whose features the student learns in place of its own average's targets: then there
-            are no heads, masks or stochastic depth, and an average of the student (`optim.ema`) is the final model.
+            are no heads, masks or stochastic depth, nothing is guarded against collapse, and an average of the student
+            (`optim.ema`) is the final model.
         ibot: weight of the loss of hidden patches; 0 leaves it out.
         heads: "tied" judges patches by the head of whole crops (iBOT), "untied" by one of their own (DINOv2).
         patch_prototypes: outputs of the patches' own head; None takes as many as of the other.
@@ -214,6 +215,10 @@ def resolve(config: Dinov2Config, samples: int) -> Dinov2Config:
         config = replace(config, optim=replace(config.optim, lr=4e-3 * math.sqrt(config.batch / 1024)))
     config = dino.resolve(config, samples)
     if config.teacher is not None:
+        if config.high_resolution.share:
+            raise ValueError(
+                "high_resolution.share beside teacher=: a teacher's student has no such phase; leave it out"
+            )
         ema = config.optim.ema if config.optim.ema is not None else config.momentum
         return replace(config, ibot=0.0, koleo=0.0, drop_path=0.0, optim=replace(config.optim, ema=ema))
     own = config.patch_prototypes or present(config.prototypes)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from synoptic.data.resample import resized_crop
 from synoptic.data.transforms import MultiCrop
 from synoptic.losses.distillation import patch_match, summary_match, to_larger_grid
-from synoptic.methods.base import ParamGroup, Task, facts_of_bands, split_by_depth
+from synoptic.methods import dino
+from synoptic.methods.base import ParamGroup, Task
 from synoptic.methods.dino import DinoConfig, stacked
 from synoptic.methods.teachers import Teacher
 from synoptic.models.layers import init_linear
@@ -40,6 +41,7 @@ class FeatureDistillation(Task):
     def __init__(self, config: DinoConfig, backbone: ViT, teacher: Teacher):
         super().__init__()
         self.config = config
+        self.largest_fall = config.max_drop if config.init is not None else None
         self.multi_crop = MultiCrop(config.crops)
         self.backbone = backbone
         self._teacher = [teacher]  # in a list, so that it is no submodule: it is neither trained nor saved with the run
@@ -60,7 +62,7 @@ class FeatureDistillation(Task):
         return max(present(self.config.crops.global_size), present(self.config.crops.local_size))
 
     def facts(self) -> dict[str, str]:
-        return {"teacher.weights": self.teacher.fingerprint(), **facts_of_bands(self.config, self.backbone.config)}
+        return {"teacher.weights": self.teacher.fingerprint(), **dino.facts(self.backbone, self.config)}
 
     def _apply(self, *args: Any, **kwargs: Any) -> FeatureDistillation:  # the teacher follows to the student's device
         self.teacher._apply(*args, **kwargs)
@@ -99,7 +101,7 @@ class FeatureDistillation(Task):
         return resized_crop(crops, boxes, size)
 
     def parameter_groups(self) -> list[ParamGroup]:
-        return split_by_depth(self.named_parameters(), self.config.layer_decay, self.config.patch_embed_lr)
+        return dino.parameter_groups(self, self.config)
 
     def shard_units(self) -> Iterator[nn.Module]:
         yield from self.backbone.blocks

@@ -32,7 +32,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def task_of(teacher: Path, **values: Any) -> FeatureDistillation:
     torch.manual_seed(0)
-    config = config_of("dinov2", teacher=str(teacher), model="vit_nano8", crops=CROPS, layer_scale=None, **values)
+    shape = {"model": "vit_nano8", "crops": CROPS, "layer_scale": None}
+    config = config_of("dinov2", teacher=str(teacher), **{**shape, **values})
     return get_method("dinov2").build(config, source_of()).train()
 
 
@@ -78,6 +79,19 @@ def test_an_average_of_the_student_is_the_final_model_without_masks_and_stochast
     assert task.config.optim.ema == pytest.approx(0.992)
     assert task.exported() is task.backbone
     assert task.backbone.mask_token is None and all(block.drop_path == 0.0 for block in task.backbone.blocks)
+
+
+def test_given_weights_wake_later_and_are_guarded(teacher: Path) -> None:
+    task = task_of(teacher, init=str(teacher), head_warmup=0.2, size=28, crops={"local_size": 14})
+    starts = {group.start for group in task.parameter_groups()}
+    late = [id(p) for group in task.parameter_groups() if group.start for p in group.params]
+    assert starts == {0.0, 0.2} and set(late) == {id(p) for p in task.backbone.parameters()}
+    assert task.largest_fall == 0.1 and set(task.facts()) == {"teacher.weights", "init.weights"}
+
+
+def test_a_high_resolution_phase_is_refused(teacher: Path) -> None:
+    with pytest.raises(ValueError, match=r"high_resolution\.share beside teacher="):
+        task_of(teacher, high_resolution={"share": 0.5})
 
 
 def test_a_teacher_of_other_bands_is_refused(teacher: Path) -> None:
