@@ -59,14 +59,14 @@ def draw_masks(config: MaskConfig, grid: tuple[int, int], position: Tensor, batc
     Returns:
         (2B, h*w) bool, the first crops of all pictures before the second ones.
     """
-    position = torch.cat((position * 2, position * 2 + 1))
+    position = torch.cat((position * 2, position * 2 + 1)).cpu()
     draws = Draws(seed, position)
     cells = grid[0] * grid[1]
     wanted = torch.from_numpy(_ratios(config, position.numpy(), 2 * batch, seed, draws) * cells).long()
     if config.shape == "random":
         order = draws.uniform("mask.order", count=cells).argsort(dim=1).argsort(dim=1)
         return order < wanted[:, None]
-    return _blocks(grid, wanted.numpy(), draws)
+    return _blocks(grid, wanted.numpy(), position, seed)
 
 
 def _ratios(config: MaskConfig, position: np.ndarray, crops: int, seed: int, draws: Draws) -> np.ndarray:
@@ -83,7 +83,7 @@ def _ratios(config: MaskConfig, position: np.ndarray, crops: int, seed: int, dra
     return np.where(strata < masked, ratios, 0.0)
 
 
-def _blocks(grid: tuple[int, int], wanted: np.ndarray, draws: Draws) -> Tensor:
+def _blocks(grid: tuple[int, int], wanted: np.ndarray, position: Tensor, seed: int) -> Tensor:
     """(n, h*w) bool: rectangles, one a round in all masks at once, until they hold as many patches as are wanted."""
     height, width = grid
     masks = np.zeros((len(wanted), height, width), bool)
@@ -93,7 +93,8 @@ def _blocks(grid: tuple[int, int], wanted: np.ndarray, draws: Draws) -> Tensor:
         active = np.flatnonzero(missing >= 1)
         if not len(active):
             break
-        boxes = _rectangles(grid, missing, turn, draws)[active]  # (a, tries, 4): top, left, height, width
+        draws = Draws(seed, position[active])
+        boxes = _rectangles(grid, missing[active], turn, draws)  # (a, tries, 4): top, left, height, width
         top, left, high, wide = (side[..., None, None] for side in np.moveaxis(boxes, -1, 0))
         inside = (rows >= top) & (rows < top + high) & (columns >= left) & (columns < left + wide)
         gained = (inside & ~masks[active, None]).sum((2, 3))  # (a, tries)

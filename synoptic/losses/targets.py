@@ -24,7 +24,7 @@ class Targets(nn.Module):
             prototypes (DINOv2), "none" leaves the logits alone.
         momentum: of the running mean.
         queue: rows of past logits that are balanced with the batch, by "sinkhorn" alone. They count once there are as
-            many (SwAV sec. 4.1, arXiv 2006.09882).
+            many. The idea is SwAV's (arXiv 2006.09882, sec. 4.1), which keeps features in place of logits.
     """
 
     def __init__(self, prototypes: int, centring: Centring, momentum: float = 0.9, queue: int = 0):

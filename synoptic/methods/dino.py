@@ -43,7 +43,7 @@ class DinoConfig(TrainConfig):
     """Self-distillation without labels.
 
     What is taken over a batch (Sinkhorn-Knopp, KoLeo, batch norm in the head) is taken over each part of it where
-    `accumulate` cuts it.
+    `accumulate` cuts it; batch norm also over the part of each of several processes.
 
     Attributes:
         init: a MODEL whose weights the backbone begins with, in place of random ones of the architecture `model`. The
@@ -70,8 +70,8 @@ class DinoConfig(TrainConfig):
             (the paper); "sinkhorn" balances the batch over the prototypes (DINOv2), steadier in short runs; "none"
             leaves it out, and training collapses to one prototype.
         centre_momentum: of the running mean of teacher outputs.
-        queue: how many past outputs of the teacher are balanced with the batch by "sinkhorn", for batches much smaller
-            than the number of prototypes.
+        queue: how many past outputs of the teacher, of K numbers each, are balanced with the batch by "sinkhorn", for
+            batches much smaller than the number of prototypes.
         freeze_last_layer: share of the run in which the prototypes stand still.
         koleo: weight of the KoLeo regulariser on the student's summaries of each large crop (DINOv2); 0 in the paper.
         drop_path: stochastic depth of the student.

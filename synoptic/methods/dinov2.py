@@ -52,6 +52,9 @@ class HighResolutionConfig:
 class Dinov2Config(DinoConfig):
     """Self-distillation of crops and of hidden patches, without labels.
 
+    The mask token takes the place of a patch after the patch embedding. A convolutional stem (`vit_nano*`, `vit_mini*`)
+    looks over the edges of patches, so that a little of a hidden one is seen in its neighbours.
+
     Attributes:
         teacher: a MODEL, frozen, whose features the student learns in place of its own average's targets: then there
             are no heads, masks or stochastic depth, nothing is guarded against collapse, and an average of the student
