@@ -313,6 +313,7 @@ class _Run:
             "step": step,
             "seconds": seconds,
             "task": self.task.state_dict(),
+            "memory": self.task.memory(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else None,
             "meter": meter,
@@ -339,6 +340,7 @@ class _Run:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.task.load_state_dict(state["task"])
+        self.task.recall(state["memory"])
         optim.load_moments(self.optimizer, state["optimizer"])
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])

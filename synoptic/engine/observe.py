@@ -119,7 +119,6 @@ class Observer:
         self._all_paused = 0.0
         self._recent: deque[tuple[int, float]] = deque(maxlen=9)  # steps and seconds of the last intervals
         self._text = ""
-        self._diagnosed: object | None = None
         self._line_at = self._tick_at = -math.inf
 
     def __enter__(self) -> Observer:
@@ -245,11 +244,10 @@ class Observer:
         self.say(f"step {step}/{self._steps}  " + "  ".join(f"{name} {score:.4f}" for name, score in scores.items()))
 
     def diagnosis(self, step: int, found: object | None) -> None:
-        """Tells what is wrong with the learning after `step` steps, each time that another thing is."""
-        if found is not None and found != self._diagnosed:
+        """Tells what is wrong with the learning after `step` steps, where anything is."""
+        if found is not None:
             self._write({"step": step, "diagnosis": str(found)})
             self.say(f"warning: {found}")
-        self._diagnosed = found
 
     def say(self, message: str) -> None:
         """One line for the user, on the terminal and in `train.log`."""

@@ -120,6 +120,13 @@ class Task(nn.Module):
     def after_step(self, progress: float) -> None:
         """Called after the optimiser's step (EMA teacher, clamps)."""
 
+    def memory(self) -> dict[str, Any]:
+        """What it remembers beside its tensors, as plain values that a checkpoint keeps."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Goes back to what `memory` told."""
+
     def expected_losses(self) -> dict[str, float]:
         """What the terms of the loss should be about at the start, as far as theory tells: those of guessing."""
         return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from synoptic.methods.base import Diagnosis
 
@@ -53,10 +54,10 @@ class CollapseWatch:
         self._prototypes = prototypes
         self._found: Diagnosis | None = None
         self._times = 0
-        self._judged: Mapping[str, float] | None = None
+        self._judged: dict[str, float] = {}
 
     def look(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
-        """The diagnosis, where the last looks agree on one.
+        """The diagnosis, at the look that makes the last ones enough; not again while it stays the same.
 
         Args:
             terms: means since the last look: "dino", "target_entropy" (nats), "prototypes_used".
@@ -64,12 +65,21 @@ class CollapseWatch:
             progress: share of the run done.
         """
         found = self._named(terms, scores, progress)
-        if found is FLAT and scores is self._judged:
+        if found is FLAT and dict(scores) == self._judged:
             return None  # nothing new: the scores are those of the last look
-        self._judged = scores
+        self._judged = dict(scores)
         self._times = self._times + 1 if found is self._found else 1
         self._found = found
-        return found if self._times >= PATIENCE else None
+        return found if self._times == PATIENCE else None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a run says the same wherever it was interrupted."""
+        return {"found": self._found and self._found.name, "times": self._times, "judged": self._judged}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a state."""
+        self._found = next((ill for ill in (WINS, ALIKE, FLAT, AWAY) if ill.name == state["found"]), None)
+        self._times, self._judged = state["times"], dict(state["judged"])
 
     def _named(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
         guessing = math.log(self._prototypes)

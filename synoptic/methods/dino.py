@@ -219,6 +219,12 @@ class DinoTask(Task):
         update_average(self.teacher, self.student, self.teacher_momentum(progress))
         self.targets.update(self.group)
 
+    def memory(self) -> dict[str, Any]:
+        return self.watch.state()
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        self.watch.load(memory)
+
     def expected_losses(self) -> dict[str, float]:
         return {"dino": math.log(present(self.config.prototypes))}
 

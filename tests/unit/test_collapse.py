@@ -24,7 +24,7 @@ ILL = {
 def test_each_collapse_has_its_name_its_cause_and_its_mend(name: str) -> None:
     expected, terms, scores = ILL[name]
     watch = CollapseWatch(PROTOTYPES)
-    looks = [watch.look(SOUND | terms, {"rankme": 30.0} | scores, 0.5) for _ in range(PATIENCE)]  # new scores each time
+    looks = [watch.look(SOUND | terms, {"rankme": 30.0} | scores | {"knn": at}, 0.5) for at in range(PATIENCE)]
     assert looks == [None] * (PATIENCE - 1) + [expected]
     assert str(expected).startswith(f"{expected.name}: ") and "; try " in str(expected)
 
@@ -40,12 +40,24 @@ def test_one_bad_look_is_no_collapse() -> None:
     assert not any(watch.look(bad if look % PATIENCE else SOUND, {}, 0.5) for look in range(20))
 
 
+def test_a_diagnosis_is_told_once_and_a_restored_watch_says_the_same() -> None:
+    bad = SOUND | ILL["wins"][1]
+    watch = CollapseWatch(PROTOTYPES)
+    told = []
+    for look in range(12):
+        again = CollapseWatch(PROTOTYPES)
+        again.load(watch.state())  # as after an interruption
+        watch = again
+        told.append(watch.look(SOUND if look == 6 else bad, {}, 0.5))
+    assert [look for look, found in enumerate(told) if found is WINS] == [PATIENCE - 1, 6 + PATIENCE]
+
+
 def test_scores_count_once_however_often_is_looked() -> None:
     """One evaluation in ten looks: the rank must be low in as many evaluations as other signs in looks."""
     watch = CollapseWatch(PROTOTYPES)
     found = []
     for _ in range(PATIENCE):
-        scores = {"rankme": 1.5}
+        scores = {"rankme": 1.5 + len(found) / 10}
         found.append([watch.look(SOUND, scores, 0.5) for _ in range(10)])
     assert not any(found[0]) and not any(found[1]) and FLAT in found[2]
 
