@@ -14,6 +14,7 @@ import torch
 
 import synoptic
 from synoptic.apps import cli
+from synoptic.types import present
 
 TRAIN = "train {} data=pictures model=vit_nano8 size=16 batch=4 device=cpu precision=fp32 log_every=1"
 DINO = TRAIN.format("dino") + " prototypes=16 head_hidden=16 bottleneck=8 crops.local_count=1 drop_path=0"
@@ -73,15 +74,19 @@ def test_a_mistake_is_told_once(there: Path, keys: str, message: str, capfd: pyt
     assert len(lines) == 1 and message in lines[0]
 
 
-def test_stopped_processes_save_and_go_on(there: Path) -> None:
-    command = [*DINO.split(), "out=stopped", "steps=200", "devices=2"]
+def training(command: list[str]) -> subprocess.Popen[str]:
+    """A command that has taken its first step."""
     process = subprocess.Popen([sys.executable, "-m", "synoptic", *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step "):
-            break
+    assert any(line.startswith("step ") for line in process.stderr), "it ended before"
+    return process
+
+
+def test_stopped_processes_save_and_go_on(there: Path) -> None:
+    command = [*DINO.split(), "out=stopped", "steps=200", "devices=2"]
+    process = training(command)
     process.send_signal(signal.SIGINT)
-    last = process.stderr.read().splitlines()[-1]
+    last = present(process.stderr).read().splitlines()[-1]
     assert process.wait(timeout=60) == 130
     assert last.startswith("synoptic: stopped and saved after step") and last.endswith("goes on from there")
     (saved,) = (there / "stopped" / "checkpoints").glob("step_*.pt")
@@ -92,16 +97,12 @@ def test_stopped_processes_save_and_go_on(there: Path) -> None:
 
 def test_a_killed_process_takes_the_others_with_it(there: Path) -> None:
     command = [*DINO.split(), "out=killed", "steps=2000", "devices=2"]
-    process = subprocess.Popen([sys.executable, "-m", "synoptic", *command], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step "):
-            break
+    process = training(command)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     workers = [int(number) for number in children.stdout.split()]
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    last = process.stderr.read().splitlines()[-1]
+    last = present(process.stderr).read().splitlines()[-1]
     assert process.wait(timeout=60) == 2
     assert last == "synoptic: a process was killed (SIGKILL), as happens when memory runs out"
     deadline = time.monotonic() + 30
