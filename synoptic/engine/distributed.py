@@ -8,7 +8,6 @@ starts those of one machine.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -148,13 +147,14 @@ def launch(count: int, words: Sequence[str]) -> None:
         RuntimeError: one failed otherwise.
         KeyboardInterrupt: this process was asked to stop.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # They meet at a store that stands here before any of them starts, as under torchrun: a port that were only looked
+    # for here, and opened by the first of them, could be taken by then.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     threads = os.environ.get("OMP_NUM_THREADS", str(max(cores() // count, 1)))
     common = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": threads,
     }
