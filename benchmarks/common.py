@@ -172,3 +172,12 @@ def _commit() -> str | None:
         return None
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
     return head.stdout.strip() + ("+changes" if changed else "")
+
+
+def synoptic(*words: str, **keys: Any) -> None:
+    """Runs a command of the command line in one thread, quietly."""
+    typed = [*words, *(f"{key.replace('__', '.')}={value}" for key, value in keys.items())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "synoptic", *typed], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"synoptic {' '.join(typed)}\n{done.stderr[-2000:]}")

@@ -11,10 +11,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,16 @@ from synoptic.data.loader import Loader
 from synoptic.data.pictures import PictureError
 from synoptic.data.sources import Source, open_source, share_errors
 from synoptic.engine import checkpoint, distributed, loop
+from synoptic.engine.stopping import Worsened
 from synoptic.evaluation.protocols import build_evaluators, judged_part
 from synoptic.evaluation.recognition import KNN
 from synoptic.evaluation.spread import RankMe
 from synoptic.files import LOCK, is_ours, sole_writer, write_text
 from synoptic.machine import peak_memory, processor
 from synoptic.methods import get_method
-from synoptic.methods.base import Method, Task
+from synoptic.methods.base import Collapsed, Method, Task
 from synoptic.predict import VisionModel, load
-from synoptic.types import ALONE, EncodesImages, Evaluator, Group, Preprocess, present
+from synoptic.types import EncodesImages, Evaluator, Group, Preprocess, present
 from synoptic.weights import zoo
 from synoptic.weights.folder import CONFIG, is_weights_folder, save_folder
 
@@ -106,14 +108,21 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
     config = _with_metric(config, recipe.metric, judged=any(isinstance(found, KNN) for found in evaluators))
     facts = task.facts()
     data = {"data.pictures": len(source), "data.sha256": source.fingerprint(recipe.captions)}
-    loader = _loader(task, config, source, group)
+    loader = _loader(task, config, source, part=(group.rank, group.size))
     with sole_writer(out) if first else nullcontext():
         if first:
             _claim(out, config, checkpoint.identity(config, {**data, **facts}))
             source.record_errors(out / "data_errors.jsonl")
         judge = _judge(evaluators, _preprocess(task, config), config.model)
         device = distributed.place(config.device)
-        result = loop.train(task, loader, config, out, judge, device, group)
+        try:
+            result = loop.train(task, loader, config, out, judge, device, group)
+        except (Collapsed, Worsened):
+            best = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep).best_scored() if first else None
+            if best:
+                _export(task, recipe, config, out, best, facts)
+                log.warning("%s holds the best model so far, of step %d", out / "weights", best["best"]["step"])
+            raise
         if first:
             _export(task, recipe, config, out, result, facts)
 
@@ -146,12 +155,15 @@ def _launch(recipe: Method, config: TrainConfig) -> None:
 
 
 def plan(method: str, config: TrainConfig) -> dict[str, Any]:
-    """What a run would be, found by three of its steps; writes nothing.
+    """What a run would be, found by three steps of each of its phases; writes nothing.
+
+    With `devices=N` that is what one of the processes would be, with its share of every batch and of the cores.
 
     Returns:
-        "pictures", "steps_per_epoch", "parameters" (exported, trained), "seconds_per_step" and "hours" (of one process,
-        without evaluations), "memory_gb" (the most that was held: on a GPU by tensors, else by the process), "losses"
-        (for each term its "start", and what is "expected" where theory tells), "config" (as resolved).
+        "pictures", "steps_per_epoch", "parameters" (exported, trained), "phases" (from which share of the run on a step
+        takes how long), "hours" (without evaluations, and without what processes say to each other), "memory_gb" (the
+        most that was held: on a GPU by tensors, else by the process), "losses" (for each term its "start", and what is
+        "expected" where theory tells), "config" (as resolved).
     """
     recipe = get_method(method)
     source, config = _resolve(recipe, config)
@@ -159,13 +171,21 @@ def plan(method: str, config: TrainConfig) -> dict[str, Any]:
     task = recipe.build(config, source)
     trained = sum(parameter.numel() for group in task.parameter_groups() for parameter in group.params)
     expected = task.expected_losses()
-    tried = loop.trial(task, _loader(task, config, source), config, distributed.place(config.device))
+    loop.check_parts(config, config.devices)
+    loader = _loader(task, config, source, part=(0, config.devices))
+    with _threads(config.threads or max(torch.get_num_threads() // config.devices, 1)):
+        tried = loop.trial(task, loader, config, distributed.place(config.device))
+    shares = [end - start for start, end in pairwise((*task.phases, 1.0))]
+    seconds = sum(share * each for share, each in zip(shares, tried["seconds"], strict=True)) * present(config.steps)
     return {
         "pictures": len(source),
         "steps_per_epoch": len(source) / config.batch,
         "parameters": {"exported": _count(task.exported().parameters()), "trained": trained},
-        "seconds_per_step": round(tried["seconds_per_step"], 4),
-        "hours": round(tried["seconds_per_step"] * present(config.steps) / 3600, 3),
+        "phases": [
+            {"from": round(start, 4), "seconds_per_step": round(each, 4)}
+            for start, each in zip(task.phases, tried["seconds"], strict=True)
+        ],
+        "hours": round(seconds / 3600, 3),
         "memory_gb": _peak_memory(config.device),
         "losses": {
             name: {"start": round(start, 4)} | ({"expected": round(expected[name], 4)} if name in expected else {})
@@ -175,14 +195,26 @@ def plan(method: str, config: TrainConfig) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Within it PyTorch computes in so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _peak_memory(device: str) -> float | None:
     most = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()
     return None if most is None else round(most / 1e9, 2)
 
 
-def _loader(task: Task, config: TrainConfig, source: Source, group: Group = ALONE) -> Loader:
-    """Batches of the source as the task reads them, this process's part of each."""
-    longest, part = int(LONGEST * task.reads), (group.rank, group.size)
+def _loader(task: Task, config: TrainConfig, source: Source, part: tuple[int, int]) -> Loader:
+    """Batches of the source as the task reads them, of each the part of one process: its number, and how many there
+    are."""
+    longest = int(LONGEST * task.reads)
     return Loader(source, config.batch, config.seed, longest, config.loader, config.device, part, config.bands)
 
 

@@ -117,7 +117,7 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
     """The loss of every run, its parts where it has several, and the validation scores of all."""
     plots = []
     for run, tone in zip(runs, tones, strict=True):
-        parts = sorted({name for line in run.metrics for name in line if "." in name})
+        parts = sorted({name for line in run.metrics for name in line if "." in name}) or _terms(run)
         lines = [line for line in (_parts(run, parts) if parts else [_line(run, "loss", "", tone)]) if line.x]
         title = f"{run.name}: {'parts of the loss' if parts else 'loss'}"
         plots += [Curve(title, curves(lines, "step"))] if lines else []
@@ -131,15 +131,18 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
             _line(run, name, run.name if len(runs) > 1 else "", tone) for run, tone in zip(runs, tones, strict=True)
         ]
         lines = [line for line in lines if line.x]
-        plots += [Curve(title, curves(lines, "step", percent=name != "target_entropy"))] if lines else []
+        plots += [Curve(title, curves(lines, "step", percent=not name.endswith("entropy")))] if lines else []
     return Curves(plots)
 
 
+TERMS = ("dino", "ibot")
 RANK = "rankme"
 SCORES = {"knn": "k-NN", "zeroshot": "Zero-shot", "segmentation_miou": "Segmentation", RANK: "Effective dimensions"}
 HEALTH = {  # what tells learning without labels from collapse
     "target_entropy": "Entropy of the targets, nats",
     "prototypes_used": "Prototypes in use",
+    "patch_entropy": "Entropy of the patches' targets, nats",
+    "patch_prototypes_used": "Prototypes in use, of patches",
     "agreement": "Student and teacher prefer the same prototype",
 }
 NOTHING = "\N{EN DASH}"  # where a table has no number
@@ -148,6 +151,12 @@ NOTHING = "\N{EN DASH}"  # where a table has no number
 def _score_line(run: Run, name: str, tone: int, labelled: bool) -> Line:
     points = [(at, found[name]) for at, found in run.scores() if name in found]
     return Line(run.name if labelled else "", [at for at, _ in points], [score for _, score in points], tone)
+
+
+def _terms(run: Run) -> list[str]:
+    """The terms of a loss without labels, where there are several."""
+    found = [name for name in TERMS if any(name in line for line in run.metrics)]
+    return found if len(found) > 1 else []
 
 
 def _parts(run: Run, names: Sequence[str]) -> list[Line]:

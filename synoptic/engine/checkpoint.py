@@ -138,12 +138,18 @@ class Checkpoints:
 
     def best(self) -> Path:
         """The checkpoint that scored best, or the newest where none was scored."""
+        noted = self._noted_best()
+        return self.path(noted["step"] if noted else self.steps()[-1])
+
+    def best_scored(self) -> dict[str, Any] | None:
+        """ "best" (see `best_of`) and "seconds" of the checkpoint that scored best; None where none was scored."""
+        noted = self._noted_best()
+        return {"best": noted, "seconds": load(self.best())["seconds"]} if noted else None
+
+    def _noted_best(self) -> dict[str, Any] | None:
         note = self.folder / "best.json"
-        if note.exists():
-            path = self.path(json.loads(note.read_text())["step"])
-            if path.exists():
-                return path
-        return self.path(self.steps()[-1])
+        noted = load_json(note) if note.exists() else None
+        return noted if noted and self.path(noted["step"]).exists() else None
 
 
 def best_of(

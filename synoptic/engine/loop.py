@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -133,6 +134,8 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
                 observer.flush()
             if stopping:
                 break
+        if done == run.steps and (below := run.below_start()):
+            observer.say(below)
         if stopping:
             raise Interrupted(f"stopped and saved after step {done}; {_way_on(config)}")
 
@@ -152,22 +155,28 @@ def _way_on(config: TrainConfig) -> str:
 def trial(
     task: Task, loader: Loader, config: TrainConfig, device: torch.device | str, steps: int = 3
 ) -> dict[str, Any]:
-    """Some steps of a run that leave nothing behind but a trained task: what they take, and where the losses start.
+    """Some steps of each phase of a run that leave nothing behind but a trained task: what they take, and where the
+    losses start.
 
     Returns:
-        "seconds_per_step" (median, the first step left out where there are more), "losses" (terms of the first step).
+        "seconds" (for each of the task's phases the median of a step, the first left out where there are more),
+        "losses" (terms of the first step).
     """
     with tempfile.TemporaryDirectory() as folder:
         run = _Run(task, config, Path(folder), torch.device(device))
         accelerate(task, config)
-        first: dict[str, float] = {}
-        seconds = []
-        for step, batch in enumerate(loader.batches(0, steps)):
-            begun = time.perf_counter()
-            terms = {name: float(value) for name, value in run.step(batch, step).items()}  # waits for the device
-            seconds.append(time.perf_counter() - begun)
-            first = first or terms
-    return {"seconds_per_step": statistics.median(seconds[1:] or seconds), "losses": first}
+        losses: dict[str, float] = {}
+        found = []
+        for phase in task.phases:
+            start = min(math.ceil(phase * run.steps), run.steps - 1)
+            seconds = []
+            for step, batch in enumerate(loader.batches(start, min(start + steps, run.steps)), start):
+                begun = time.perf_counter()
+                terms = {name: float(value) for name, value in run.step(batch, step).items()}  # waits for the device
+                seconds.append(time.perf_counter() - begun)
+                losses = losses or terms
+            found.append(statistics.median(seconds[1:] or seconds))
+    return {"seconds": found, "losses": losses}
 
 
 def best_model(task: Task, config: TrainConfig, out: Path | str) -> nn.Module:
@@ -303,6 +312,16 @@ class _Run:
         before, now = self.baseline[name], self.scores[name]
         if not now >= (1.0 - allowed) * before:
             raise Worsened(name, before, now, step, allowed)
+
+    def below_start(self) -> str | None:
+        """A warning where the best model is worse than the one the run began with."""
+        if self.best is None or not self.best["score"] < self.baseline.get(self.best["metric"], -math.inf):
+            return None
+        metric, score, before = self.best["metric"], self.best["score"], self.baseline[self.best["metric"]]
+        return (
+            f"warning: the best model of this run ({metric} {score:.3f}, step {self.best['step']}) is below the "
+            f"weights that it began with ({before:.3f}); try a lower optim.lr or a longer head_warmup"
+        )
 
     def save(self, step: int, seconds: float) -> None:
         meter = self.meter.state(self.group)

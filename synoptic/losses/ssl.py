@@ -117,8 +117,8 @@ def koleo(summary: Tensor, eps: float = 1e-8, group: Group = ALONE) -> Tensor:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Mean entropy in nats of (B, K) probabilities: ln K when uniform, 0 when certain."""
-    return torch.special.entr(_wide(probabilities)).sum(dim=-1).mean()
+    """Mean entropy in nats of (B, K) probabilities: ln K when uniform, 0 when certain and where there are none."""
+    return torch.special.entr(_wide(probabilities)).sum() / max(len(probabilities), 1)
 
 
 def agreement(one: Tensor, other: Tensor) -> Tensor:

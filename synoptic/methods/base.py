@@ -84,6 +84,7 @@ class Task(nn.Module):
     Attributes:
         group: the processes that train together; statistics of the whole batch are taken over them.
         passes: how many dictionaries `losses` yields.
+        phases: progress at which steps begin to cost something else, from 0 on.
         resolution: side in pixels of the pictures that the exported model is made for; None is the run's `size`.
         largest_fall: share by which the score that decides may fall below that of the start before the run stops; None
             asks for no score of the start.
@@ -91,6 +92,7 @@ class Task(nn.Module):
 
     group: Group = ALONE
     passes: int = 1
+    phases: tuple[float, ...] = (0.0,)
     resolution: int | None = None
     largest_fall: float | None = None
 

@@ -28,7 +28,8 @@ WINS = Diagnosis(
 )
 ALIKE = Diagnosis(
     "uniform output",
-    "all prototypes are equally likely for every picture: the teacher's targets are too soft to say anything",
+    "all prototypes are equally likely for every picture: the teacher's answers are too soft to say anything, or so "
+    "much the same that nothing is left of them once they are balanced",
     "sharpening=true, a lower teacher_temperature (0.02), fewer prototypes",
 )
 FLAT = Diagnosis(

@@ -229,10 +229,14 @@ class DinoTask(Task):
         return {"dino": math.log(present(self.config.prototypes))}
 
     def diagnose(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
-        found = self.watch.look(terms, scores, progress) if self.config.guard != "off" else None
+        found = self.collapse(terms, scores, progress) if self.config.guard != "off" else None
         if found and self.config.guard == "stop":
             raise Collapsed(f"stopped, since the learning collapsed, {found}")
         return found
+
+    def collapse(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
+        """How the learning has collapsed, told once."""
+        return self.watch.look(terms, scores, progress)
 
     def parameter_groups(self) -> list[ParamGroup]:
         return parameter_groups(self.student, self.config)
@@ -275,7 +279,9 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     size = config.size or config.crops.global_size or 224
     config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=size)
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
-    check_memory("prototypes", prototypes, config.bottleneck)
+    taken = learned(prototypes, config.bottleneck)
+    check_memory(f"prototypes={prototypes}: with bottleneck={config.bottleneck} they", taken)
+    check_memory(f"queue={config.queue}: with prototypes={prototypes} its rows", 4 * config.queue * prototypes)
     # Small crops keep the paper's proportion of 96 to 224, rounded to whole patches.
     patch = architecture(config.model, config.init).patch_size
     large = config.crops.global_size or size
@@ -286,15 +292,21 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     return replace(config, prototypes=prototypes, crops=crops)
 
 
-def check_memory(key: str, prototypes: int, bottleneck: int) -> None:
-    """Refuses prototypes that no memory of this machine holds: of the student, with gradients and two moments, and of
-    the teacher."""
-    needed, there = 5 * 4 * prototypes * bottleneck, memory()
+def learned(prototypes: int, bottleneck: int) -> int:
+    """Bytes that prototypes take in training: of the student, with gradients and two moments, and of the teacher."""
+    return 5 * 4 * prototypes * bottleneck
+
+
+def check_memory(what: str, needed: int) -> None:
+    """Refuses what no memory of this machine holds.
+
+    Args:
+        what: the setting, as the beginning of a sentence.
+        needed: bytes.
+    """
+    there = memory()
     if there is not None and needed > there:
-        raise ValueError(
-            f"{key}={prototypes}: with bottleneck={bottleneck} they take {needed / 1e9:.0f} GB in training, and "
-            f"this machine has {there / 1e9:.0f}; give fewer"
-        )
+        raise ValueError(f"{what} take {needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f}; give less")
 
 
 def build(config: DinoConfig, source: Source) -> DinoTask:

@@ -21,7 +21,8 @@ from synoptic.data.transforms import MultiCrop, MultiCropConfig
 from synoptic.losses import ssl
 from synoptic.losses.targets import Centring, Targets
 from synoptic.methods import dino
-from synoptic.methods.base import Method
+from synoptic.methods.base import Diagnosis, Method
+from synoptic.methods.collapse import CollapseWatch
 from synoptic.methods.dino import DinoConfig, DinoTask, Network, stacked
 from synoptic.methods.feature_distillation import FeatureDistillation
 from synoptic.methods.start import architecture
@@ -130,8 +131,10 @@ class Dinov2Task(DinoTask):
         self.high_resolution = MultiCrop(larger(config))
         if config.high_resolution.share:
             self.resolution = self.high_resolution.config.global_size
+            self.phases = (0.0, 1.0 - config.high_resolution.share)
         prototypes = present(config.prototypes if config.heads == "tied" else config.patch_prototypes)
         self.patch_targets = Targets(prototypes, config.centring, config.centre_momentum)
+        self.patch_watch = CollapseWatch(prototypes)
 
     @property
     def reads(self) -> int:
@@ -162,13 +165,13 @@ class Dinov2Task(DinoTask):
         student = self.student.backbone(crops, [batch.masks, *[None] * (len(crops) - 1)])
         terms = self.image_terms(torch.cat([present(features.summary) for features in student]), targets)
         if self.config.ibot:
-            loss = self.patch_loss(student[0].patches, teacher.patches, present(batch.masked), progress)
-            terms["loss"] = terms["loss"] + self.config.ibot * loss
-            terms["ibot"] = loss.detach()
+            patch_terms = self.patch_terms(student[0].patches, teacher.patches, present(batch.masked), progress)
+            terms["loss"] = terms["loss"] + self.config.ibot * patch_terms["ibot"]
+            terms |= {name: value.detach() for name, value in patch_terms.items()}
         yield terms
 
-    def patch_loss(self, student: Tensor, teacher: Tensor, masked: Tensor, progress: float) -> Tensor:
-        """The loss of hidden patches.
+    def patch_terms(self, student: Tensor, teacher: Tensor, masked: Tensor, progress: float) -> dict[str, Tensor]:
+        """The loss of hidden patches, and what tells how its learning fares.
 
         Args:
             student, teacher: (2B, h*w, D) patches of the large crops.
@@ -180,7 +183,11 @@ class Dinov2Task(DinoTask):
         targets = self.patch_targets(logits, temperature, 0, self.group)
         answer = self.student.patch_head(student.flatten(0, 1)[masked])
         pictures = masked // student.shape[1]
-        return ssl.ibot(answer, targets, pictures, len(student), self.config.student_temperature)
+        return {
+            "ibot": ssl.ibot(answer, targets, pictures, len(student), self.config.student_temperature),
+            "patch_entropy": ssl.entropy(targets),
+            "patch_prototypes_used": self.patch_targets.prototypes_used(),
+        }
 
     def expected_losses(self) -> dict[str, float]:
         """Pictures without masks count in the loss of patches, and add nothing."""
@@ -188,6 +195,25 @@ class Dinov2Task(DinoTask):
             return super().expected_losses()
         prototypes = self.student.patch_head.last_layer.out_features
         return {**super().expected_losses(), "ibot": self.config.masks.share * math.log(prototypes)}
+
+    def collapse(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
+        found = super().collapse(terms, scores, progress)
+        if not self.config.ibot * self.config.masks.share:
+            return found
+        of_patches = {
+            "dino": terms["ibot"] / self.config.masks.share,
+            "target_entropy": terms["patch_entropy"],
+            "prototypes_used": terms["patch_prototypes_used"],
+        }
+        ill = self.patch_watch.look(of_patches, {}, progress)
+        return found or (ill and replace(ill, name=f"{ill.name}, of patches"))
+
+    def memory(self) -> dict[str, Any]:
+        return {**super().memory(), "patches": self.patch_watch.state()}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        super().recall(memory)
+        self.patch_watch.load(memory["patches"])
 
     def last_layers(self) -> Iterator[nn.Parameter]:
         yield from super().last_layers()
@@ -225,7 +251,8 @@ def resolve(config: Dinov2Config, samples: int) -> Dinov2Config:
         ema = config.optim.ema if config.optim.ema is not None else config.momentum
         return replace(config, ibot=0.0, koleo=0.0, drop_path=0.0, optim=replace(config.optim, ema=ema))
     own = config.patch_prototypes or present(config.prototypes)
-    dino.check_memory("patch_prototypes", own, config.patch_bottleneck)
+    taken = dino.learned(own, config.patch_bottleneck)
+    dino.check_memory(f"patch_prototypes={own}: with patch_bottleneck={config.patch_bottleneck} they", taken)
     return replace(config, patch_prototypes=own if config.heads == "untied" else None)
 
 
@@ -262,6 +289,19 @@ IBOT: Mapping[str, Any] = {
     "crops.local_count": 10,
 }
 
+# What `short` is for DINO (see there), with hidden patches, a head of their own for them and KoLeo.
+SHORT: Mapping[str, Any] = {
+    **dino.SHORT,
+    "patch_bottleneck": 128,
+    "fixed_norm": True,
+    "optim.final_lr": 2e-3,
+    "layer_scale": None,
+    "layer_decay": 1.0,
+    "patch_embed_lr": 1.0,
+    "crops.global_scale": (0.4, 1.0),
+    "crops.local_scale": (0.05, 0.4),
+}
+
 METHOD = Method(
     name="dinov2",
     summary="learn to see without labels, whole pictures and their patches",
@@ -269,5 +309,5 @@ METHOD = Method(
     resolve=resolve,
     build=build,
     rankme=True,
-    presets={"ibot": IBOT},
+    presets={"short": SHORT, "ibot": IBOT},
 )

@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("head_warmup=1", "head_warmup=1"),
         ("size=20", "size=20: the patches of vit_nano8 do not tile it; the nearest that work: 16, 24"),
         ("size=16 crops.local_size=12", "crops.local_size=12: the patches of vit_nano8 do not tile it"),
-        ("size=16 prototypes=4000000000", "prototypes=4000000000: with bottleneck=8 they take 640 GB in training"),
+        ("size=16 prototypes=4000000000", "prototypes=4000000000: with bottleneck=8 they take 640 GB, and this"),
+        ("size=16 queue=40000000000", "queue=40000000000: with prototypes=16 its rows take 2560 GB, and this"),
         ("size=16 batch=0", "batch=0"),
         ("size=16 init=nothing", "there is no model 'nothing'"),
         ("size=16 queue=-1", "queue=-1"),
@@ -71,3 +72,20 @@ def test_crops_larger_than_the_pictures_are_told(folder: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING, "synoptic"):
         assert cli.main(keys.split()) == 0
     assert "most pictures are about 24 pixels and are enlarged to 48: a smaller size= sees as much" in caplog.text
+
+
+def test_a_run_that_stops_itself_leaves_the_best_model(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = folder / "classes"
+    for number, path in enumerate(sorted((folder / "pictures").iterdir())):
+        (classes / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (classes / "ab"[number % 2] / path.name).write_bytes(path.read_bytes())
+    keys = f"steps=30 batch=4 size=16 {TINY} student_temperature=9 sharpening=false guard=stop"
+    command = f"train dino data={classes} out={folder / 'stopped'} {keys} log_every=1 evaluate_every=1"
+    assert cli.main([*command.split(), "loader.validation=0.4"]) == 2
+    said = capsys.readouterr().err
+    assert "synoptic: stopped, since the learning collapsed, uniform output: " in said
+    trained = synoptic.load(folder / "stopped").trained
+    assert f"weights holds the best model so far, of step {trained['steps']}" in caplog.text
+    assert 1 <= trained["steps"] < 10 and "knn" in trained["scores"]

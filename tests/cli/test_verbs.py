@@ -72,7 +72,22 @@ def test_a_dry_run_tells_the_parameters_and_writes_nothing(type_in, workshop: Pa
     plan = json.loads(type_in("train dino data=pictures out=dry model=vit_mini16 size=32 --dry-run"))
     assert plan["config"]["optim"]["lr"] is not None
     assert 1_000_000 <= plan["parameters"]["exported"] <= 3_000_000
+    (phase,) = plan["phases"]
+    assert phase["from"] == 0
+    assert plan["hours"] == pytest.approx(phase["seconds_per_step"] * plan["config"]["steps"] / 3600, abs=1e-2)
     assert not (workshop / "dry").exists()
+
+
+def test_a_dry_run_tries_the_phase_of_large_pictures_and_the_share_of_one_process(type_in, workshop: Path) -> None:
+    small = "model=vit_nano8 size=32 batch=4 steps=100 prototypes=64 head_hidden=32 bottleneck=16 patch_bottleneck=16"
+    command = f"train dinov2 data=pictures out=dry {small} devices=2 --dry-run"
+    plan = json.loads(type_in(f"{command} high_resolution.share=0.25 high_resolution.scale=4"))
+    early, late = plan["phases"]
+    assert (early["from"], late["from"]) == (0, 0.75)
+    assert late["seconds_per_step"] > early["seconds_per_step"]
+    mean = 0.75 * early["seconds_per_step"] + 0.25 * late["seconds_per_step"]
+    assert plan["hours"] == pytest.approx(mean * 100 / 3600, abs=2e-3)
+    assert "devices=3 cannot share it evenly" in type_in(f"{command} devices=3", code=2)
 
 
 def test_pictures_become_a_table(type_in, workshop: Path) -> None:

@@ -81,3 +81,16 @@ def test_a_task_warns_stops_or_does_not_look(guard: str, tmp_path: Path) -> None
             task.diagnose(bad, {}, 0.5)
     else:
         assert task.diagnose(bad, {}, 0.5) == (WINS if guard == "warn" else None)
+
+
+def test_the_guard_looks_at_patches_as_well() -> None:
+    config = config_of("dinov2")
+    task = get_method("dinov2").build(config, source_of())
+    crops = SOUND | {"prototypes_used": 1.0, "ibot": 0.5 * SOUND["dino"], "patch_entropy": 1.5}
+    ill = crops | {"patch_prototypes_used": 1.0 / config.patch_prototypes}
+    found = [task.diagnose(ill, {}, 0.5) for _ in range(PATIENCE)]
+    assert found[:-1] == [None] * (PATIENCE - 1)
+    assert found[-1] is not None and str(found[-1]).startswith("one prototype wins, of patches: ")
+    again = get_method("dinov2").build(config, source_of())
+    again.recall(task.memory())
+    assert again.diagnose(ill, {}, 0.5) is None, "told before the interruption"

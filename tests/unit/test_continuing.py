@@ -106,3 +106,14 @@ def test_weights_without_a_transformer_and_other_bands_are_refused(given: Path) 
 
 def test_what_was_given_belongs_to_the_run(given: Path) -> None:
     assert set(task_of("dino", given).facts()) == {"init.weights"}
+
+
+@pytest.mark.parametrize(("best", "warns"), [(0.79, True), (0.81, False)])
+def test_a_run_that_ends_below_its_start_says_so(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], best: float, warns: bool
+) -> None:
+    task = task_of("dino", given, evaluate_every=5, max_drop=0.1, precision="fp32", checkpoint={"metric": "knn"})
+    told = iter((0.8, best, 0.75))
+    train(task, _Batches(), task.config, tmp_path, lambda model: {"knn": next(told)})
+    said = capsys.readouterr().err
+    assert ("warning: the best model of this run (knn 0.790, step 5) is below the weights" in said) == warns

@@ -1,0 +1,113 @@
+"""What each part of DINOv2 is worth in a short run on photographs: one thing changed at a time, three seeds.
+
+    python benchmarks/ssl_ablation.py [--data DIR] [--folder runs/ssl_ablation] [--seeds 3] [--jobs 2]
+
+DIR is the folder that SYNOPTIC_DATA names. Models learn from `imagenette96/train`, less a tenth that is set apart. They
+are judged by 10-NN of that tenth (500 pictures of ten classes) among the rest, and by a linear probe from patches to
+the classes of pixels on `camvid240` (184 road pictures to fit, 117 to judge by). What lies in FOLDER already is not
+made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+
+import synoptic
+from synoptic.evaluation.protocols import build_evaluator
+from synoptic.methods import get_method
+from synoptic.predict import VisionModel
+
+STEPS = 300
+PROBED = 224  # pixels: side of the pictures whose patches are probed
+BASE: Mapping[str, Any] = {
+    **{"preset": "short", "model": "vit_mini16", "size": 64, "batch": 128, "steps": STEPS, "crops.local_count": 4},
+    **{"device": "cpu", "threads": 1, "evaluate_every": STEPS, "checkpoint_every": STEPS},
+}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "running mean in place of Sinkhorn-Knopp": {"centring": "mean"},
+    "one head for crops and patches": {"heads": "tied"},
+    "without KoLeo": {"koleo": 0},
+    "without masks": {"ibot": 0},
+    "with a high-resolution phase": {"high_resolution.share": 0.2, "high_resolution.scale": 1.5},
+}
+
+
+def scores(data: Path, folder: Path, variant: str, seed: int) -> dict[str, float]:
+    """Scores of a variant, which is trained and judged unless that was done before."""
+    run = folder / f"{variant.replace(' ', '_')}-{seed}"
+    found = run / "judged.json"
+    if not found.is_file():
+        keys = {**BASE, **VARIANTS[variant], "data": data / "imagenette96" / "train", "out": run, "seed": seed}
+        common.synoptic("train", "dinov2", **{key.replace(".", "__"): value for key, value in keys.items()})
+        found.write_text(json.dumps(judged(synoptic.load(run), data)))
+    scored: dict[str, float] = json.loads(found.read_text())
+    return scored
+
+
+def judged(model: VisionModel, data: Path) -> dict[str, float]:
+    probed = VisionModel(model.model, replace(model.preprocess, size=PROBED), model.name)
+    knn = dict(build_evaluator("knn", str(data / "imagenette96" / "train"), "validation").run(model))
+    return {"knn": knn["knn"], **dict(build_evaluator("segmentation", str(data / "camvid240"), "test").run(probed))}
+
+
+def summary(found: Mapping[tuple[str, int], Mapping[str, float]], seeds: int) -> dict[str, Any]:
+    """For each variant and score its values, their mean, and the mean and the deviation of the differences from the
+    base with equal seeds."""
+    table: dict[str, Any] = {}
+    for variant, score in product(VARIANTS, ("knn", "segmentation_miou")):
+        values = [found[variant, seed][score] for seed in range(seeds)]
+        changes = [value - found["as it is", seed][score] for seed, value in enumerate(values)]
+        table.setdefault(variant, {})[score] = {
+            "seeds": [round(value, 4) for value in values],
+            "mean": round(statistics.mean(values), 4),
+            "change": round(statistics.mean(changes), 4),
+            "deviation": round(statistics.stdev(changes), 4) if seeds > 1 else None,
+        }
+    return table
+
+
+def show(table: Mapping[str, Any]) -> None:
+    """Prints the table as it stands in the documentation."""
+    print("| | k-NN | change | segmentation | change |\n| --- | --- | --- | --- | --- |")
+    for variant, row in table.items():
+        cells = [f"{row[s]['mean']:.3f} | {row[s]['change']:+.3f} ± {row[s]['deviation'] or 0:.3f}" for s in row]
+        print(f"| {variant} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SYNOPTIC_DATA", "")))
+    parser.add_argument("--folder", type=Path, default=Path("runs/ssl_ablation"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, of one thread each")
+    arguments = parser.parse_args()
+    if not all((arguments.data / name).is_dir() for name in ("imagenette96", "camvid240")):
+        print("left out, since the photographs are not there; give --data, or set SYNOPTIC_DATA")
+        return
+    torch.set_num_threads(1)
+    cells = [(variant, seed) for seed in range(arguments.seeds) for variant in VARIANTS]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        found = dict(
+            zip(cells, pool.map(lambda cell: scores(arguments.data, arguments.folder, *cell), cells), strict=True)
+        )
+    table = summary(found, arguments.seeds)
+    show(table)
+    keys = {**get_method("dinov2").presets["short"], **BASE}
+    common.finish("ssl_ablation", {"keys": keys, "variants": table}, "what each part of DINOv2 is worth", [])
+
+
+if __name__ == "__main__":
+    main()
