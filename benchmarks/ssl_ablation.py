@@ -32,8 +32,8 @@ from synoptic.predict import VisionModel
 STEPS = 300
 PROBED = 224  # pixels: side of the pictures whose patches are probed
 BASE: Mapping[str, Any] = {
-    **{"preset": "short", "model": "vit_mini16", "size": 64, "batch": 128, "steps": STEPS, "crops.local_count": 4},
-    **{"device": "cpu", "threads": 1, "evaluate_every": STEPS, "checkpoint_every": STEPS},
+    **{"preset": "photos", "steps": STEPS, "evaluate_every": STEPS, "checkpoint_every": STEPS},
+    **{"device": "cpu", "threads": 1},
 }
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
@@ -105,7 +105,7 @@ def main() -> None:
         )
     table = summary(found, arguments.seeds)
     show(table)
-    keys = {**get_method("dinov2").presets["short"], **BASE}
+    keys = {**get_method("dinov2").presets["photos"], **BASE}
     common.finish("ssl_ablation", {"keys": keys, "variants": table}, "what each part of DINOv2 is worth", [])
 
 

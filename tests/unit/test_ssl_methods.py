@@ -143,7 +143,17 @@ def test_dino_prototypes_keep_unit_length(dino_task: dino.DinoTask) -> None:
     torch.testing.assert_close(weight.norm(dim=1), torch.ones(32))
 
 
-def test_dino_backbone_runs_once_a_size_and_keeps_the_order_of_crops(dino_task: dino.DinoTask) -> None:
+def test_all_crops_go_through_the_student_in_one_sequence() -> None:
+    """Two crops of 2 x 2 patches and three of one patch, of four pictures, each with a summary token."""
+    task = small("dino", crops={"local_count": 3, "local_size": 16}, drop_path=0.0)
+    block, seen = task.student.backbone.blocks[0], []
+    for module in (block.norm1, block.attn.qkv, block.mlp):
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[:-1])))
+    backward(task, batch_of(4))
+    assert seen == [(4 * (2 * 5 + 3 * 2),)] * 3
+
+
+def test_crops_of_a_size_are_stacked_in_their_order() -> None:
     crops = tuple(torch.full((2, 3, side, side), float(i)) for i, side in enumerate((32, 32, 16, 16)))
     large, small = dino.stacked(crops)
     assert large[:, 0, 0, 0].tolist() == [0, 0, 1, 1] and small[:, 0, 0, 0].tolist() == [2, 2, 3, 3]
@@ -233,6 +243,15 @@ def test_dinov2_without_patches_is_dino_with_its_own_defaults() -> None:
     terms = backward(task, batch_of())
     assert "ibot" not in terms
     task.after_step(0.0)
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+def test_every_preset_makes_a_task_of_any_folder_of_pictures(method: str) -> None:
+    recipe = get_method(method)
+    for preset in recipe.presets:
+        config = from_layers(recipe.config, {"data": "d", "out": "o"}, method, preset=preset, presets=recipe.presets)
+        task = recipe.build(recipe.resolve(config, 5000), source_of())
+        assert task.expected_losses()["dino"] == pytest.approx(math.log(task.config.prototypes))
 
 
 def test_ibot_is_a_preset_with_one_head_and_no_spreading() -> None:
