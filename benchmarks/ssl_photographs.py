@@ -2,9 +2,10 @@
 
     python benchmarks/ssl_photographs.py [--data DIR] [--folder runs/ssl_photographs] [--device cpu]
 
-DIR is `imagenette96` below the folder that SYNOPTIC_DATA names. Each is trained by its `preset=photos` on 4,500 pictures
-of `train/`; the 500 others choose the checkpoint. Then the test pictures are asked about, once: 10-NN among all
-training pictures, as in imagenette_floors.py, whose floors stand beside it. What lies in FOLDER already is not trained again.
+DIR is `imagenette96` below the folder that SYNOPTIC_DATA names. Each is trained by its `preset=photos` on 4,500
+pictures of `train/`; the 500 others choose the checkpoint. Then the test pictures are asked about, once: 10-NN among
+all training pictures, as in imagenette_floors.py, whose floors stand beside it. What lies in FOLDER already is not
+trained again.
 """
 
 from __future__ import annotations
