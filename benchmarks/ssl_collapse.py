@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from synoptic.engine.observe import read_metrics
-from synoptic.methods.collapse import ALIKE, FLAT, WINS
+from synoptic.methods.collapse import ALIKE, SAME, WINS
 
 PROTOTYPES = 256
 KEYS: Mapping[str, Any] = {
@@ -83,7 +83,7 @@ def failures(names: Mapping[str, list[str]]) -> list[str]:
     found = []
     if names["both"]:
         found.append(f"both: {names['both']}")
-    for way, wanted in {"centring alone": {ALIKE}, "sharpening alone": {WINS}, "neither": {ALIKE, WINS, FLAT}}.items():
+    for way, wanted in {"centring alone": {ALIKE}, "sharpening alone": {WINS}, "neither": {ALIKE, WINS, SAME}}.items():
         if not {ill.name for ill in wanted} & set(names[way]):
             found.append(f"{way}: {names[way] or 'nothing told'}")
     return found

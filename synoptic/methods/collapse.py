@@ -1,8 +1,9 @@
 """Whether a student that is taught by its own average still learns: the ways in which it can stop, by name.
 
 A self-distilling network can please itself with answers that say nothing of the picture. DINO sec. 5.3 (arXiv
-2104.14294) names two: one prototype for everything, and all prototypes alike; both lower the loss. In a third the
-features fill few dimensions (Jing et al. 2022, arXiv 2110.09348). The loss tells none of them from learning.
+2104.14294) names two: one prototype for everything, and all prototypes alike; between them lies any other answer that
+is the same for all pictures. All lower the loss. Besides, the features may fill few dimensions (Jing et al. 2022,
+arXiv 2110.09348). The loss tells none of that from learning.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ SETTLED = 0.1  # share of the run after which a start that is still soft is no e
 
 FEW_PROTOTYPES = 2.0  # effective number of prototypes in use
 UNIFORM = 0.98  # entropy of the targets, of its largest value
+NOTHING_TOLD = 0.01  # mutual information of pictures and prototypes, of its largest value
 FEW_DIMENSIONS = 3.0  # RankMe of the embeddings
 DIVERGED = 1.5  # loss, of that of guessing
 
@@ -31,6 +33,11 @@ ALIKE = Diagnosis(
     "all prototypes are equally likely for every picture: the teacher's answers are too soft to say anything, or so "
     "much the same that nothing is left of them once they are balanced",
     "sharpening=true, a lower teacher_temperature (0.02), fewer prototypes",
+)
+SAME = Diagnosis(
+    "constant output",
+    "every picture gets the same answer, spread over several prototypes: nothing pulls the answers apart",
+    "centring=sinkhorn, sharpening=true, a lower optim.lr",
 )
 FLAT = Diagnosis(
     "dimensional collapse",
@@ -79,7 +86,7 @@ class CollapseWatch:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes back to a state."""
-        self._found = next((ill for ill in (WINS, ALIKE, FLAT, AWAY) if ill.name == state["found"]), None)
+        self._found = next((ill for ill in (WINS, ALIKE, SAME, FLAT, AWAY) if ill.name == state["found"]), None)
         self._times, self._judged = state["times"], dict(state["judged"])
 
     def _named(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
@@ -94,4 +101,6 @@ class CollapseWatch:
             return FLAT
         if terms["target_entropy"] > UNIFORM * guessing:
             return ALIKE
-        return None
+        # What is left of the entropy of the mean target when that of each is taken off tells pictures apart.
+        told = math.log(terms["prototypes_used"] * self._prototypes) - terms["target_entropy"]
+        return SAME if told < NOTHING_TOLD * guessing else None
