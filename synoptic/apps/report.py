@@ -81,18 +81,18 @@ def runs_page(folders: Sequence[Path]) -> Page:
 
 
 def _scores(runs: Sequence[Run]) -> Table:
-    """The last scores of the validation of each run."""
+    """The validation scores of each run's model, or the last ones of a run that has none yet."""
     names = sorted({name for run in runs for _, scores in run.scores() for name in scores})
     rows: list[list[Cell | str]] = []
     for run in runs:
-        last = run.scores()[-1][1] if run.scores() else {}
-        cells = [Cell(score(name, last[name])) if last.get(name) is not None else Cell(NOTHING) for name in names]
+        at, found = run.judged()
+        cells = [Cell(score(name, found[name])) if found.get(name) is not None else Cell(NOTHING) for name in names]
         loss = next((line["loss"] for line in reversed(run.metrics) if line.get("loss") is not None), None)
         steps = run.metrics[-1]["step"] if run.metrics else 0
         done = Cell(f"{steps} of {run.config['steps']}", "" if run.is_finished else "not finished")
-        rows.append([run.name, done, Cell(NOTHING if loss is None else f"{loss:.3f}"), *cells])
+        rows.append([run.name, done, Cell(NOTHING if loss is None else f"{loss:.3f}"), Cell(at), *cells])
     note = "Scores of validation pictures, which decide what checkpoint is kept; “synoptic evaluate” takes a test part."
-    return Table(["run", "steps", "loss", *(SCORES.get(name, name) for name in names)], rows, note)
+    return Table(["run", "steps", "loss", "model of step", *(SCORES.get(name, name) for name in names)], rows, note)
 
 
 def _facts(run: Run) -> Facts:

@@ -49,7 +49,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return bool(self.trained)
+        return bool(self.trained) and bool(self.metrics) and self.metrics[-1]["step"] == self.config["steps"]
 
     @property
     def title(self) -> str:
@@ -65,6 +65,13 @@ class Run:
     def scores(self) -> list[tuple[int, Mapping[str, float]]]:
         """(step, scores by name) of every validation."""
         return [(line["step"], line["evaluation"]) for line in self.metrics if "evaluation" in line]
+
+    def judged(self) -> tuple[str, Mapping[str, float]]:
+        """The step of the model that was exported, with its validation scores; of a run without one the last scores."""
+        if self.trained:
+            return str(self.trained["steps"]), self.trained.get("scores", {})
+        step, scores = self.scores()[-1] if self.scores() else (NOTHING, {})
+        return str(step), scores
 
 
 def read_run(folder: Path, name: str = "") -> Run:

@@ -286,8 +286,8 @@ def test_a_run_has_its_whole_story_on_one_page(runs: dict[str, Path]) -> None:
     for told in ("While training", "Patches as colours", "Nearest neighbours", "Asked in words", "vit_mini16", "torch"):
         assert told in text
     assert "CLIP teacher" in text and "student as CLIP" in text  # its teacher is still there
-    last = [json.loads(line) for line in (runs["student"] / "metrics.jsonl").read_text().splitlines()][-1]
-    assert percent(last["evaluation"]["knn"]) in text
+    kept = json.loads((runs["student"] / "weights" / "config.json").read_text())["trained"]
+    assert percent(kept["scores"]["knn"]) in text
     assert "svg" in reader.tags and reader.tags.count("img") > 20
 
 
@@ -318,6 +318,16 @@ def test_learning_without_labels_shows_its_health(runs: dict[str, Path], tmp_pat
     for title in ("Entropy of the targets, nats", "Prototypes in use", "Effective dimensions, validation pictures"):
         assert title in text
     assert "4100" not in text, "a rank is no percentage"
+
+
+def test_the_scores_are_those_of_the_model_that_was_kept(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["clip"], tmp_path / "run")
+    path = run / "weights" / "config.json"
+    config = json.loads(path.read_text())
+    config["trained"] |= {"steps": 77, "scores": {"knn": 0.9876}}
+    path.write_text(json.dumps(config))
+    texts = read_page(report([run]).read_text()).texts
+    assert "77" in texts and percent(0.9876) in " ".join(texts)
 
 
 def test_an_unfinished_run_shows_what_there_is(runs: dict[str, Path], tmp_path: Path) -> None:
