@@ -290,7 +290,7 @@ IBOT: Mapping[str, Any] = {
 }
 
 # What DINO's preset of this name is, with hidden patches and a head of their own for them. At a weight of 1 they take
-# over: they are soon told by where they are, and whole pictures are no longer learned (docs/log.md).
+# over: a hidden patch is soon told by those beside it, in the colours of the same crop (docs/log.md).
 # Command: synoptic train dinov2 preset=photos data=imagenette96/train out=RUN devices=2
 # Hardware and time: two CPU cores, 27 minutes.
 # Score: see docs/benchmarks.md.
