@@ -110,9 +110,13 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
     data = {"data.pictures": len(source), "data.sha256": source.fingerprint(recipe.captions)}
     loader = _loader(task, config, source, part=(group.rank, group.size))
     with sole_writer(out) if first else nullcontext():
+        if task.largest_fall is not None and not evaluators:
+            told = "max_drop=%g: there are fewer than %d pictures, too few to judge by; nothing stops this run"
+            log.warning(told, task.largest_fall, FEWEST)
         if first:
             _claim(out, config, checkpoint.identity(config, {**data, **facts}))
-            source.record_errors(out / "data_errors.jsonl")
+        distributed.shared(None, group)  # the others write down what they cannot read once the folder is claimed
+        source.record_errors(out / "data_errors.jsonl")
         judge = _judge(evaluators, _preprocess(task, config), config.model)
         device = distributed.place(config.device)
         try:
@@ -151,7 +155,7 @@ def _launch(recipe: Method, config: TrainConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         save_json(config, file)
-        distributed.launch(config.devices, ("synoptic.apps.worker", recipe.name, str(file)))
+        distributed.launch(config.devices, ("synoptic.apps.worker", recipe.name, str(file), *sys.argv))
 
 
 def plan(method: str, config: TrainConfig) -> dict[str, Any]:
@@ -340,7 +344,11 @@ def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Eva
     queries = validation.sample(QUERIES)
     labelled = source.labels is not None and validation.labels is not None
     found: list[Evaluator[EncodesImages]] = [KNN(source.sample(BANK), queries)] if labelled else []
-    return [*found, RankMe(queries)] if recipe.rankme and len(queries) >= FEWEST else found
+    if not recipe.rankme:
+        return found
+    # A rank needs no pictures that were set apart; few of them say nothing of it.
+    ranked = queries if len(queries) >= FEWEST else source.sample(QUERIES)
+    return [*found, RankMe(ranked)] if len(ranked) >= FEWEST else found
 
 
 def _preprocess(task: Task, config: TrainConfig) -> Preprocess:
@@ -365,7 +373,7 @@ def _export(
     best = result["best"] or {"step": result["steps"], "scores": result["evaluation"]}
     trained = {
         "method": recipe.name,
-        "architecture": config.model,
+        **_origin(config),
         "data": config.data,
         "steps": best["step"],
         "batch": config.batch,
@@ -380,6 +388,12 @@ def _export(
         if (there.get("name"), there.get("trained")) == (out.name, trained):
             return
     save_folder(folder, loop.best_model(task, config, out), _preprocess(task, config), {"name": out.name, **trained})
+
+
+def _origin(config: TrainConfig) -> dict[str, Any]:
+    """What the weights were before the first step: random ones of an architecture, or given ones."""
+    init = getattr(config, "init", None)
+    return {"architecture": config.model} if init is None else {"init": init}
 
 
 def _environment() -> dict[str, Any]:

@@ -13,7 +13,10 @@ USAGE = "synoptic train {} data=DIR out=RUN{} [key=value ...]"
 ABOVE_KEYS = (
     ("config=FILE.json", "keys from a run's config.json"),
     ("preset=NAME", "keys of a recipe, over those of the file; keys that are typed hold over both"),
-    ("--dry-run", "take three steps of each phase, tell parameters, memory, time, first losses and the configuration, and stop"),
+    (
+        "--dry-run",
+        "take three steps of each phase, tell parameters, memory, time, first losses; stop",
+    ),
 )
 NEEDED = {"radio": {"teachers": "NAME:MODEL,..."}}  # keys of a method beside data and out, and how they are typed
 UNSET = "the method's rule"

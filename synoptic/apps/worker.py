@@ -1,6 +1,7 @@
-"""One of several processes that train together: ``python -m synoptic.apps.worker METHOD CONFIG.json``.
+"""One of several processes that train together: ``python -m synoptic.apps.worker METHOD CONFIG.json COMMAND``.
 
-The process that started it reads its standard output, on which stands in the end what went wrong.
+COMMAND is what the user typed, which the run writes down. The process that started it reads its standard output, on
+which stands in the end what went wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from synoptic.methods import get_method
 
 def main() -> int:
     """Trains; 0 done, 2 the user's mistake, 1 a fault, 130 interrupted, as the command line."""
-    method, file = sys.argv[1:]
+    method, file, *sys.argv = sys.argv[1:]
     try:
         run.train(method, from_dict(get_method(method).config, load_json(Path(file)), file))
     except ValueError as error:

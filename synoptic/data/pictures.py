@@ -186,6 +186,10 @@ class UnreadableLog:
     def _write(self, error: PictureError) -> None:
         if self.path is None or error.path in self._written:
             return
+        if self.path.exists():  # other processes of the same training may have met it, too
+            self._written |= _paths_in(self.path.read_text())
+            if error.path in self._written:
+                return
         self._written.add(error.path)
         self._append(json.dumps({"path": error.path, "reason": error.reason}) + "\n")
 

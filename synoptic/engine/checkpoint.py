@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 FREE = (
     *("out", "device", "devices", "threads", "compile", "recompute", "epochs"),
     *("log_every", "checkpoint_every", "evaluate_every", "resume", "overwrite"),
+    *("guard", "max_drop"),
 )
 FREE_GROUPS = ("checkpoint.", "loader.workers", "loader.cache_mb")
 

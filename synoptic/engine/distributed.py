@@ -59,7 +59,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # it may be another's as well
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -87,10 +87,8 @@ def joined(device: str) -> Iterator[Group]:
     if device == "cuda":
         torch.cuda.set_device(place(device))
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield Processes()
-    finally:
-        dist.destroy_process_group()
+    yield Processes()
+    dist.destroy_process_group()  # not after a failure: it might wait for what other processes never say
 
 
 def shared(value: T, group: Group) -> T:

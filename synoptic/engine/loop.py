@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,13 +74,14 @@ def train(
         Worsened: where the model has become worse than it was at the start, by more than its task allows.
         ValueError: if the device's memory is too small, and where `out` holds a run and config.resume is "never".
     """
-    run = _Run(task, config, Path(out), torch.device(device), group)
-    done = run.restore()
-    if done < run.steps:
-        accelerate(task, config)
-        with _observer(run, done) as observer:
-            _loop(run, loader, evaluate, observer, done)
-    elif run.first:
+    with _memory_told(config, Path(out)):
+        run = _Run(task, config, Path(out), torch.device(device), group)
+        done = run.restore()
+        if done < run.steps:
+            accelerate(task, config)
+            with _observer(run, done) as observer:
+                _loop(run, loader, evaluate, observer, done)
+    if done == run.steps and run.first:
         announce(f"{out}: this run is finished ({done} steps)")
     return {"steps": run.steps, "seconds": run.seconds, "evaluation": run.scores, "best": run.best}
 
@@ -101,14 +102,7 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
     stopping = False
     with stop_signal() as stop:
         for batch in observer.batches(loader.batches(done, run.steps)):
-            try:
-                run.meter.add(done, run.step(batch, done))
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                setting = f"batch={config.batch}, accumulate={config.accumulate}"
-                mend = f"raise accumulate or lower batch{run.beside_a_change()}"
-                raise ValueError(f"out of memory with {setting}: {mend}") from error
+            run.meter.add(done, run.step(batch, done))
             done += 1
             last = done == run.steps
             logs = last or done == 1 or done % config.log_every == 0
@@ -140,6 +134,24 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
             raise Interrupted(f"stopped and saved after step {done}; {_way_on(config)}")
 
 
+@contextmanager
+def _memory_told(config: TrainConfig, out: Path) -> Iterator[None]:
+    """Says what to do where the memory of the device is too small."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        setting = f"batch={config.batch}, accumulate={config.accumulate}"
+        mend = f"raise accumulate or lower batch{_beside_a_change(out)}"
+        raise ValueError(f"out of memory with {setting}: {mend}") from error
+
+
+def _beside_a_change(out: Path) -> str:
+    """What a changed setting takes besides: a run that has checkpoints does not go on under another one."""
+    return ", with overwrite=true or another out=" if any((out / "checkpoints").glob("step_*.pt")) else ""
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """On a GPU the error has a class of its own, on a CPU it has only words."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -162,7 +174,7 @@ def trial(
         "seconds" (for each of the task's phases the median of a step, the first left out where there are more),
         "losses" (terms of the first step).
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _memory_told(config, Path(folder)):
         run = _Run(task, config, Path(folder), torch.device(device))
         accelerate(task, config)
         losses: dict[str, float] = {}
@@ -273,13 +285,9 @@ class _Run:
         saved = self.checkpoints.steps()
         kept = f"{self.checkpoints.path(saved[-1])} is the last good checkpoint" if saved else "nothing was saved yet"
         lower = f"a lower optim.lr (now {self.config.optim.lr:g}){' or precision=fp32' if self.half else ''}"
-        advice = f"{kept}; try {lower}{self.beside_a_change()}"
+        advice = f"{kept}; try {lower}{_beside_a_change(self.out)}"
         record = self.out / "non_finite.json"
         raise NonFiniteLoss(step + 1, terms, loader.names(step), advice, record, write=self.first)
-
-    def beside_a_change(self) -> str:
-        """What a changed setting takes besides: a run that has checkpoints does not go on under another one."""
-        return ", with overwrite=true or another out=" if self.checkpoints.steps() else ""
 
     def model(self) -> nn.Module:
         return self.ema.model if self.ema else self.task.exported()

@@ -37,7 +37,7 @@ class Targets(nn.Module):
         self.register_buffer("usage", torch.full((1, prototypes), 1.0 / prototypes))
         self.queue: Tensor
         self.register_buffer("queue", torch.zeros(queue if centring == "sinkhorn" else 0, prototypes))
-        self._sums: list[Tensor] = []  # of each part of a step: logits, then targets, then the number of rows
+        self._sums: list[Tensor] = []  # of each part of a step: logits, then targets, then how many
         self._rows: list[Tensor] = []  # logits for the queue
 
     def forward(self, logits: Tensor, temperature: float, seen: int, group: Group = ALONE) -> Tensor:
@@ -55,7 +55,9 @@ class Targets(nn.Module):
             targets = sinkhorn_knopp(torch.cat((past, logits)), temperature, group=group)[len(past) :]
         else:
             targets = softened(logits, temperature, self.centre if self.centring == "mean" else 0.0)
-        parts = (logits.to(targets.dtype).sum(0), targets.sum(0), targets.new_full((1,), len(targets)))
+        # Balanced targets use all prototypes whatever the teacher says: what counts is what it says.
+        said = softened(logits, temperature) if self.centring == "sinkhorn" else targets
+        parts = (logits.to(targets.dtype).sum(0), said.sum(0), targets.new_full((1,), len(targets)))
         self._sums.append(torch.cat(parts))
         if len(self.queue):
             self._rows.append(logits)
@@ -66,8 +68,8 @@ class Targets(nn.Module):
         """Takes in what was seen since the last update; once a step, after the loss that used the old state."""
         sums = group.sum(torch.stack(self._sums).sum(0))
         self._sums.clear()
-        logits, targets = (sums[:-1] / sums[-1]).chunk(2)  # NaN where nowhere was a row
-        _approach(self.usage, targets, 1.0 - _USAGE_MOMENTUM)
+        logits, said = (sums[:-1] / sums[-1]).chunk(2)  # NaN where nowhere was a row
+        _approach(self.usage, said, 1.0 - _USAGE_MOMENTUM)
         if self.centring == "mean":
             _approach(self.centre, logits, 1.0 - self.momentum)
         if len(self.queue):
@@ -76,7 +78,8 @@ class Targets(nn.Module):
             self.queue.copy_(rows[-len(self.queue) :])
 
     def prototypes_used(self) -> Tensor:
-        """Share of the prototypes in use: exp(entropy) / K of the mean of the recent targets, from 1/K to 1."""
+        """Share of the prototypes in use, from 1/K to 1: exp(entropy) / K of the mean of the recent targets, those of
+        "sinkhorn" as they were before they were balanced."""
         return entropy(self.usage).exp() / self.usage.shape[1]
 
 

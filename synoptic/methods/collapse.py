@@ -19,7 +19,7 @@ SETTLED = 0.1  # share of the run after which a start that is still soft is no e
 
 FEW_PROTOTYPES = 2.0  # effective number of prototypes in use
 UNIFORM = 0.98  # entropy of the targets, of its largest value
-NOTHING_TOLD = 0.01  # mutual information of pictures and prototypes, of its largest value
+AGREED = 0.005  # divergence of the student from its targets, of the largest entropy
 FEW_DIMENSIONS = 3.0  # RankMe of the embeddings
 DIVERGED = 1.5  # loss, of that of guessing
 
@@ -91,16 +91,14 @@ class CollapseWatch:
 
     def _named(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
         guessing = math.log(self._prototypes)
-        if terms["dino"] > DIVERGED * guessing:
-            return AWAY
         if terms["prototypes_used"] * self._prototypes < FEW_PROTOTYPES:
             return WINS
         if progress < SETTLED:
             return None
-        if scores.get("rankme", math.inf) < FEW_DIMENSIONS:
-            return FLAT
+        if terms["dino"] > DIVERGED * guessing:
+            return AWAY
         if terms["target_entropy"] > UNIFORM * guessing:
             return ALIKE
-        # What is left of the entropy of the mean target when that of each is taken off tells pictures apart.
-        told = math.log(terms["prototypes_used"] * self._prototypes) - terms["target_entropy"]
-        return SAME if told < NOTHING_TOLD * guessing else None
+        if terms["dino"] - terms["target_entropy"] < AGREED * guessing:
+            return SAME  # what one crop says can be told from any other crop without a rest (DINO fig. 7, right)
+        return FLAT if scores.get("rankme", math.inf) < FEW_DIMENSIONS else None

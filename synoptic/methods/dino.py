@@ -32,7 +32,7 @@ from synoptic.methods.base import (
     update_average,
 )
 from synoptic.methods.collapse import CollapseWatch
-from synoptic.methods.start import architecture, fingerprint, given_backbone
+from synoptic.methods.start import LoadOptions, architecture, fingerprint, given_backbone
 from synoptic.models.heads import DinoHead
 from synoptic.models.vit import ViT, vit_config
 from synoptic.types import Batch, present
@@ -47,7 +47,9 @@ class DinoConfig(TrainConfig):
 
     Attributes:
         init: a MODEL whose weights the backbone begins with, in place of random ones of the architecture `model`. The
-            head is new: it learns alone at first, since what it asks of the backbone then is noise.
+            head is new: it learns alone at first, since what it asks of the backbone then is noise. `model` then says
+            nothing, and the mean and deviation of the bands are those of the given model.
+        load: what the file in `init` does not say itself.
         head_warmup: with `init`, share of the run in which the backbone stands still; its learning rate then rises over
             as long a share as `optim.warmup` says.
         max_drop: with `init`, share by which k-NN (without labels RankMe) may fall below that of the given weights
@@ -70,8 +72,9 @@ class DinoConfig(TrainConfig):
             (the paper); "sinkhorn" balances the batch over the prototypes (DINOv2), steadier in short runs; "none"
             leaves it out, and training collapses to one prototype.
         centre_momentum: of the running mean of teacher outputs.
-        queue: how many past outputs of the teacher, of K numbers each, are balanced with the batch by "sinkhorn", for
-            batches much smaller than the number of prototypes.
+        queue: how many past outputs of the teacher on whole crops, of K numbers each, are balanced with the batch by
+            "sinkhorn", for batches much smaller than the number of prototypes; a multiple of the two of each picture of
+            a batch.
         freeze_last_layer: share of the run in which the prototypes stand still.
         koleo: weight of the KoLeo regulariser on the student's summaries of each large crop (DINOv2); 0 in the paper.
         drop_path: stochastic depth of the student.
@@ -84,6 +87,7 @@ class DinoConfig(TrainConfig):
     """
 
     init: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
     head_warmup: Fraction = 0.1
     max_drop: Share = 0.1
     prototypes: PositiveInt | None = None
@@ -278,12 +282,22 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     """Fills what the data decide: learning rate 5e-4 * batch / 256 and 100 epochs (paper), prototypes, crop sizes."""
     size = config.size or config.crops.global_size or 224
     config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=size)
+    if config.queue % (2 * config.batch):
+        near = -(-config.queue // (2 * config.batch)) * 2 * config.batch
+        raise ValueError(f"queue={config.queue}: holds whole steps of 2 x batch={config.batch}; the nearest is {near}")
+    if config.init is not None and config.head_warmup + config.optim.warmup > 1.0:
+        raise ValueError(
+            f"head_warmup={config.head_warmup:g}: with optim.warmup={config.optim.warmup:g} after it, the backbone "
+            "never reaches its learning rate; both together take at most 1"
+        )
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
     taken = learned(prototypes, config.bottleneck)
-    check_memory(f"prototypes={prototypes}: with bottleneck={config.bottleneck} they", taken)
-    check_memory(f"queue={config.queue}: with prototypes={prototypes} its rows", 4 * config.queue * prototypes)
+    check_memory(f"prototypes={prototypes}: with bottleneck={config.bottleneck} they", taken, config.device)
+    check_memory(
+        f"queue={config.queue}: with prototypes={prototypes} its rows", 4 * config.queue * prototypes, config.device
+    )
     # Small crops keep the paper's proportion of 96 to 224, rounded to whole patches.
-    patch = architecture(config.model, config.init).patch_size
+    patch = architecture(config.model, config.init, config.load).patch_size
     large = config.crops.global_size or size
     small = config.crops.local_size or max(round(large * 96 / 224 / patch), 1) * patch
     for key, side in {"size": size, "crops.global_size": large, "crops.local_size": small}.items():
@@ -297,16 +311,18 @@ def learned(prototypes: int, bottleneck: int) -> int:
     return 5 * 4 * prototypes * bottleneck
 
 
-def check_memory(what: str, needed: int) -> None:
-    """Refuses what no memory of this machine holds.
+def check_memory(what: str, needed: int, device: str) -> None:
+    """Refuses what the memory of the device cannot hold.
 
     Args:
         what: the setting, as the beginning of a sentence.
         needed: bytes.
+        device: "auto", "cpu" or "cuda".
     """
-    there = memory()
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    there = torch.cuda.get_device_properties(0).total_memory if on_gpu else memory()
     if there is not None and needed > there:
-        raise ValueError(f"{what} take {needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f}; give less")
+        raise ValueError(f"{what} take {needed / 1e9:.0f} GB, and there are {there / 1e9:.0f}; give less")
 
 
 def build(config: DinoConfig, source: Source) -> DinoTask:
@@ -330,7 +346,7 @@ def backbone(config: DinoConfig, source: Source, mask_token: bool = False, **sha
     if config.init is None:
         changes = {**depth, **shape, **of_bands(config, source), "mask_token": mask_token}
         return ViT(vit_config(config.model, image_size=config.size, **changes))
-    vit = given_backbone(config.init, **depth, mask_token=mask_token)
+    vit = given_backbone(config.init, config.load, **depth, mask_token=mask_token)
     if not vit.summary_width:
         raise ValueError(f"init={config.init}: has no summary token, which is what is taught here")
     if vit.channels != config.channels:

@@ -228,7 +228,7 @@ class Dinov2Task(DinoTask):
 
 def larger(config: Dinov2Config) -> MultiCropConfig:
     """The crops of the high-resolution phase: both sizes grow alike, to whole patches."""
-    patch, scale = architecture(config.model, config.init).patch_size, config.high_resolution.scale
+    patch, scale = architecture(config.model, config.init, config.load).patch_size, config.high_resolution.scale
 
     def grown(size: int | None) -> int:
         return max(round(present(size) * scale / patch), 1) * patch
@@ -252,7 +252,9 @@ def resolve(config: Dinov2Config, samples: int) -> Dinov2Config:
         return replace(config, ibot=0.0, koleo=0.0, drop_path=0.0, optim=replace(config.optim, ema=ema))
     own = config.patch_prototypes or present(config.prototypes)
     taken = dino.learned(own, config.patch_bottleneck)
-    dino.check_memory(f"patch_prototypes={own}: with patch_bottleneck={config.patch_bottleneck} they", taken)
+    dino.check_memory(
+        f"patch_prototypes={own}: with patch_bottleneck={config.patch_bottleneck} they", taken, config.device
+    )
     return replace(config, patch_prototypes=own if config.heads == "untied" else None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,33 +13,37 @@ from synoptic.models.clip import Clip
 from synoptic.models.vit import ViT, ViTConfig, vit_config
 from synoptic.predict import load
 from synoptic.weights.folder import weights_hash
+from synoptic.weights.options import LoadOptions
+
+__all__ = ["LoadOptions", "architecture", "fingerprint", "given_backbone"]
 
 
-def architecture(model: str, init: str | None) -> ViTConfig:
+def architecture(model: str, init: str | None, options: LoadOptions) -> ViTConfig:
     """The architecture that is trained: that of the model in `init`, or else the one that `model` names.
 
     Raises:
         ValueError: `init` is no model, or `model` no architecture.
     """
-    return _given_architecture(init) if init is not None else vit_config(model)
+    return _given_architecture(init, options) if init is not None else vit_config(model)
 
 
 @lru_cache(maxsize=4)
-def _given_architecture(init: str) -> ViTConfig:
-    return _trunk(init).config
+def _given_architecture(init: str, options: LoadOptions) -> ViTConfig:
+    return _trunk(init, options).config
 
 
-def given_backbone(init: str, **changes: Any) -> ViT:
+def given_backbone(init: str, options: LoadOptions, **changes: Any) -> ViT:
     """A ViT with the weights of a model: of a CLIP its image tower, of a student its backbone.
 
     Args:
         init: a MODEL.
+        options: what its file does not say itself.
         changes: to fields of its configuration that leave the weights as they are (`drop_path`), and `mask_token`,
             which starts at zero where the weights have none.
     Raises:
         ValueError: there is no such model.
     """
-    given = _trunk(init)
+    given = _trunk(init, options)
     vit = ViT(replace(given.config, **changes))
     state = given.state_dict()
     if vit.mask_token is not None:
@@ -55,8 +59,8 @@ def fingerprint(vit: ViT) -> str:
     return weights_hash(vit)
 
 
-def _trunk(init: str) -> ViT:
-    model = load(init, "cpu").model
+def _trunk(init: str, options: LoadOptions) -> ViT:
+    model = load(init, "cpu", **asdict(options)).model
     trunk = model.image if isinstance(model, Clip) else model.backbone if isinstance(model, Student) else model
     if not isinstance(trunk, ViT):
         raise ValueError(f"init={init}: a {type(model).__name__} has no vision transformer to go on with")

@@ -37,7 +37,7 @@ class DinoHead(nn.Module):
         super().__init__()
         parts: list[nn.Module] = []
         for before in (width, hidden):
-            parts += [nn.Linear(before, hidden), *([nn.BatchNorm1d(hidden)] if norm else []), nn.GELU()]
+            parts += [nn.Linear(before, hidden), *([_BatchNorm(hidden)] if norm else []), nn.GELU()]
         self.mlp = nn.Sequential(*parts, nn.Linear(hidden, bottleneck))
         self.mlp.apply(init_linear)
         self.last_layer = weight_norm(nn.Linear(bottleneck, prototypes, bias=False))
@@ -52,6 +52,16 @@ class DinoHead(nn.Module):
             return self.last_layer(
                 F.normalize(hidden.to(self.last_layer.parametrizations.weight.original1.dtype), dim=-1)
             )
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that takes a row alone, which has no statistics of its own, by the running ones: in a step
+    perhaps a single patch is hidden."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if len(rows) > 1 or not self.training:
+            return super().forward(rows)
+        return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 class MlpHead(nn.Module):

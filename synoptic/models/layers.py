@@ -155,16 +155,16 @@ class BatchSubset:
     Args:
         groups: shapes of the packed tokens.
         kept: how many pictures of each group stay.
-        device: where the tokens are.
+        dtype, device: of the tokens.
 
     Source: Huang et al. 2016 (arXiv 1603.09382); by subset DINOv2 sec. 5 (arXiv 2304.07193).
     """
 
-    def __init__(self, groups: Groups, kept: Sequence[int], device: torch.device):
+    def __init__(self, groups: Groups, kept: Sequence[int], dtype: torch.dtype, device: torch.device):
         self.groups = tuple((keep, count) for keep, (_, count) in zip(kept, groups, strict=True))
         self.rows = _rows(groups, kept, device)
-        scales = zip(kept, groups, strict=True)
-        self._scale = torch.cat([torch.full((keep * n, 1), b / keep, device=device) for keep, (b, n) in scales])
+        scales = [(keep * count, pictures / keep) for keep, (pictures, count) in zip(kept, groups, strict=True)]
+        self._scale = torch.cat([torch.full((n, 1), scale, dtype=dtype, device=device) for n, scale in scales])
 
     def add(self, tokens: Tensor, branch: Tensor) -> Tensor:
         """(T, D) tokens plus what the branch says of the chosen ones, (T', D)."""
@@ -227,8 +227,8 @@ class Block(nn.Module):
         kept = [max(round(batch * (1.0 - rate)), 1) for batch, _ in groups]
         if kept == [batch for batch, _ in groups]:
             return tokens + branch(tokens, groups)
-        subset = BatchSubset(groups, kept, tokens.device)
-        return subset.add(tokens, branch(tokens[subset.rows], subset.groups))
+        subset = BatchSubset(groups, kept, tokens.dtype, tokens.device)
+        return subset.add(tokens, branch(tokens.index_select(0, subset.rows), subset.groups))
 
 
 def init_linear(module: nn.Module) -> None:

@@ -37,11 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("head_warmup=1", "head_warmup=1"),
         ("size=20", "size=20: the patches of vit_nano8 do not tile it; the nearest that work: 16, 24"),
         ("size=16 crops.local_size=12", "crops.local_size=12: the patches of vit_nano8 do not tile it"),
-        ("size=16 prototypes=4000000000", "prototypes=4000000000: with bottleneck=8 they take 640 GB, and this"),
-        ("size=16 queue=40000000000", "queue=40000000000: with prototypes=16 its rows take 2560 GB, and this"),
+        ("size=16 prototypes=4000000000", "prototypes=4000000000: with bottleneck=8 they take 640 GB, and there are"),
+        ("size=16 queue=40000000000", "queue=40000000000: with prototypes=16 its rows take 2560 GB, and there are"),
         ("size=16 batch=0", "batch=0"),
         ("size=16 init=nothing", "there is no model 'nothing'"),
         ("size=16 queue=-1", "queue=-1"),
+        ("size=16 queue=20", "queue=20: holds whole steps of 2 x batch=4; the nearest is 24"),
+        ("size=16 init=vit_nano8 head_warmup=0.6 optim.warmup=0.5", "head_warmup=0.6: with optim.warmup=0.5 after it"),
     ],
 )
 @pytest.mark.parametrize("method", ["dino", "dinov2"])
@@ -89,3 +91,39 @@ def test_a_run_that_stops_itself_leaves_the_best_model(
     trained = synoptic.load(folder / "stopped").trained
     assert f"weights holds the best model so far, of step {trained['steps']}" in caplog.text
     assert 1 <= trained["steps"] < 10 and "knn" in trained["scores"]
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+def test_the_recipe_for_photographs_takes_one_picture_at_a_time(folder: Path, method: str) -> None:
+    """Its heads have batch norm, which a single hidden patch has no statistics for."""
+    small = "model=vit_nano8 size=32 prototypes=16 head_hidden=16 bottleneck=8 device=cpu precision=fp32"
+    out = folder / f"alone-{method}"
+    assert (
+        cli.main(
+            [
+                *f"train {method} data={folder / 'pictures'} preset=photos out={out} batch=1 steps=12".split(),
+                *small.split(),
+            ]
+        )
+        == 0
+    )
+    assert synoptic.load(out).trained["steps"] == 12
+
+
+@pytest.mark.parametrize(("count", "told"), [(12, True), (40, False)])
+def test_continuing_says_where_nothing_can_stop_it(
+    folder: Path, count: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without labels RankMe judges, by pictures that need not have been set apart."""
+    pictures = folder / f"unlabelled-{count}"
+    pictures.mkdir()
+    noise = np.random.default_rng(1)
+    for number in range(count):
+        Image.fromarray(noise.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(pictures / f"{number}.png")
+    out = folder / f"continued-{count}"
+    keys = f"{TINY.replace('model=vit_nano8', '')} init=vit_nano8 size=16 batch=4 steps=2 max_drop=0.5"
+    assert cli.main(f"train dino data={pictures} out={out} {keys}".split()) == 0
+    assert ("max_drop=0.5: there are fewer than 30 pictures" in caplog.text) == told
+    assert ("rankme" in (out / "metrics.jsonl").read_text()) != told
+    trained = synoptic.load(out).trained
+    assert trained["init"] == "vit_nano8" and "architecture" not in trained

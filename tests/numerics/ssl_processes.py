@@ -29,6 +29,7 @@ SHARED = {
 CASES: dict[str, dict[str, Any]] = {
     "dino": {"koleo": 0.1},
     "dinov2": {"patch_bottleneck": 8, "masks": {"ratio": (0.3, 0.6)}},
+    "dinov2-parts": {"patch_bottleneck": 8, "accumulate": 2, "centring": "mean", "koleo": 0.0},
     "dinov2-queue": {"patch_bottleneck": 8, "queue": 32, "heads": "tied"},
 }
 

@@ -89,10 +89,11 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_blocks_are_those_that_were_written(fresh_compiler: None, recompute: bool) -> None:
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_compiled_blocks_are_those_that_were_written(fresh_compiler: None, recompute: bool, drop_path: float) -> None:
     """Several sizes of crops, teacher and student, in float64."""
-    compiled = task_of(compile=True, recompute=recompute)
-    assert_close(gradients(task_of()), gradients(compiled), 1e-9)
+    compiled = task_of(compile=True, recompute=recompute, drop_path=drop_path)
+    assert_close(gradients(task_of(drop_path=drop_path)), gradients(compiled), 1e-9)
     assert compiled.state_dict().keys() == task_of().state_dict().keys()
 
 

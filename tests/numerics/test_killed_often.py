@@ -24,7 +24,7 @@ def run_of(out: Path) -> dict:
     """All that DINOv2 draws and remembers: masks, stochastic depth, a queue, an average, a phase of larger crops."""
     return {
         **{"data": str(out.parent / "pictures"), "out": str(out), "model": "vit_nano8", "size": 16, "steps": STEPS},
-        **{"batch": 4, "prototypes": 16, "patch_bottleneck": 8, "head_hidden": 16, "bottleneck": 8, "queue": 24},
+        **{"batch": 4, "prototypes": 16, "patch_bottleneck": 8, "head_hidden": 16, "bottleneck": 8, "queue": 16},
         **{"crops.local_count": 1, "precision": "fp32", "checkpoint_every": 2, "log_every": 1, "loader.workers": 0},
         **{"high_resolution.share": 0.3, "high_resolution.scale": 2.0, "optim.ema": 0.9, "evaluate_every": 7},
         **{"masks.ratio": (0.3, 0.6), "device": "cpu"},

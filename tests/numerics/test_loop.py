@@ -13,7 +13,7 @@ from toy_run import CONFIG, ToyLoader, ToyTask, assert_equal, final_state, metri
 
 from synoptic.config import CheckpointConfig, OptimConfig
 from synoptic.engine import optim
-from synoptic.engine.loop import best_model, train
+from synoptic.engine.loop import best_model, train, trial
 from synoptic.engine.stopping import NonFiniteLoss
 from synoptic.methods.base import ParamGroup, Task, split_by_decay
 from synoptic.types import Batch
@@ -261,6 +261,19 @@ def test_too_large_a_batch_is_told_with_its_mend(tmp_path):
         train(Large(0), ToyLoader(), CONFIG, tmp_path, score)
     with pytest.raises(ValueError, match=f"^{mend}, with overwrite=true or another out=$"):
         train(Large(9), ToyLoader(), CONFIG, tmp_path, score)
+    with pytest.raises(ValueError, match=f"^{mend}$"):
+        trial(Large(0), ToyLoader(), CONFIG, "cpu")
+
+
+def test_a_model_too_large_for_the_device_is_told_so_too(tmp_path, monkeypatch):
+    def full(self, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ToyTask, "to", full)
+    with pytest.raises(
+        ValueError, match=r"^out of memory with batch=6, accumulate=2: raise accumulate or lower batch$"
+    ):
+        train(ToyTask(), ToyLoader(), CONFIG, tmp_path)
 
 
 # The host does not wait for the device

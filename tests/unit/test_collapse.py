@@ -14,8 +14,8 @@ PROTOTYPES = 64
 SOUND = {"dino": 3.0, "target_entropy": 1.5, "prototypes_used": 0.7}
 ILL = {
     "wins": (WINS, {"target_entropy": 0.1, "prototypes_used": 1.1 / PROTOTYPES}, {}),
-    "alike": (ALIKE, {"target_entropy": 0.995 * math.log(PROTOTYPES), "prototypes_used": 1.0}, {}),
-    "same": (SAME, {"target_entropy": math.log(0.5 * PROTOTYPES), "prototypes_used": 0.5}, {}),
+    "alike": (ALIKE, {"dino": 4.2, "target_entropy": 0.995 * math.log(PROTOTYPES), "prototypes_used": 1.0}, {}),
+    "same": (SAME, {"target_entropy": 2.999}, {}),
     "flat": (FLAT, {}, {"rankme": 1.5}),
     "away": (AWAY, {"dino": 2 * math.log(PROTOTYPES)}, {}),
 }

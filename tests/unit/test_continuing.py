@@ -13,9 +13,8 @@ from synoptic.engine import optim
 from synoptic.engine.loop import train
 from synoptic.engine.stopping import Worsened
 from synoptic.methods import get_method
-from synoptic.methods.start import given_backbone
 from synoptic.models.vit import ViT, vit_config
-from synoptic.predict import VisionModel
+from synoptic.predict import VisionModel, load
 from synoptic.types import Preprocess
 
 HEADS = {"prototypes": 16, "head_hidden": 16, "bottleneck": 8}
@@ -41,7 +40,7 @@ def task_of(method: str, given: Path, **values: Any) -> Any:
 def test_student_and_teacher_begin_as_the_given_model(method: str, given: Path) -> None:
     task = task_of(method, given)
     images = torch.rand(2, 3, 32, 32)
-    expected = given_backbone(str(given)).eval()(images)
+    expected = load(given, "cpu").model(images)
     for backbone in (task.student.backbone.eval(), task.exported()):
         answer = backbone(images)
         assert torch.equal(answer.summary, expected.summary) and torch.equal(answer.patches, expected.patches)

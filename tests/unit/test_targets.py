@@ -1,5 +1,7 @@
 """Targets: what centring does to a teacher's logits, and what it remembers of them."""
 
+import math
+
 import pytest
 import torch
 
@@ -65,6 +67,15 @@ def test_prototypes_used_falls_to_one_when_one_wins_and_stays_one_when_all_are_a
             targets(row.expand(4, -1), 0.1, 0)
             targets.update()
         assert float(targets.prototypes_used()) == pytest.approx(share, rel=1e-2)
+
+
+def test_balancing_does_not_hide_that_one_prototype_wins() -> None:
+    targets = Targets(6, "sinkhorn")
+    for step in range(100):
+        rows = torch.tensor([50.0, 0, 0, 0, 0, 0]) + 0.01 * logits_of(8, step)
+        assert float(ssl.entropy(targets(rows, 0.1, 0))) > 0.9 * math.log(6), "balanced targets are uniform"
+        targets.update()
+    assert float(targets.prototypes_used()) == pytest.approx(1 / 6, rel=1e-2)
 
 
 def test_a_step_without_a_row_changes_nothing() -> None:
