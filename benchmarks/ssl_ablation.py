@@ -3,9 +3,9 @@
     python benchmarks/ssl_ablation.py [--data DIR] [--folder runs/ssl_ablation] [--seeds 3] [--jobs 2]
 
 DIR is the folder that SYNOPTIC_DATA names. Models learn from `imagenette96/train`, less a tenth that is set apart. They
-are judged by 10-NN of that tenth (500 pictures of ten classes) among the rest, and by a linear probe from patches to
-the classes of pixels on `camvid240` (184 road pictures to fit, 117 to judge by). What lies in FOLDER already is not
-made again.
+are judged by 10-NN of that tenth (500 pictures of ten classes) among the rest, at the 64 pixels of the training and at
+the 96 of its high-resolution phase, and by a linear probe from patches to the classes of pixels on `camvid240` (184
+road pictures to fit, 117 to judge by). What lies in FOLDER already is not made again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from synoptic.methods import get_method
 from synoptic.predict import VisionModel
 
 STEPS = 300
+SEEN = (64, 96)  # pixels: sides of the pictures whose neighbours are asked about
 PROBED = 224  # pixels: side of the pictures whose patches are probed
 BASE: Mapping[str, Any] = {
     **{"preset": "photos", "steps": STEPS, "evaluate_every": STEPS, "checkpoint_every": STEPS},
@@ -38,6 +39,9 @@ BASE: Mapping[str, Any] = {
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "running mean in place of Sinkhorn-Knopp": {"centring": "mean"},
+    "running mean and the paper's temperature": {
+        **{"centring": "mean", "teacher_temperature": 0.04, "teacher_temperature_start": 0.04}
+    },
     "one head for crops and patches": {"heads": "tied"},
     "without KoLeo": {"koleo": 0},
     "without masks": {"ibot": 0},
@@ -48,26 +52,38 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 def scores(data: Path, folder: Path, variant: str, seed: int) -> dict[str, float]:
     """Scores of a variant, which is trained and judged unless that was done before."""
     run = folder / f"{variant.replace(' ', '_')}-{seed}"
-    found = run / "judged.json"
-    if not found.is_file():
+    found = run / "scores.json"
+    if not (run / "weights").is_dir():
         keys = {**BASE, **VARIANTS[variant], "data": data / "imagenette96" / "train", "out": run, "seed": seed}
         common.synoptic("train", "dinov2", **{key.replace(".", "__"): value for key, value in keys.items()})
+    if not found.is_file():
         found.write_text(json.dumps(judged(synoptic.load(run), data)))
     scored: dict[str, float] = json.loads(found.read_text())
     return scored
 
 
 def judged(model: VisionModel, data: Path) -> dict[str, float]:
-    probed = VisionModel(model.model, replace(model.preprocess, size=PROBED), model.name)
-    knn = dict(build_evaluator("knn", str(data / "imagenette96" / "train"), "validation").run(model))
-    return {"knn": knn["knn"], **dict(build_evaluator("segmentation", str(data / "camvid240"), "test").run(probed))}
+    """10-NN for each size, and the mean intersection over union of the probe."""
+
+    def at(size: int) -> VisionModel:
+        return VisionModel(model.model, replace(model.preprocess, size=size), model.name)
+
+    knn = build_evaluator("knn", str(data / "imagenette96" / "train"), "validation")
+    segmentation = build_evaluator("segmentation", str(data / "camvid240"), "test")
+    found = {f"knn_{size}": dict(knn.run(at(size)))["knn_10"] for size in SEEN}
+    return {**found, **dict(segmentation.run(at(PROBED)))}
 
 
 def summary(found: Mapping[tuple[str, int], Mapping[str, float]], seeds: int) -> dict[str, Any]:
     """For each variant and score its values, their mean, and the mean and the deviation of the differences from the
-    base with equal seeds."""
+    base with equal seeds.
+
+    Args:
+        found: scores by name, of each variant and seed.
+        seeds: how many.
+    """
     table: dict[str, Any] = {}
-    for variant, score in product(VARIANTS, ("knn", "segmentation_miou")):
+    for variant, score in product(VARIANTS, next(iter(found.values()))):
         values = [found[variant, seed][score] for seed in range(seeds)]
         changes = [value - found["as it is", seed][score] for seed, value in enumerate(values)]
         table.setdefault(variant, {})[score] = {
@@ -81,7 +97,8 @@ def summary(found: Mapping[tuple[str, int], Mapping[str, float]], seeds: int) ->
 
 def show(table: Mapping[str, Any]) -> None:
     """Prints the table as it stands in the documentation."""
-    print("| | k-NN | change | segmentation | change |\n| --- | --- | --- | --- | --- |")
+    scores = next(iter(table.values()))
+    print(f"| | {' | change | '.join(scores)} | change |\n|{' --- |' * (1 + 2 * len(scores))}")
     for variant, row in table.items():
         cells = [f"{row[s]['mean']:.3f} | {row[s]['change']:+.3f} ± {row[s]['deviation'] or 0:.3f}" for s in row]
         print(f"| {variant} | {' | '.join(cells)} |")
