@@ -41,7 +41,8 @@ class OptimConfig:
         final_weight_decay: where the decay ends on a cosine; None keeps it constant.
         betas: of AdamW.
         clip: largest norm of the gradients; None leaves them alone.
-        clip_by: whether that bounds the norm of "all" gradients together, or of each "tensor" for itself.
+        clip_by: whether that bounds the norm of "all" gradients together, of those of each "module" (backbone, head) or
+            of each "tensor" for itself.
         ema: decay of an average of the weights that is evaluated and exported in their place; None keeps no average.
     """
 
@@ -52,7 +53,7 @@ class OptimConfig:
     final_weight_decay: NonNegativeFloat | None = None
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     clip: PositiveFloat | None = 3.0
-    clip_by: Literal["all", "tensor"] = "all"
+    clip_by: Literal["all", "module", "tensor"] = "all"
     ema: Fraction | None = None
 
 

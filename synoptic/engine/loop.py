@@ -216,6 +216,8 @@ class _Run:
         self.device = device
         self.optimizer = optim.build_optimizer(task, config.optim)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        trained = {id(parameter) for parameter in self.parameters}
+        self.networks = [[p for p in network.parameters() if id(p) in trained] for network in task.networks()]
         self.ema = optim.Ema(task.exported(), config.optim.ema) if config.optim.ema is not None else None
         self.meter = Meter(device)
         self.checkpoints = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep)
@@ -241,7 +243,7 @@ class _Run:
         self.task.before_step(progress)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         terms["grad_norm"] = get_total_norm(gradients)
-        optim.clip(gradients, config.optim, terms["grad_norm"])
+        optim.clip(self.networks, config.optim, terms["grad_norm"])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(progress)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from synoptic.config import OptimConfig
 from synoptic.methods.base import Task, update_average
@@ -87,25 +89,36 @@ def _awake(progress: float, start: float, warmup: float) -> float:
 
 
 @torch.no_grad()
-def clip(gradients: list[Tensor], config: OptimConfig, norm: Tensor) -> None:
+def clip(networks: Sequence[Sequence[nn.Parameter]], config: OptimConfig, norm: Tensor) -> None:
     """Scales gradients down in place to the norm that `config.clip` allows.
 
     Args:
-        gradients: of all parameters.
-        config: the bound, and whether it holds for all together or for each tensor (as in the code of DINO).
+        networks: the trained parameters of each of a task's networks.
+        config: the bound, and whether it holds for all gradients together, for each network as a whole (as in the code
+            of DINOv2) or for each tensor (as in that of DINO).
         norm: of all gradients together.
     """
     if config.clip is None:
         return
+    parts = [[p.grad for p in network if p.grad is not None] for network in networks]
+    gradients = [gradient for part in parts for gradient in part]
     if config.clip_by == "all":
-        torch._foreach_mul_(gradients, (config.clip / (norm + 1e-6)).clamp_max(1.0))
-        return
-    factors = torch._foreach_norm(gradients)
-    torch._foreach_add_(factors, 1e-6)
-    torch._foreach_reciprocal_(factors)
-    torch._foreach_mul_(factors, config.clip)
-    torch._foreach_clamp_max_(factors, 1.0)
-    torch._foreach_mul_(gradients, factors)
+        _scale_to(config.clip, gradients, norm)
+    elif config.clip_by == "module":
+        for part in parts:
+            _scale_to(config.clip, part, get_total_norm(part))
+    else:
+        factors = torch._foreach_norm(gradients)
+        torch._foreach_add_(factors, 1e-6)
+        torch._foreach_reciprocal_(factors)
+        torch._foreach_mul_(factors, config.clip)
+        torch._foreach_clamp_max_(factors, 1.0)
+        torch._foreach_mul_(gradients, factors)
+
+
+def _scale_to(bound: float, gradients: list[Tensor], norm: Tensor) -> None:
+    if gradients:
+        torch._foreach_mul_(gradients, (bound / (norm + 1e-6)).clamp_max(1.0))
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -145,6 +145,10 @@ class Task(nn.Module):
         """Trainable parameters, matrices apart from vectors, which are never decayed."""
         return split_by_decay(self.named_parameters())
 
+    def networks(self) -> Iterator[nn.Module]:
+        """The modules that hold what is trained, each of which `optim.clip_by=module` bounds as a whole."""
+        yield self
+
     def shard_units(self) -> Iterator[nn.Module]:
         """The modules that sharding, compilation and activation checkpointing treat as one."""
         return iter(())

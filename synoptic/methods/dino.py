@@ -245,6 +245,9 @@ class DinoTask(Task):
     def parameter_groups(self) -> list[ParamGroup]:
         return parameter_groups(self.student, self.config)
 
+    def networks(self) -> Iterator[nn.Module]:
+        yield from self.student.children()
+
     def shard_units(self) -> Iterator[nn.Module]:
         yield from self.student.backbone.blocks
         yield from self.teacher.backbone.blocks

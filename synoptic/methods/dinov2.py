@@ -97,7 +97,7 @@ class Dinov2Config(DinoConfig):
     )
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
-            weight_decay=0.04, final_weight_decay=0.4, final_lr=2.5e-4, clip=3.0, clip_by="tensor"
+            weight_decay=0.04, final_weight_decay=0.4, final_lr=2.5e-4, clip=3.0, clip_by="module"
         )
     )
 
@@ -274,7 +274,8 @@ def build(config: Dinov2Config, source: Source) -> Dinov2Task | FeatureDistillat
     return Dinov2Task(config, PatchNetwork(vit, head, patch_head))
 
 
-# iBOT: one head for crops and patches, the running mean in place of Sinkhorn-Knopp, no KoLeo (arXiv 2111.07832).
+# iBOT: one head for crops and patches, the running mean in place of Sinkhorn-Knopp, no KoLeo (arXiv 2111.07832). Other
+# than its code, this hides rectangles of at least 4 patches, as DINOv2's does, and centres patches by the hidden ones.
 IBOT: Mapping[str, Any] = {
     "heads": "tied",
     "centring": "mean",
@@ -289,6 +290,7 @@ IBOT: Mapping[str, Any] = {
     "crops.global_scale": (0.25, 1.0),
     "crops.local_scale": (0.05, 0.25),
     "crops.local_count": 10,
+    "optim.clip_by": "tensor",
 }
 
 # What DINO's preset of this name is, with hidden patches and a head of their own for them. At a weight of 1 they take

@@ -71,17 +71,22 @@ def test_a_step_is_the_step_written_out(tmp_path):
     torch.testing.assert_close(weight, task.weight.detach(), rtol=1e-5, atol=1e-7)  # clip adds 1e-6 to the norm
 
 
-def test_each_tensors_gradient_may_be_clipped_for_itself():
-    """Norms 5 and 0.5 with a bound of 1: the first is scaled to 1, the second stays; together both shrink."""
-    for clip_by, expected in (("tensor", ([0.6, 0.8], [0.3, 0.4])), ("all", None)):
-        gradients = [torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])]
-        norm = torch.cat(gradients).norm()
-        optim.clip(gradients, OptimConfig(clip=1.0, clip_by=clip_by), norm)
-        if expected:
-            torch.testing.assert_close(torch.stack(gradients), torch.tensor(expected), rtol=1e-5, atol=0)
-        else:
-            assert torch.cat(gradients).norm() == pytest.approx(1.0, rel=1e-5)
-            assert gradients[1].norm() < 0.1
+@pytest.mark.parametrize(
+    ("clip_by", "expected"),
+    [
+        ("tensor", [[0.6, 0.8], [0.3, 0.4], [1.0, 0.0]]),
+        ("module", [[0.6, 0.8], [0.0597, 0.0796], [0.9950, 0.0]]),
+        ("all", [[0.4233, 0.5644], [0.0423, 0.0564], [0.7055, 0.0]]),
+    ],
+)
+def test_gradients_are_clipped_together_by_network_or_by_tensor(clip_by, expected):
+    """Norms 5 alone, 0.5 and 5 in one network, with a bound of 1; a parameter that stands still has no gradient."""
+    alone, small, large, still = (torch.nn.Parameter(torch.zeros(2)) for _ in range(4))
+    alone.grad, small.grad, large.grad = (torch.tensor(g) for g in ([3.0, 4.0], [0.3, 0.4], [5.0, 0.0]))
+    norm = torch.cat([alone.grad, small.grad, large.grad]).norm()
+    optim.clip([[alone], [small, large], [still]], OptimConfig(clip=1.0, clip_by=clip_by), norm)
+    found = torch.stack([alone.grad, small.grad, large.grad])
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(("accumulate", "parts"), [(2, 1), (4, 1), (10, 1), (1, 3), (3, 2)])

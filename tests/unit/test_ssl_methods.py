@@ -302,3 +302,13 @@ def test_dinov2_refuses_what_it_cannot_train_with(values: dict[str, Any], messag
     with pytest.raises(ValueError, match=message) as raised:
         small("dinov2", **values)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("method", "parts"), [("dino", 2), ("dinov2", 3)])
+def test_backbone_and_heads_are_networks_apart(method: str, parts: int) -> None:
+    """Gradients may be bounded for each; all that is trained belongs to one of them."""
+    task = small(method)
+    members = [{id(parameter) for parameter in network.parameters()} for network in task.networks()]
+    assert len(members) == parts and sum(map(len, members)) == len(set.union(*members))
+    trained = {id(parameter) for group in task.parameter_groups() for parameter in group.params}
+    assert trained <= set.union(*members)
