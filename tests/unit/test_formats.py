@@ -339,3 +339,23 @@ def test_the_command_line_can_say_what_a_file_does_not(
     assert "load.heads=N" in capsys.readouterr().err
     assert cli.main([*command, "load.heads=3", "load.part=aunt"]) == 2
     assert "load.part=aunt should be 'student' or 'teacher'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["DINO", "DINOv2 with registers", "Dinov2WithRegistersModel of transformers"])
+def test_a_training_goes_on_with_a_file_of_others(name: str, tmp_path: Path) -> None:
+    """Its heads are not 64 wide, which `load.heads` tells; after no step of the backbone the weights are the file's."""
+    for number in range(4):
+        Image.new("RGB", (16, 16), (60 * number, 0, 90)).save(tmp_path / f"{number}.png")
+    if "transformers" in name:
+        file = huggingface(tmp_path / "file", BY_NAME[name])
+    else:
+        file = tmp_path / "file.pth"
+        torch.save(theirs(BY_NAME[name]), file)
+    keys = "size=16 batch=4 steps=2 head_warmup=0.9 optim.warmup=0 prototypes=16 head_hidden=8 bottleneck=8 device=cpu"
+    command = f"train dinov2 data={tmp_path} out={tmp_path / 'run'} init={file} load.heads=3 {keys} precision=fp32"
+    assert cli.main([*command.split(), "crops.local_count=1"]) == 0
+    ours, before = synoptic.load(tmp_path / "run").model, synoptic.load(file, heads=3).model
+    state = ours.state_dict()
+    assert state.keys() - before.state_dict().keys() <= {"mask_token"}
+    for key, expected in before.state_dict().items():
+        assert torch.equal(state[key], expected), key
