@@ -5,7 +5,11 @@ JOBS ?= 2
 VENV := .venv
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench lint
+# Benchmarks that train for minutes to hours.
+TRAININGS := $(addprefix benchmarks/,ssl_ablation.py ssl_collapse.py ssl_continuing.py ssl_photographs.py)
+MEASURES := $(filter-out %/common.py $(TRAININGS),$(wildcard benchmarks/*.py))
+
+.PHONY: demo test test-slow bench bench-slow lint
 
 demo: $(READY)
 	$(VENV)/bin/synoptic demo out=runs/demo
@@ -17,8 +21,10 @@ test: $(READY)
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow -rs --durations=0
 
-bench: $(READY)
-	@failed=; for script in $(sort $(filter-out %/common.py,$(wildcard benchmarks/*.py))); do \
+bench: SCRIPTS = $(MEASURES)
+bench-slow: SCRIPTS = $(TRAININGS)
+bench bench-slow: $(READY)
+	@failed=; for script in $(sort $(SCRIPTS)); do \
 		echo "== $$script"; $(VENV)/bin/python $$script || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 

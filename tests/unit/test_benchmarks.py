@@ -21,6 +21,7 @@ SCRIPTS = (
     "ssl_step",
     "vit_forward",
 )
+TRAININGS = ("ssl_ablation", "ssl_collapse", "ssl_continuing", "ssl_photographs")
 
 
 @pytest.fixture
@@ -95,6 +96,55 @@ def test_the_pipelines_crops_are_settled(script) -> None:
         batch = pipeline.padded(images)
         plans = pipeline.plan_crops(config, batch.sizes, batch.position, seed=0)
         assert [plan.size for plan in plans] == [config.global_size, config.local_size]
+
+
+def test_every_script_is_run_by_one_of_the_two_commands() -> None:
+    there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"common"}
+    assert there == {*SCRIPTS, *TRAININGS}
+
+
+def test_a_step_is_to_be_faster_and_smaller_than_the_plain_way(script) -> None:
+    failures = script("ssl_step").failures
+    assert not failures({"ways": {"plain": {"time_ratio": 1.2, "memory_ratio": 1.15}}})
+    assert failures({"ways": {"plain": {"time_ratio": 1.0, "memory_ratio": 1.15}}}) == ["time_ratio 1.0, not 1.1"]
+
+
+def test_memory_is_to_grow_with_the_tokens_and_not_with_their_square(script) -> None:
+    failures = script("attention_memory").failures
+    first = {"fused_kb_per_token": 300, "ratio": 1.5}
+    assert not failures([first, {"fused_kb_per_token": 310, "ratio": 7.0}])
+    assert failures([first, {"fused_kb_per_token": 400, "ratio": 7.0}]) == ["300 kB a token became 400"]
+    assert len(failures([first, {"fused_kb_per_token": 310, "ratio": 1.4}])) == 1
+
+
+def test_each_way_to_collapse_is_to_be_named_and_a_sound_run_left_alone(script) -> None:
+    failures = script("ssl_collapse").failures
+    told = {"both": [], "centring alone": ["uniform output"], "sharpening alone": ["one prototype wins"]}
+    assert not failures({**told, "neither": ["constant output"]})
+    assert failures({**told, "neither": []}) == ["neither: nothing told"]
+    assert len(failures({**told, "both": ["diverged"], "neither": ["constant output"]})) == 1
+
+
+def test_photographs_are_to_teach_more_than_hand_made_features_know_in_time(script) -> None:
+    failures = script("ssl_photographs").failures
+    good = {"test": 0.56, "minutes": 22.0}
+    floors = {"hand_made": 0.485, "untrained": 0.315}
+    assert not failures({**floors, "dino": good, "dinov2": good})
+    low, late = good | {"test": 0.48}, good | {"minutes": 31.0}
+    assert failures({**floors, "dino": low, "dinov2": late}) == ["dino: 0.48", "dinov2: 31.0 minutes"]
+
+
+def test_changes_are_told_against_the_base_of_the_same_seed(script) -> None:
+    ablation = script("ssl_ablation")
+    found = {(name, seed): {"knn_64": 0.4 + 0.1 * seed} for name in ablation.VARIANTS for seed in (0, 1)}
+    found["without KoLeo", 0], found["without KoLeo", 1] = {"knn_64": 0.3}, {"knn_64": 0.5}
+    table = ablation.summary(found, seeds=2)
+    assert table["without KoLeo"]["knn_64"] == {
+        "seeds": [0.3, 0.5],
+        "mean": 0.4,
+        "change": -0.05,
+        "deviation": pytest.approx(0.0707, abs=1e-4),
+    }
 
 
 def test_make_bench_goes_on_after_a_failure_and_fails_at_the_end(tmp_path: Path) -> None:
