@@ -26,8 +26,8 @@ from synoptic.methods.collapse import ALIKE, SAME, WINS
 PROTOTYPES = 256
 KEYS: Mapping[str, Any] = {
     **{"model": "vit_nano8", "size": 32, "batch": 64, "steps": 400, "device": "cpu", "threads": 1, "precision": "fp32"},
-    **{"optim.lr": 5e-4, "prototypes": PROTOTYPES, "head_hidden": 256, "bottleneck": 64, "head_norm": "true"},
-    **{"teacher_temperature": 0.02, "teacher_temperature_start": 0.02, "momentum": 0.99, "drop_path": 0, "koleo": 0.1},
+    **{"optim.lr": 5e-4, "prototypes": PROTOTYPES, "head_hidden": 256, "bottleneck": 64, "drop_path": 0},
+    **{"teacher_temperature": 0.02, "teacher_temperature_start": 0.02, "momentum": 0.99},
     **{"crops.local_count": 4, "log_every": 5, "evaluate_every": 40, "checkpoint_every": 400},
 }
 WAYS: Mapping[str, Mapping[str, Any]] = {
