@@ -56,8 +56,9 @@ def draw(ways: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
         looks = [line for line in lines if "target_entropy" in line]
         steps = [line["step"] for line in looks]
         entropy = [line["target_entropy"] / math.log(PROTOTYPES) for line in looks]
-        left.plot(steps, entropy, color=colour, linewidth=1.6, label=way)
-        right.plot(steps, [line["dino"] - line["target_entropy"] for line in looks], color=colour, linewidth=1.6)
+        left.plot(steps, entropy, color=colour, linewidth=1.6)
+        divergence = [line["dino"] - line["target_entropy"] for line in looks]
+        right.plot(steps, divergence, color=colour, linewidth=1.6, label=way)
         for step, name in told(lines):
             height = entropy[steps.index(step)]
             left.plot(step, height, "o", color=colour, markersize=5)
@@ -70,7 +71,7 @@ def draw(ways: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
         axes.set_xlabel("step", fontsize=9)
         axes.grid(axis="y", linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=8, loc="center right")
+    right.legend(frameon=False, fontsize=8, loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -4,7 +4,7 @@
 
 DIR is `imagenette96` below the folder that SYNOPTIC_DATA names. DINO learns from five of its classes, and goes on with
 the five others, twice: as `init=` does it, the new head alone at first and then the backbone with it, and naively, both
-at once from the first step. k-NN is that of 500 pictures of the new classes among 2,000, from before the first step on.
+at once and at their full rate from the first step. k-NN is that of 500 pictures of the new classes among 2,000, from before the first step on.
 The picture is docs/images/continuing.png. What lies in FOLDER already is not made again.
 """
 
@@ -26,17 +26,17 @@ ALLOWED = 0.1  # share by which k-NN may fall
 KEYS: Mapping[str, Any] = {
     **{"preset": "photos", "device": "cpu", "threads": 1, "loader.validation": 0.2, "checkpoint_every": 300},
 }
-ON: Mapping[str, Any] = {"steps": 150, "evaluate_every": 10, "optim.lr": 7e-4}
+ON: Mapping[str, Any] = {"steps": 150, "evaluate_every": 10}
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "given": {"steps": 300, "evaluate_every": 100},
     "head first": {**ON, "head_warmup": 0.2, "max_drop": ALLOWED},
-    "all at once": {**ON, "head_warmup": 0, "max_drop": 1},  # shown to its end, however far it falls
+    "all at once": {**ON, "head_warmup": 0, "optim.warmup": 0, "max_drop": 1},  # shown to its end, however far it falls
 }
 COLOURS = {"head first": "#1b7837", "all at once": "#b2182b"}
 
 
 def split(data: Path, folder: Path) -> None:
-    """Links to the pictures of the first half of the classes, and to those of the second."""
+    """Links to the pictures of every other class, and to those of the rest."""
     classes = sorted(path for path in (data / "train").iterdir() if path.is_dir())
     for part, members in (("first", classes[::2]), ("second", classes[1::2])):
         for each in members:
