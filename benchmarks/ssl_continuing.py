@@ -3,9 +3,10 @@
     python benchmarks/ssl_continuing.py [--data DIR] [--folder runs/ssl_continuing] [--picture FILE]
 
 DIR is `imagenette96` below the folder that SYNOPTIC_DATA names. DINO learns from five of its classes, and goes on with
-the five others, twice: as `init=` does it, the new head alone at first and then the backbone with it, and naively, both
-at once and at their full rate from the first step. k-NN is that of 500 pictures of the new classes among 2,000, from before the first step on.
-The picture is docs/images/continuing.png. What lies in FOLDER already is not made again.
+the five others, twice: as `init=` does it, the new head alone at first and then the backbone with it, and naively,
+both at once and at their full rate from the first step. k-NN is that of 500 pictures of the new classes among 2,000,
+from before the first step on. The picture is docs/images/continuing.png. What lies in FOLDER already is not made
+again.
 """
 
 from __future__ import annotations
