@@ -63,7 +63,7 @@ def train(
     """Trains a model, or goes on with the run that stands in `out`.
 
     Args:
-        method: dino, clip or radio.
+        method: dino, dinov2, clip or radio.
         config: a whole configuration, which stands alone; or the JSON file of one, under the preset and the keys.
         preset: one of the method's presets, under the keys.
         keys: as on the command line; nested ones as dictionaries (`optim={"lr": 1e-3}`).
@@ -342,7 +342,7 @@ def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Eva
     validation = open_source(config.data, "validation", validation=config.loader.validation)
     share_errors([source, validation])
     queries = validation.sample(QUERIES)
-    labelled = source.labels is not None and validation.labels is not None
+    labelled = source.labels is not None and validation.labels is not None and len(source.classes) > 1
     found: list[Evaluator[EncodesImages]] = [KNN(source.sample(BANK), queries)] if labelled else []
     if not recipe.rankme:
         return found

@@ -162,7 +162,8 @@ def best_of(
         best: the best before; one by another metric is no rival.
         step: steps done at the evaluation.
         scores: what it gave, by name.
-        metric: the score that decides, higher being better; what is not a number never wins. None decides nothing.
+        metric: the score that decides, higher being better, and of equal ones the later, which has learned more; what
+            is not a number never wins. None decides nothing.
     """
     if metric is None:
         return best
@@ -171,7 +172,7 @@ def best_of(
         return best
     if best is not None and best["metric"] != metric:
         best = None
-    wins = math.isfinite(scores[metric]) and (best is None or scores[metric] > best["score"])
+    wins = math.isfinite(scores[metric]) and (best is None or scores[metric] >= best["score"])
     return {"step": step, "metric": metric, "score": scores[metric], "scores": dict(scores)} if wins else best
 
 

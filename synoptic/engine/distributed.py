@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -110,7 +111,7 @@ class Replica:
 
     def __init__(self, task: Task, group: Group):
         step: nn.Module = _NextLosses(task)
-        self._step = DistributedDataParallel(step, broadcast_buffers=False) if group.size > 1 else step
+        self._step = _averaging(step) if group.size > 1 else step
 
     def __call__(self, losses: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The next of the task's losses; backward on it averages the gradients, unless within `apart`."""
@@ -119,6 +120,13 @@ class Replica:
     def apart(self) -> AbstractContextManager[None]:
         """Within it gradients stay this process's own, and add up with those of the next losses."""
         return self._step.no_sync() if isinstance(self._step, DistributedDataParallel) else nullcontext()
+
+
+def _averaging(step: nn.Module) -> nn.Module:
+    """Buffers (running means) are equal in all processes, or each process's own: none are sent around."""
+    with warnings.catch_warnings():  # the argument goes once the one that replaces it can do as much, says PyTorch
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(step, broadcast_buffers=False)
 
 
 class _NextLosses(nn.Module):

@@ -21,7 +21,7 @@ FEW_PROTOTYPES = 2.0  # effective number of prototypes in use
 UNIFORM = 0.98  # entropy of the targets, of its largest value
 AGREED = 0.005  # divergence of the student from its targets, of the largest entropy
 FEW_DIMENSIONS = 3.0  # RankMe of the embeddings
-DIVERGED = 1.5  # loss, of that of guessing
+DIVERGED = 1.5  # loss, of that of guessing; it must have risen, since small heads may begin there
 
 WINS = Diagnosis(
     "one prototype wins",
@@ -63,15 +63,19 @@ class CollapseWatch:
         self._found: Diagnosis | None = None
         self._times = 0
         self._judged: dict[str, float] = {}
+        self._start: float | None = None  # loss at the first look
 
     def look(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
         """The diagnosis, at the look that makes the last ones enough; not again while it stays the same.
 
         Args:
-            terms: means since the last look: "dino", "target_entropy" (nats), "prototypes_used".
+            terms: means since the last look: "loss" (cross entropy with the targets, nats), "target_entropy" (nats),
+                "prototypes_used".
             scores: of the last evaluation; "rankme" where it was found.
             progress: share of the run done.
         """
+        if self._start is None:
+            self._start = terms["loss"]
         found = self._named(terms, scores, progress)
         if found is FLAT and dict(scores) == self._judged:
             return None  # nothing new: the scores are those of the last look
@@ -82,12 +86,13 @@ class CollapseWatch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a run says the same wherever it was interrupted."""
-        return {"found": self._found and self._found.name, "times": self._times, "judged": self._judged}
+        found = self._found and self._found.name
+        return {"found": found, "times": self._times, "judged": self._judged, "start": self._start}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes back to a state."""
         self._found = next((ill for ill in (WINS, ALIKE, SAME, FLAT, AWAY) if ill.name == state["found"]), None)
-        self._times, self._judged = state["times"], dict(state["judged"])
+        self._times, self._judged, self._start = state["times"], dict(state["judged"]), state["start"]
 
     def _named(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
         guessing = math.log(self._prototypes)
@@ -95,10 +100,10 @@ class CollapseWatch:
             return WINS
         if progress < SETTLED:
             return None
-        if terms["dino"] > DIVERGED * guessing:
+        if terms["loss"] > max(DIVERGED * guessing, self._start or 0.0):
             return AWAY
         if terms["target_entropy"] > UNIFORM * guessing:
             return ALIKE
-        if terms["dino"] - terms["target_entropy"] < AGREED * guessing:
+        if terms["loss"] - terms["target_entropy"] < AGREED * guessing:
             return SAME  # what one crop says can be told from any other crop without a rest (DINO fig. 7, right)
         return FLAT if scores.get("rankme", math.inf) < FEW_DIMENSIONS else None

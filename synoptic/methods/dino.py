@@ -240,7 +240,7 @@ class DinoTask(Task):
 
     def collapse(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
         """How the learning has collapsed, told once."""
-        return self.watch.look(terms, scores, progress)
+        return self.watch.look({**terms, "loss": terms["dino"]}, scores, progress)
 
     def parameter_groups(self) -> list[ParamGroup]:
         return parameter_groups(self.student, self.config)

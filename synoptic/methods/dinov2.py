@@ -201,7 +201,7 @@ class Dinov2Task(DinoTask):
         if not self.config.ibot * self.config.masks.share:
             return found
         of_patches = {
-            "dino": terms["ibot"] / self.config.masks.share,
+            "loss": terms["ibot"] / self.config.masks.share,
             "target_entropy": terms["patch_entropy"],
             "prototypes_used": terms["patch_prototypes_used"],
         }

@@ -120,9 +120,16 @@ def test_the_best_note_may_name_a_file_that_is_gone(tmp_path):
 
 @pytest.mark.parametrize(
     ("score", "before", "wins"),
-    [(0.5, None, True), (0.5, 0.4, True), (0.5, 0.5, False), (float("nan"), None, False), (float("inf"), 0.1, False)],
+    [
+        (0.5, None, True),
+        (0.5, 0.4, True),
+        (0.5, 0.5, True),
+        (0.4, 0.5, False),
+        (float("nan"), None, False),
+        (float("inf"), 0.1, False),
+    ],
 )
-def test_the_highest_score_is_the_best(score, before, wins):
+def test_the_highest_score_is_the_best_and_the_later_of_equal_ones(score, before, wins):
     best = None if before is None else {"step": 1, "metric": "knn", "score": before}
     scores = {"chance": 0.9, "knn": score}
     after = checkpoint.best_of(best, 2, scores, "knn")

@@ -11,13 +11,13 @@ from synoptic.methods.base import Collapsed
 from synoptic.methods.collapse import ALIKE, AWAY, FLAT, PATIENCE, SAME, WINS, CollapseWatch
 
 PROTOTYPES = 64
-SOUND = {"dino": 3.0, "target_entropy": 1.5, "prototypes_used": 0.7}
+SOUND = {"loss": 3.0, "dino": 3.0, "target_entropy": 1.5, "prototypes_used": 0.7}
 ILL = {
     "wins": (WINS, {"target_entropy": 0.1, "prototypes_used": 1.1 / PROTOTYPES}, {}),
-    "alike": (ALIKE, {"dino": 4.2, "target_entropy": 0.995 * math.log(PROTOTYPES), "prototypes_used": 1.0}, {}),
+    "alike": (ALIKE, {"loss": 4.2, "target_entropy": 0.995 * math.log(PROTOTYPES), "prototypes_used": 1.0}, {}),
     "same": (SAME, {"target_entropy": 2.999}, {}),
     "flat": (FLAT, {}, {"rankme": 1.5}),
-    "away": (AWAY, {"dino": 2 * math.log(PROTOTYPES)}, {}),
+    "away": (AWAY, {"loss": 2 * math.log(PROTOTYPES)}, {}),
 }
 
 
@@ -25,6 +25,7 @@ ILL = {
 def test_each_collapse_has_its_name_its_cause_and_its_mend(name: str) -> None:
     expected, terms, scores = ILL[name]
     watch = CollapseWatch(PROTOTYPES)
+    assert watch.look(SOUND, {"rankme": 30.0}, 0.0) is None
     looks = [watch.look(SOUND | terms, {"rankme": 30.0} | scores | {"knn": at}, 0.5) for at in range(PATIENCE)]
     assert looks == [None] * (PATIENCE - 1) + [expected]
     assert str(expected).startswith(f"{expected.name}: ") and "; try " in str(expected)
@@ -61,6 +62,12 @@ def test_scores_count_once_however_often_is_looked() -> None:
         scores = {"rankme": 1.5 + len(found) / 10}
         found.append([watch.look(SOUND, scores, 0.5) for _ in range(10)])
     assert not any(found[0]) and not any(found[1]) and FLAT in found[2]
+
+
+def test_a_loss_that_begins_high_and_falls_does_not_diverge() -> None:
+    watch = CollapseWatch(PROTOTYPES)
+    falling = [{**SOUND, "loss": (2.0 - look / 50) * math.log(PROTOTYPES)} for look in range(20)]
+    assert not any(watch.look(terms, {}, look / 20) for look, terms in enumerate(falling))
 
 
 def test_a_start_may_be_soft() -> None:
