@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAULT
     except KeyboardInterrupt as interrupt:
         return _say(str(interrupt) or "interrupted", INTERRUPTED)
-    except (ValueError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+    except (ValueError, OSError) as error:  # a disk that is full, a folder that cannot be made
         return _say(str(error), MISTAKE)
     except Exception:
         traceback.print_exc()

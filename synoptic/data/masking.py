@@ -7,11 +7,13 @@ Source: block masking of BEiT (Bao et al. 2022, arXiv 2106.08254, algorithm 1), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from synoptic.config import Share
 from synoptic.data.draws import Draws
 
 _TRIES = 10  # rectangles that are tried for each one that is laid
@@ -30,17 +32,13 @@ class MaskConfig:
         shape: "block" hides rectangles, "random" single patches.
     """
 
-    share: float = 0.5
+    share: Share = 0.5
     ratio: tuple[float, float] = (0.1, 0.5)
-    shape: str = "block"
+    shape: Literal["block", "random"] = "block"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"share={self.share} of the crops: give a number from 0 to 1")
         if not 0.0 <= self.ratio[0] <= self.ratio[1] < 1.0:
             raise ValueError(f"ratio={self.ratio} is no span: give two numbers with 0 <= low <= high < 1")
-        if self.shape not in ("block", "random"):
-            raise ValueError(f"shape={self.shape!r} is unknown: choose block or random")
 
 
 def draw_masks(config: MaskConfig, grid: tuple[int, int], position: Tensor, batch: int, seed: int) -> Tensor:

@@ -33,7 +33,10 @@ FREE_GROUPS = ("checkpoint.", "loader.workers", "loader.cache_mb")
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Writes a state (tensors, numbers, texts, and lists and dictionaries of them) atomically."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+    try:
+        write_atomically(path, lambda file: torch.save(dict(state), file))
+    except RuntimeError as error:  # what PyTorch makes of an error of the file's
+        raise OSError(f"{path}: could not be written, as happens when the disk is full ({error})") from error
 
 
 def load(path: Path) -> dict[str, Any]:

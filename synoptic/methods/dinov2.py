@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from synoptic.config import Fraction, OptimConfig, Rate, Share
@@ -78,7 +78,7 @@ class Dinov2Config(DinoConfig):
     patch_prototypes: PositiveInt | None = None
     patch_bottleneck: PositiveInt = 256
     masks: MaskConfig = field(default_factory=MaskConfig)
-    registers: int = 0
+    registers: NonNegativeInt = 0
     layer_scale: PositiveFloat | None = 1e-5
     feed_forward: FeedForward | None = None
     high_resolution: HighResolutionConfig = field(default_factory=HighResolutionConfig)
