@@ -191,12 +191,17 @@ def _meaning(kind: type, key: Key, unset: str, required: bool) -> Text:
     return Text(_NONE.sub("none", about)).append(f" ({standard})", style="dim")
 
 
+WIDEST = 40  # columns of what is typed
+
+
 def two_columns(rows: Iterable[tuple[str, str]]) -> Table:
     """What is typed, and beside it what it means."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(no_wrap=True)
+    table.add_column(max_width=WIDEST)
     table.add_column()
     for typed_words, meaning in rows:
+        if len(typed_words) > WIDEST - 4:  # many choices: lines may break between them
+            typed_words = typed_words.replace("|", "| ")
         table.add_row(Text(f"  {typed_words}", style="cyan"), Text(meaning))
     return table
 

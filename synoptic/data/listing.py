@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import glob
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from synoptic.data.pictures import ARRAYS, EXTENSIONS
+
+log = logging.getLogger(__name__)
 
 
 def list_images(spec: str | Path) -> list[Path]:
@@ -103,7 +107,17 @@ def _pictures_among(files: Sequence[str]) -> list[str]:
     """The files whose extensions are those of pictures; of arrays where there are none of those."""
     kinds = [os.path.splitext(name)[1].lower() for name in files]
     wanted = ARRAYS if EXTENSIONS.isdisjoint(kinds) else EXTENSIONS
+    arrays = [name for name, kind in zip(files, kinds, strict=True) if kind in ARRAYS - wanted]
+    if arrays:
+        _tell_left_out(len(arrays), min(arrays))
     return [name for name, kind in zip(files, kinds, strict=True) if kind in wanted]
+
+
+@lru_cache
+def _tell_left_out(count: int, first: str) -> None:
+    """Once, however often the same folder is looked at."""
+    beside = "arrays count where no files of pictures lie beside them"
+    log.warning("left out %d .npy, such as %s: %s; move one or the other elsewhere", count, first, beside)
 
 
 def _sort_key(name: str) -> tuple[str, str]:

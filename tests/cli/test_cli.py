@@ -233,7 +233,8 @@ def test_help_of_evaluate_lists_the_evaluations(capsys: pytest.CaptureFixture[st
     from synoptic.evaluation.protocols import EVALUATIONS
 
     assert cli.main(["evaluate", "--help"]) == 0
-    assert f"on={'|'.join(EVALUATIONS)},..." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(name in out for name in EVALUATIONS) and "\N{HORIZONTAL ELLIPSIS}" not in out
 
 
 def test_help_of_train_lists_the_methods(capsys: pytest.CaptureFixture[str]) -> None:

@@ -501,3 +501,12 @@ def test_camvid_masks(data_dir):
         source = open_source(str(data_dir / "camvid240"), part)
         assert len(source) == count == len(source.masks)
         assert source.read(0).shape[:2] == np.asarray(Image.open(source.masks[0])).shape[:2]
+
+
+def test_arrays_that_are_left_out_beside_pictures_are_told_once(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "quicklook.png")
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", np.zeros((4, 8, 8), np.uint16))
+    for _ in range(2):
+        assert [path.name for path in list_images(tmp_path)] == ["quicklook.png"]
+    assert caplog.text.count("left out 3 .npy, such as ") == 1
