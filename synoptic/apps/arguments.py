@@ -172,7 +172,10 @@ def key_table(kind: type, unset: str = "none", required: Iterable[str] = ()) -> 
             about = _description(kind, group) or summary(members[0].owner)
             table.add_row(Text(f"{group}.", style="bold"), Text(about, style="bold"))
         for key in members:
-            label = Text(f"  {key.name}", style="cyan").append(f"={_type_name(key.hint)}", style="dim")
+            kinds = _type_name(key.hint)
+            if len(key.name) + len(kinds) > WIDEST - 5:  # many choices: lines may break between them
+                kinds = kinds.replace("|", "| ")
+            label = Text(f"  {key.name}", style="cyan").append(f"={kinds}", style="dim")
             table.add_row(label, _meaning(kind, key, unset, key.name in required))
     return table
 
@@ -200,8 +203,6 @@ def two_columns(rows: Iterable[tuple[str, str]]) -> Table:
     table.add_column(max_width=WIDEST)
     table.add_column()
     for typed_words, meaning in rows:
-        if len(typed_words) > WIDEST - 4:  # many choices: lines may break between them
-            typed_words = typed_words.replace("|", "| ")
         table.add_row(Text(f"  {typed_words}", style="cyan"), Text(meaning))
     return table
 
