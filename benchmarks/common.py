@@ -174,9 +174,9 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+changes" if changed else "")
 
 
-def synoptic(*words: str, **keys: Any) -> None:
+def synoptic(words: str, keys: Mapping[str, Any]) -> None:
     """Runs a command of the command line in one thread, quietly."""
-    typed = [*words, *(f"{key.replace('__', '.')}={value}" for key, value in keys.items())]
+    typed = [*words.split(), *(f"{key}={value}" for key, value in keys.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "synoptic", *typed], env=environment, capture_output=True, text=True)
     if done.returncode:

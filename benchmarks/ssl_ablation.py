@@ -55,7 +55,7 @@ def scores(data: Path, folder: Path, variant: str, seed: int) -> dict[str, float
     found = run / "scores.json"
     if not (run / "weights").is_dir():
         keys = {**BASE, **VARIANTS[variant], "data": data / "imagenette96" / "train", "out": run, "seed": seed}
-        common.synoptic("train", "dinov2", **{key.replace(".", "__"): value for key, value in keys.items()})
+        common.synoptic("train dinov2", keys)
     if not found.is_file():
         found.write_text(json.dumps(judged(synoptic.load(run), data)))
     scored: dict[str, float] = json.loads(found.read_text())

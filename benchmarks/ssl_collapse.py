@@ -44,7 +44,7 @@ def metrics(folder: Path, way: str) -> list[dict[str, Any]]:
     run = folder / way.replace(" ", "_")
     if not (run / "weights").is_dir():
         keys = {**KEYS, **WAYS[way], "data": folder / "scenes", "out": run}
-        common.synoptic("train", "dino", **{key.replace(".", "__"): value for key, value in keys.items()})
+        common.synoptic("train dino", keys)
     return read_metrics(run / "metrics.jsonl")
 
 
@@ -98,7 +98,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/images/collapse.png"))
     arguments = parser.parse_args()
     if not (arguments.folder / "scenes" / "scenes.json").is_file():
-        common.synoptic("scenes", out=arguments.folder / "scenes", count=2500, objects=1, size=48, seed=0)
+        keys = {"out": arguments.folder / "scenes", "count": 2500, "objects": 1, "size": 48, "seed": 0}
+        common.synoptic("scenes", keys)
     ways = {way: metrics(arguments.folder, way) for way in WAYS}
     draw(ways, arguments.picture)
     results = {}

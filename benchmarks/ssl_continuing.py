@@ -53,7 +53,7 @@ def curve(folder: Path, name: str) -> list[tuple[int, float]]:
     if not (run / "weights").is_dir():
         where = {"data": folder / "first"} if name == "given" else {"data": folder / "second", "init": folder / "given"}
         keys = {**KEYS, **RUNS[name], **where, "out": run}
-        common.synoptic("train", "dino", **{key.replace(".", "__"): value for key, value in keys.items()})
+        common.synoptic("train dino", keys)
     lines = read_metrics(run / "metrics.jsonl")
     return [(line["step"], line["evaluation"]["knn"]) for line in lines if "evaluation" in line]
 

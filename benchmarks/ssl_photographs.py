@@ -33,8 +33,9 @@ def trained(method: str, data: Path, folder: Path, device: str) -> Path:
     """The run of a method, which is trained unless that was done before."""
     run = folder / method
     if not (run / "weights").is_dir():
-        keys = {"preset": "photos", "data": data / "train", "out": run, "device": device}
-        common.synoptic("train", method, **keys, devices=2 if device == "cpu" else 1)
+        devices = 2 if device == "cpu" else 1
+        keys = {"preset": "photos", "data": data / "train", "out": run, "device": device, "devices": devices}
+        common.synoptic(f"train {method}", keys)
     return run
 
 
