@@ -55,7 +55,9 @@ class Run:
     def title(self) -> str:
         """What was trained, and how."""
         method = self.trained.get("method")
-        return f"{method.upper() if method in ('clip', 'dino') else method or 'run'}, {self.config['model']}"
+        init = self.config.get("init")
+        begun = self.config["model"] if init is None else f"begun with {init}"
+        return f"{method.upper() if method in ('clip', 'dino') else method or 'run'}, {begun}"
 
     def warnings(self) -> list[str]:
         """What went wrong with the learning, as the run said itself."""

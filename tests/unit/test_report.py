@@ -330,6 +330,15 @@ def test_the_scores_are_those_of_the_model_that_was_kept(runs: dict[str, Path], 
     assert "77" in texts and percent(0.9876) in " ".join(texts)
 
 
+def test_a_run_that_began_with_given_weights_does_not_name_another_architecture(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs["clip"], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"init": "runs/given"}))
+    assert "begun with runs/given" in " ".join(read_page(report([run]).read_text()).texts)
+
+
 def test_an_unfinished_run_shows_what_there_is(runs: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(runs["clip"], tmp_path / "run")
     shutil.rmtree(run / "weights")
