@@ -47,10 +47,10 @@ def killed_at_random(out: Path) -> None:
             synoptic.run.train("dinov2", **run_of(out))
             os._exit(0)
         if life < KILLS:
-            wanted = begun + chance.randint(2, 6)
+            wanted = begun + chance.randint(1, 3)
             while told(out) < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
                 time.sleep(0.002)
-            time.sleep(chance.uniform(0.0, 0.05))
+            time.sleep(chance.uniform(0.0, 0.03))
             os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code == (-signal.SIGKILL if life < KILLS else 0), f"life {life} ended with {code}"

@@ -44,6 +44,7 @@ def killed_again_and_again(out: Path, where: str) -> None:
     chance = random.Random(0)
     for life in range(1000):
         heard, tell = os.pipe()
+        steps = chance.randint(1, 8) if where == "anywhere" else None
         child = os.fork()
         if not child:
             if where != "anywhere":
@@ -51,14 +52,12 @@ def killed_again_and_again(out: Path, where: str) -> None:
             if where == "whole":
                 synoptic.run.train("dino", **whole_run(out))
             else:
-                train(ToyTask(), ToyLoader(tell=tell), CONFIG, out, score)
+                train(ToyTask(), ToyLoader(tell=tell, most=steps), CONFIG, out, score)
             os._exit(0)
         os.close(tell)
-        if where == "anywhere":
-            steps = chance.randint(1, 8)
-            if sum(len(os.read(heard, 1)) for _ in range(steps)) == steps:
-                time.sleep(chance.uniform(0.0, 0.02))
-                os.kill(child, signal.SIGKILL)
+        if steps and sum(len(os.read(heard, 1)) for _ in range(steps)) == steps:
+            time.sleep(chance.uniform(0.0, 0.02))
+            os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.close(heard)
         assert code in (0, -signal.SIGKILL), "the run failed by itself"

@@ -1,6 +1,7 @@
 """A run of milliseconds that holds all that a resumed run could get wrong, and what tells two runs apart."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,13 +69,16 @@ class ToyTask(Task):
 class ToyLoader:
     """Random pictures, a function of the step."""
 
-    def __init__(self, size: int = CONFIG.batch, tell: int | None = None):
+    def __init__(self, size: int = CONFIG.batch, tell: int | None = None, most: int | None = None):
         self.size = size
         self.tell = tell  # a pipe that takes a byte a batch
+        self.most = most  # batches, after which it waits to be killed
         self.asked: list[int] = []
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         for step in range(start, stop):
+            if len(self.asked) == self.most:
+                time.sleep(300)
             self.asked.append(step)
             if self.tell is not None:
                 os.write(self.tell, b".")
