@@ -103,7 +103,8 @@ class TrainConfig:
         depth: "8bit" reads every picture as 8-bit RGB; "full" keeps 16 bits and floats as they are, and normalises by
             the pictures' own mean and deviation; None takes "8bit" for 3 bands, and "full" for any other number.
         steps: optimiser steps.
-        epochs: passes over the data, where `steps` is not given.
+        epochs: passes over the data, in place of `steps`; where a preset or a file tells the one, the other that is
+            typed holds.
         batch: pictures per optimiser step.
         accumulate: parts into which a batch is cut to save memory.
         precision: fp32, bf16 (autocast), or auto: bf16 where the hardware is fast at it.
@@ -129,7 +130,7 @@ class TrainConfig:
     channels: PositiveInt = 3
     depth: Literal["8bit", "full"] | None = None
     steps: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
+    epochs: Annotated[PositiveFloat, Bound(allow_inf_nan=False)] | None = None
     batch: PositiveInt = 64
     accumulate: PositiveInt = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -207,6 +208,14 @@ def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dictionaries in dictionaries as one with dotted keys: the reverse of `nested`."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint to append to an error about an unknown name: its nearest neighbours, or all valid names where few."""
     names = list(known)
@@ -269,7 +278,14 @@ def from_layers(
             raise ValueError(f"{where}: unknown preset {preset!r}{nearest(preset, presets) or ' (there is none)'}")
         where = f"{where} preset={preset}"
         layers.append(presets[preset])
-    return from_dict(kind, reduce(merged, map(nested, [*layers, values])), where)
+    return from_dict(kind, reduce(_laid_over, map(nested, [*layers, values])), where)
+
+
+def _laid_over(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """As `merged`, but of `steps` and `epochs`, which both tell how long a run is, the later one alone counts."""
+    told = over.keys() & {"steps", "epochs"}
+    kept = {key: value for key, value in values.items() if not (told and key in ("steps", "epochs"))}
+    return merged(kept, over)
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from synoptic.config import TrainConfig, from_layers, load_json, save_json, to_dict
+from synoptic.config import TrainConfig, load_json, save_json, to_dict
 from synoptic.data.listing import expand
 from synoptic.data.loader import Loader
 from synoptic.data.pictures import PictureError
@@ -79,7 +79,7 @@ def train(
             given = ", ".join([*keys, *(["preset"] if preset is not None else [])])
             raise ValueError(f"{where}: {given} beside a whole config; change that by dataclasses.replace(config, ...)")
         return _train(recipe, config)
-    return _train(recipe, from_layers(recipe.config, keys, where, file=config, preset=preset, presets=recipe.presets))
+    return _train(recipe, recipe.configure(keys, where, file=config, preset=preset))
 
 
 def _train(recipe: Method, config: TrainConfig) -> Path:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.console import Console
+
 from synoptic.apps.arguments import Words, key_table, show, summary, two_columns, typed
-from synoptic.config import TrainConfig, from_layers
+from synoptic.config import TrainConfig
 
 USAGE = "synoptic train {} data=DIR out=RUN{} [key=value ...]"
 ABOVE_KEYS = (
@@ -15,7 +18,7 @@ ABOVE_KEYS = (
     ("preset=NAME", "keys of a recipe, over those of the file; keys that are typed hold over both"),
     (
         "--dry-run",
-        "take three steps of each phase, tell parameters, memory, time, first losses; stop",
+        "take three steps of each phase, tell parameters, memory, time, first losses (as JSON to a pipe); stop",
     ),
 )
 NEEDED = {"radio": {"teachers": "NAME:MODEL,..."}}  # keys of a method beside data and out, and how they are typed
@@ -39,7 +42,10 @@ class Train:
 
         if "dry-run" in words.flags:
             plan = run.plan(method, config)
-            print(json.dumps(plan, indent=2))
+            if sys.stdout.isatty():
+                Console().print(two_columns(told(plan)))
+            else:
+                print(json.dumps(plan, indent=2))
         else:
             out = run.train(method, config)
             print(f"done: model={out}")
@@ -61,6 +67,26 @@ class Train:
         return [*page, key_table(method.config, UNSET, needed)]
 
 
+def told(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a dry run found (see `run.plan`), for people: a word, and what there is to say."""
+    config, parameters = plan["config"], plan["parameters"]
+    yield "pictures", f"{plan['pictures']:,}, seen {config['steps'] / plan['steps_per_epoch']:.1f} times"
+    yield "parameters", f"{parameters['exported']:,} of the model, {parameters['trained']:,} trained"
+    first, *later = plan["phases"]
+    after = (f", from {100 * phase['from']:.0f} % on {phase['seconds_per_step']:.3g} s" for phase in later)
+    yield "a step", f"{first['seconds_per_step']:.3g} s{''.join(after)}"
+    yield "the run", f"{config['steps']:,} steps, {_spell(plan['hours'])} without evaluations"
+    if plan["memory_gb"] is not None:
+        yield "memory", f"{plan['memory_gb']:.2f} GB on {config['device']}, in {config['precision']}"
+    for name, loss in plan["losses"].items():
+        if "expected" in loss:
+            yield name, f"{loss['start']:.3f} at the start; guessing would give {loss['expected']:.3f}"
+
+
+def _spell(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.1f} minutes"
+
+
 def configure(words: Words) -> tuple[str, TrainConfig]:
     """The method and the configuration that a command line means.
 
@@ -75,8 +101,7 @@ def configure(words: Words) -> tuple[str, TrainConfig]:
     file, preset = texts.pop("config", None), texts.pop("preset", None)
     where = f"train {method.name}"
     values = typed(method.config, texts, where)
-    config = from_layers(method.config, values, where, file=file, preset=preset, presets=method.presets)
-    return method.name, config
+    return method.name, method.configure(values, where, file=file, preset=preset)
 
 
 def _rule(method: Any) -> str:

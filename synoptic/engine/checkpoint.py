@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from synoptic.config import TrainConfig, load_json, to_dict
+from synoptic.config import TrainConfig, flat, load_json, to_dict
 from synoptic.files import write_atomically, write_text
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def best_of(
 
 def identity(config: TrainConfig, facts: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """What decides the weights, as flat dotted keys: the settings, and facts about the data and the task."""
-    settings = _flat(to_dict(config))
+    settings = flat(to_dict(config))
     decisive = {key: value for key, value in settings.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
     return {**decisive, **facts}
 
@@ -199,10 +199,3 @@ def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any], where: 
                 f"{where}: {key} changed since this run was begun, from {before} to {now}; "
                 "set it back, choose another out=, or start anew with overwrite=true"
             )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from pydantic import AfterValidator
 from pydantic import Field as Bound
 from torch import Tensor, nn
 
-from synoptic.config import TrainConfig
+from synoptic.config import TrainConfig, flat, from_layers, nested
 from synoptic.data.sources import Source
 from synoptic.data.statistics import statistics
 from synoptic.models.vit import ViTConfig, tiled_sizes, vit_config
@@ -159,6 +160,28 @@ class Task(nn.Module):
 
 
 @dataclass(frozen=True)
+class Unused:
+    """Keys that decide nothing in some configurations, where whoever types them expects what will not come.
+
+    Attributes:
+        where: the rest of the sentence "KEY decides nothing ...".
+        keys: their names; that of a group stands for all in it.
+        holds: whether a configuration is one of these.
+    """
+
+    where: str
+    keys: tuple[str, ...]
+    holds: Callable[[Any], bool]
+
+    def names(self, key: str) -> bool:
+        """Whether a dotted key is one of them."""
+        return any(key == name or key.startswith(f"{name}.") for name in self.keys)
+
+
+LENGTH = Unused("beside steps=", ("epochs",), lambda config: config.steps is not None)
+
+
+@dataclass(frozen=True)
 class Method:
     """A method by name: its configuration, how its task is built, and its presets.
 
@@ -172,6 +195,7 @@ class Method:
         captions: whether it trains on captions.
         metric: validation score that decides which checkpoint is best, where the data allow it.
         rankme: whether the effective rank of the embeddings is found while training: for methods that may collapse.
+        unused: keys that are refused where they would decide nothing.
     """
 
     name: str
@@ -183,6 +207,27 @@ class Method:
     captions: bool = False
     metric: str = "knn"
     rankme: bool = False
+    unused: tuple[Unused, ...] = ()
+
+    def configure(
+        self, values: Mapping[str, Any], where: str, *, file: str | Path | None = None, preset: str | None = None
+    ) -> TrainConfig:
+        """A configuration from a file, a preset over it, and what a user typed over both.
+
+        Args:
+            values: nested or with dotted keys.
+            where: told in errors.
+            file: JSON file with values, such as the `config.json` of a run.
+            preset: one of the method's.
+        Raises:
+            ValueError: see `config.from_layers`; and for a typed key that decides nothing beside the others.
+        """
+        config = from_layers(self.config, values, where, file=file, preset=preset, presets=self.presets)
+        for key in flat(nested(values)):
+            for unused in (LENGTH, *self.unused):
+                if unused.names(key) and unused.holds(config):
+                    raise ValueError(f"{where}: {key} decides nothing {unused.where}; leave it out")
+        return config
 
 
 def resolve_common(config: ConfigT, samples: int, *, lr: float, epochs: float, size: int) -> ConfigT:

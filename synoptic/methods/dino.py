@@ -24,6 +24,7 @@ from synoptic.methods.base import (
     Method,
     ParamGroup,
     Task,
+    Unused,
     check_tiles,
     facts_of_bands,
     of_bands,
@@ -47,8 +48,8 @@ class DinoConfig(TrainConfig):
 
     Attributes:
         init: a MODEL whose weights the backbone begins with, in place of random ones of the architecture `model`. The
-            head is new: it learns alone at first, since what it asks of the backbone then is noise. `model` then says
-            nothing, and the mean and deviation of the bands are those of the given model.
+            head is new: it learns alone at first, since what it asks of the backbone then is noise. What `model` names
+            is then this model, whose mean and deviation of the bands are kept, too.
         load: what the file in `init` does not say itself.
         head_warmup: with `init`, share of the run in which the backbone stands still; its learning rate then rises over
             as long a share as `optim.warmup` says.
@@ -284,6 +285,7 @@ def stacked(crops: tuple[Tensor, ...]) -> list[Tensor]:
 def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     """Fills what the data decide: learning rate 5e-4 * batch / 256 and 100 epochs (paper), prototypes, crop sizes."""
     size = config.size or config.crops.global_size or 224
+    config = replace(config, model=config.init or config.model)
     config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=size)
     if config.queue % (2 * config.batch):
         near = -(-config.queue // (2 * config.batch)) * 2 * config.batch
@@ -304,7 +306,7 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     large = config.crops.global_size or size
     small = config.crops.local_size or max(round(large * 96 / 224 / patch), 1) * patch
     for key, side in {"size": size, "crops.global_size": large, "crops.local_size": small}.items():
-        check_tiles(key, side, config.init or config.model, patch)
+        check_tiles(key, side, config.model, patch)
     crops = replace(config.crops, global_size=large, local_size=small)
     return replace(config, prototypes=prototypes, crops=crops)
 
@@ -401,6 +403,18 @@ PHOTOS: Mapping[str, Any] = {
     "evaluate_every": 300,
 }
 
+UNUSED = (
+    Unused("beside init=, which has an architecture of its own", ("model",), lambda config: config.init is not None),
+    Unused("without init=", ("load", "head_warmup", "max_drop"), lambda config: config.init is None),
+    Unused("where centring is not sinkhorn", ("queue",), lambda config: config.centring != "sinkhorn"),
+    Unused("where centring is not mean", ("centre_momentum",), lambda config: config.centring != "mean"),
+    Unused(
+        "with sharpening=false",
+        ("teacher_temperature", "teacher_temperature_start", "teacher_temperature_warmup"),
+        lambda config: not config.sharpening,
+    ),
+)
+
 METHOD = Method(
     name="dino",
     summary="learn to see without labels, by self-distillation over crops",
@@ -409,4 +423,5 @@ METHOD = Method(
     build=build,
     rankme=True,
     presets={"short": SHORT, "photos": PHOTOS},
+    unused=UNUSED,
 )

@@ -21,7 +21,7 @@ from synoptic.data.transforms import MultiCrop, MultiCropConfig
 from synoptic.losses import ssl
 from synoptic.losses.targets import Centring, Targets
 from synoptic.methods import dino
-from synoptic.methods.base import Diagnosis, Method
+from synoptic.methods.base import Diagnosis, Method, Unused
 from synoptic.methods.collapse import CollapseWatch
 from synoptic.methods.dino import DinoConfig, DinoTask, Network, stacked
 from synoptic.methods.feature_distillation import FeatureDistillation
@@ -312,6 +312,30 @@ PHOTOS: Mapping[str, Any] = {
     "crops.local_scale": (0.05, 0.4),
 }
 
+UNUSED = (
+    Unused(
+        "beside teacher=, whose features are learned without heads or masks",
+        (
+            *("ibot", "heads", "patch_prototypes", "patch_bottleneck", "masks", "prototypes", "head_hidden"),
+            *("bottleneck", "head_norm", "fixed_norm", "sharpening", "centring", "centre_momentum", "queue"),
+            *("student_temperature", "teacher_temperature", "teacher_temperature_start", "teacher_temperature_warmup"),
+            *("freeze_last_layer", "koleo", "drop_path", "drop_path_uniform", "guard"),
+        ),
+        lambda config: config.teacher is not None,
+    ),
+    Unused(
+        "beside init=, which has an architecture of its own",
+        ("registers", "layer_scale", "feed_forward"),
+        lambda config: config.init is not None,
+    ),
+    Unused("with ibot=0", ("heads", "patch_prototypes", "patch_bottleneck", "masks"), lambda config: not config.ibot),
+    Unused(
+        "without high_resolution.share", ("high_resolution.scale",), lambda config: not config.high_resolution.share
+    ),
+    Unused("with heads=tied", ("patch_prototypes", "patch_bottleneck"), lambda config: config.heads == "tied"),
+    *dino.UNUSED,
+)
+
 METHOD = Method(
     name="dinov2",
     summary="learn to see without labels, whole pictures and their patches",
@@ -320,4 +344,5 @@ METHOD = Method(
     build=build,
     rankme=True,
     presets={"photos": PHOTOS, "ibot": IBOT},
+    unused=UNUSED,
 )

@@ -11,8 +11,10 @@ from PIL import Image
 
 import synoptic
 from synoptic.apps import cli
+from synoptic.config import load_json
 
-TINY = "model=vit_nano8 prototypes=16 head_hidden=16 bottleneck=8 device=cpu precision=fp32 crops.local_count=1"
+HEAD = "prototypes=16 head_hidden=16 bottleneck=8 device=cpu precision=fp32 crops.local_count=1"
+TINY = f"model=vit_nano8 {HEAD}"
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +40,79 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("size=20", "size=20: the patches of vit_nano8 do not tile it; the nearest that work: 16, 24"),
         ("size=16 crops.local_size=12", "crops.local_size=12: the patches of vit_nano8 do not tile it"),
         ("size=16 prototypes=4000000000", "prototypes=4000000000: with bottleneck=8 they take 640 GB, and there are"),
-        ("size=16 queue=40000000000", "queue=40000000000: with prototypes=16 its rows take 2560 GB, and there are"),
+        (
+            "size=16 centring=sinkhorn queue=40000000000",
+            "queue=40000000000: with prototypes=16 its rows take 2560 GB, and there are",
+        ),
         ("size=16 batch=0", "batch=0"),
-        ("size=16 init=nothing", "there is no model 'nothing'"),
         ("size=16 queue=-1", "queue=-1"),
-        ("size=16 queue=20", "queue=20: holds whole steps of 2 x batch=4; the nearest is 24"),
-        ("size=16 init=vit_nano8 head_warmup=0.6 optim.warmup=0.5", "head_warmup=0.6: with optim.warmup=0.5 after it"),
+        ("size=16 centring=sinkhorn queue=20", "queue=20: holds whole steps of 2 x batch=4; the nearest is 24"),
+        ("epochs=inf", "epochs=inf should be a finite number"),
     ],
 )
 @pytest.mark.parametrize("method", ["dino", "dinov2"])
 def test_a_mistake_is_one_line(
     folder: Path, method: str, keys: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = f"train {method} data={folder / 'pictures'} out={folder / 'refused'} steps=2 batch=4 {TINY} {keys}"
+    refused(folder, f"{method} {TINY} {keys}", told, capsys)
+
+
+def refused(folder: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Types a training, which is refused in one line before anything is written."""
+    method, _, keys = words.partition(" ")
+    command = f"train {method} data={folder / 'pictures'} out={folder / 'refused'} steps=2 batch=4 {keys}"
     assert cli.main(command.split()) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and told in said
     assert not (folder / "refused" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("init=nothing", "there is no model 'nothing'"),
+        ("init=vit_nano8 head_warmup=0.6 optim.warmup=0.5", "head_warmup=0.6: with optim.warmup=0.5 after it"),
+        ("init=vit_nano8 model=vit_mini16", "model decides nothing beside init=, which has an architecture of its own"),
+    ],
+)
+def test_a_mistake_about_given_weights_is_one_line(
+    folder: Path, method: str, keys: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(folder, f"{method} {HEAD} size=16 {keys}", told, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("dino epochs=3", "epochs decides nothing beside steps="),
+        ("clip epochs=3", "epochs decides nothing beside steps="),
+        ("dino max_drop=0.5", "max_drop decides nothing without init="),
+        ("dino load.heads=3", "load.heads decides nothing without init="),
+        ("dino queue=8", "queue decides nothing where centring is not sinkhorn"),
+        ("dinov2 centre_momentum=0.5", "centre_momentum decides nothing where centring is not mean"),
+        ("dino sharpening=false teacher_temperature=0.1", "teacher_temperature decides nothing with sharpening=false"),
+        ("dinov2 teacher=vit_nano8 koleo=1", "koleo decides nothing beside teacher="),
+        ("dinov2 init=vit_nano8 registers=4", "registers decides nothing beside init="),
+        ("dinov2 ibot=0 masks.ratio=0.1,0.2", "masks.ratio decides nothing with ibot=0"),
+        ("dinov2 heads=tied patch_prototypes=64", "patch_prototypes decides nothing with heads=tied"),
+        ("dinov2 high_resolution.scale=2", "high_resolution.scale decides nothing without high_resolution.share"),
+    ],
+)
+def test_a_key_that_would_decide_nothing_is_refused(
+    folder: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(folder, words, told, capsys)
+
+
+def test_a_key_of_a_preset_may_decide_nothing(folder: Path) -> None:
+    """The recipe names an architecture, and `init` has another; it tells steps, and the user passes over the data."""
+    out = folder / "given"
+    keys = f"{HEAD} preset=photos init=vit_nano8 size=16 batch=4 epochs=1"
+    assert cli.main(f"train dino data={folder / 'pictures'} out={out} {keys}".split()) == 0
+    kept = load_json(out / "config.json")
+    assert kept["model"] == kept["init"] == "vit_nano8"
+    assert kept["steps"] == 3, "of 11 pictures; one is set apart"
 
 
 @pytest.mark.parametrize("method", ["dino", "dinov2"])

@@ -14,6 +14,7 @@ import pytest
 
 import synoptic
 from synoptic.apps import cli
+from synoptic.apps.training import told
 
 CLIP = "train clip data=pictures model=vit_mini16 size=32 batch=4 vocabulary=300 threads=1 device=cpu precision=fp32"
 
@@ -87,6 +88,9 @@ def test_a_dry_run_tries_the_phase_of_large_pictures_and_the_share_of_one_proces
     assert late["seconds_per_step"] > early["seconds_per_step"]
     mean = 0.75 * early["seconds_per_step"] + 0.25 * late["seconds_per_step"]
     assert plan["hours"] == pytest.approx(mean * 100 / 3600, abs=2e-3)
+    said = dict(told(plan))
+    assert ", from 75 % on " in said["a step"] and said["the run"].startswith("100 steps, ")
+    assert said["dino"].endswith("at the start; guessing would give 4.159"), "ln 64"
     assert "devices=3 cannot share it evenly" in type_in(f"{command} devices=3", code=2)
 
 
