@@ -87,6 +87,8 @@ def joined(device: str) -> Iterator[Group]:
         return
     if device == "cuda":
         torch.cuda.set_device(place(device))
+    # A convolution in bf16 lays its gradients out otherwise than its weights. That costs a copy, and changes no number.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     yield Processes()
     dist.destroy_process_group()  # not after a failure: it might wait for what other processes never say
