@@ -29,7 +29,7 @@ KEYS: Mapping[str, Any] = {
 }
 ON: Mapping[str, Any] = {"steps": 150, "evaluate_every": 10}
 RUNS: Mapping[str, Mapping[str, Any]] = {
-    "given": {"steps": 300, "evaluate_every": 100},
+    "given": {"steps": 1200, "evaluate_every": 300, "devices": 2},
     "head first": {**ON, "head_warmup": 0.2, "max_drop": ALLOWED},
     "all at once": {**ON, "head_warmup": 0, "optim.warmup": 0, "max_drop": 1},  # shown to its end, however far it falls
 }

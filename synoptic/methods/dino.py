@@ -296,7 +296,7 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
             "never reaches its learning rate; both together take at most 1"
         )
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
-    taken = learned(prototypes, config.bottleneck)
+    taken = prototype_bytes(prototypes, config.bottleneck)
     check_memory(f"prototypes={prototypes}: with bottleneck={config.bottleneck} they", taken, config.device)
     check_memory(
         f"queue={config.queue}: with prototypes={prototypes} its rows", 4 * config.queue * prototypes, config.device
@@ -311,7 +311,7 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     return replace(config, prototypes=prototypes, crops=crops)
 
 
-def learned(prototypes: int, bottleneck: int) -> int:
+def prototype_bytes(prototypes: int, bottleneck: int) -> int:
     """Bytes that prototypes take in training: of the student, with gradients and two moments, and of the teacher."""
     return 5 * 4 * prototypes * bottleneck
 
