@@ -67,11 +67,13 @@ class LoaderConfig:
         cache_mb: decoded pictures are kept in memory while they fit in this many megabytes, in each reading process.
         validation: share of the training pictures, above 0 and below 1, set apart where a data set has no validation
             part.
+        unreadable: share of the pictures that may be unreadable before the run stops; 1 never stops.
     """
 
     workers: NonNegativeInt | None = None
     cache_mb: NonNegativeInt = 1024
     validation: Annotated[Fraction, Bound(gt=0)] = 0.1
+    unreadable: Share = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

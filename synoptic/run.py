@@ -264,6 +264,7 @@ def _resolve(recipe: Method, config: Any) -> tuple[Source, Any]:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: PyTorch finds no GPU that it can use; give device=cpu, or leave it out")
     source = open_source(config.data, "train", captions=recipe.captions, validation=config.loader.validation)
+    source.allow_unreadable(config.loader.unreadable)
     config = recipe.resolve(config, len(source))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     precision = _fast_precision(device) if config.precision == "auto" else config.precision

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from synoptic.config import LoaderConfig
-from synoptic.data.pictures import JUDGED_AFTER, MAX_UNREADABLE, PictureError
+from synoptic.data.pictures import JUDGED_AFTER, PictureError
 from synoptic.data.sources import Source
 from synoptic.machine import cores
 from synoptic.types import Batch
@@ -87,7 +87,7 @@ class Loader:
         """The batches of steps start..stop-1.
 
         Raises:
-            ValueError: over 5 % of the pictures cannot be read, or none of them.
+            ValueError: more of the pictures cannot be read than is allowed, or none of them can.
         """
         steps = range(start, stop)
         for step, read in zip(steps, self._read(self._indices(step, self._places) for step in steps), strict=True):
@@ -130,7 +130,7 @@ class Loader:
 
     def _finish(self, step: int, read: _Read) -> Batch:
         self.source.errors.note(self._indices(step, self._places), read.failed.items())
-        if read.images is None:  # less than 5 % of a whole that this source is a small part of
+        if read.images is None:  # as many are allowed, or few of a whole that this source is a small part of
             raise ValueError(f"{self.source.root}: none of the {len(self.source)} pictures to train on can be read")
         labels = self.source.labels
         return Batch(
@@ -189,7 +189,8 @@ class _Reader(Dataset):
     def _find(self, wanted: int, failed: dict[int, PictureError]) -> tuple[int, Tensor] | None:
         """The picture wanted, or the next one that can be read; None once failures alone condemn the source."""
         count = len(self.source)
-        hopeless = min(count, max(JUDGED_AFTER, int(MAX_UNREADABLE * self.source.errors.total) + 1))
+        errors = self.source.errors
+        hopeless = min(count, max(JUDGED_AFTER, int(errors.limit * errors.total) + 1))
         for index in (ahead % count for ahead in range(wanted, wanted + hopeless)):
             picture = self._picture(index)
             if picture is not None:

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -28,8 +29,9 @@ MIN_SIDE = 8  # pixels: below this nothing can be cropped from a picture
 MAX_PIXELS = 1 << 27  # 134 million: 11,585 squared, 400 MB once decoded
 MAX_VALUES = 3 * MAX_PIXELS  # of all bands together
 
-MAX_UNREADABLE = 0.05  # more of a source's pictures broken is an error
+MAX_UNREADABLE = 0.05  # more of a source's pictures broken is an error, unless a user says otherwise
 JUDGED_AFTER = 200  # pictures: of fewer, a few broken ones say little about a large source
+TOLD = 3  # files that are named for one reason, where all are listed elsewhere
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -128,15 +130,23 @@ class UnreadableLog:
     Args:
         title: what the pictures belong to, for messages.
         total: how many there are.
+        allowed: share of them, as `loader.unreadable` says; None allows 5 %, and names no key in the error.
     """
 
-    def __init__(self, title: str, total: int):
+    def __init__(self, title: str, total: int, allowed: float | None = None):
         self.title = title
         self.total = total
+        self.allowed = allowed
         self.path: Path | None = None
         self._asked = np.zeros(total, dtype=bool)
         self._failed: dict[int, PictureError] = {}
         self._written: set[str] = set()
+        self._told: Counter[str] = Counter()
+
+    @property
+    def limit(self) -> float:
+        """Share of the pictures above which those that cannot be read are an error."""
+        return MAX_UNREADABLE if self.allowed is None else self.allowed
 
     def write_to(self, path: Path) -> None:
         """Appends to `path` from now on (JSON lines of `path` and `reason`), but no file that it already names."""
@@ -156,12 +166,13 @@ class UnreadableLog:
             failed: those that failed, asked for or not.
 
         Raises:
-            ValueError: over 5 % of all pictures failed, or so many of those asked for that it is sure to come to that.
+            ValueError: more than the allowed share of all pictures failed, or so many of those asked for that it is
+                sure to come to that.
         """
         self._asked[list(asked)] = True
         for index, error in failed:
             if index not in self._failed:
-                logger.log(logging.INFO if self._failed else logging.WARNING, "skipped %s", error)
+                self._tell(error)
                 self._failed[index] = error.with_traceback(None)  # which would keep what its frames hold
                 self._write(error)
         if self._failed:
@@ -173,14 +184,21 @@ class UnreadableLog:
     def __len__(self) -> int:
         return len(self._failed)
 
+    def _tell(self, error: PictureError) -> None:
+        """Names a file, unless some were named for the same reason and the rest can be looked up."""
+        self._told[error.reason] += 1
+        if self.path is None or self._told[error.reason] <= TOLD:
+            logger.log(logging.INFO if self._failed else logging.WARNING, "skipped %s", error)
+        elif self._told[error.reason] == TOLD + 1:
+            logger.info("skipped more files: %s; all are listed in %s", error.reason, self.path)
+
     def _judge(self) -> None:
         total = len(self._asked)
-        if len(self) > MAX_UNREADABLE * total:
+        if len(self) > self.limit * total:
             raise ValueError(self._verdict(f"{len(self)} of {total} pictures"))
         asked = int(self._asked.sum())
         failed = int(self._asked[list(self._failed)].sum())
-        by_chance = 4 * math.sqrt(asked * MAX_UNREADABLE * (1 - MAX_UNREADABLE))  # standard deviations of the count
-        if asked >= JUDGED_AFTER and failed > MAX_UNREADABLE * asked + by_chance:
+        if asked >= JUDGED_AFTER and beyond_chance(failed, asked, self.limit):
             raise ValueError(self._verdict(f"{failed} of the first {asked} pictures"))
 
     def _write(self, error: PictureError) -> None:
@@ -201,10 +219,16 @@ class UnreadableLog:
     def _verdict(self, share: str) -> str:
         example = next(iter(self._failed.values()))
         where = f"; all are listed in {self.path}" if self.path else ""
-        return (
-            f"{self.title}: {share} cannot be read, over {MAX_UNREADABLE:.0%}, such as {example}{where}; "
-            "repair or remove them"
+        # They stay where they are: with fewer pictures, a run that has begun would be another.
+        mend = (
+            "repair or remove them" if self.allowed is None else "repair them, or go on with a higher loader.unreadable"
         )
+        return f"{self.title}: {share} cannot be read, over {100 * self.limit:.3g}%, such as {example}{where}; {mend}"
+
+
+def beyond_chance(failed: int, asked: int, share: float) -> bool:
+    """Whether so many of the pictures that were asked for at random failed that it is more than that share of all."""
+    return failed > share * asked + 4 * math.sqrt(asked * share * (1 - share))  # standard deviations of the count
 
 
 def _paths_in(log: str) -> set[str]:

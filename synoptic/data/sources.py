@@ -87,7 +87,7 @@ class Source:
         """Every readable picture once, in order, with its index; the others are recorded (see `record_errors`).
 
         Raises:
-            ValueError: over 5 % of them cannot be read.
+            ValueError: more of them cannot be read than is allowed (see `allow_unreadable`).
         """
         for index in range(len(self)):
             try:
@@ -98,6 +98,14 @@ class Source:
     def record_errors(self, path: Path) -> None:
         """Lists unreadable files in `path` (JSON lines of `path` and `reason`) from now on, once each."""
         self.errors.write_to(path)
+
+    def allow_unreadable(self, share: float) -> None:
+        """Makes more than this share of unreadable pictures an error, in place of 5 %; called before any is read.
+
+        Args:
+            share: the value of `loader.unreadable`, in [0, 1]; 1 allows all.
+        """
+        self.errors = UnreadableLog(str(self.root), len(self), share)
 
     def select(self, indices: Sequence[int]) -> Source:
         """The source that holds these pictures alone, in this order."""
@@ -139,6 +147,8 @@ class PartOfLog:
 
     def __init__(self, whole: UnreadableLog | PartOfLog, indices: Sequence[int]):
         self.total: int = whole.total
+        self.allowed: float | None = whole.allowed
+        self.limit: float = whole.limit
         self._whole = whole
         self._indices = indices
 
@@ -157,9 +167,12 @@ class PartOfLog:
 
 
 def share_errors(sources: Sequence[Source]) -> None:
-    """Makes several parts of a data set keep one list of unreadable pictures, so that their share of all counts."""
+    """Makes several parts of a data set keep one list of unreadable pictures, so that their share of all counts.
+
+    The first part says how many are allowed.
+    """
     title = ",".join(dict.fromkeys(str(source.root) for source in sources))
-    whole = UnreadableLog(title, sum(map(len, sources)))
+    whole = UnreadableLog(title, sum(map(len, sources)), sources[0].errors.allowed)
     start = 0
     for source in sources:
         source.errors = PartOfLog(whole, range(start, start + len(source)))

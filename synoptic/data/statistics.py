@@ -30,7 +30,8 @@ def statistics(source: Source, channels: int) -> tuple[tuple[float, ...], tuple[
         dividing by it does no harm.
 
     Raises:
-        ValueError: over 5 % of the pictures cannot be read, or have another number of bands; or none can be read.
+        ValueError: more of the pictures cannot be read, or have another number of bands, than is allowed; or none can
+            be read.
     """
     sample = source.sample(SAMPLE)
     moments = Moments(channels)

@@ -28,7 +28,7 @@ FREE = (
     *("log_every", "checkpoint_every", "evaluate_every", "resume", "overwrite"),
     *("guard", "max_drop"),
 )
-FREE_GROUPS = ("checkpoint.", "loader.workers", "loader.cache_mb")
+FREE_GROUPS = ("checkpoint.", "loader.workers", "loader.cache_mb", "loader.unreadable")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

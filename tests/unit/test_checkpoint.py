@@ -156,6 +156,7 @@ def test_without_a_metric_nothing_is_judged(caplog):
         {"out": "elsewhere", "device": "cuda", "threads": 3, "log_every": 1, "checkpoint_every": 1},
         {"evaluate_every": 1, "resume": "never", "overwrite": True, "epochs": 3.0},
         {"checkpoint": CheckpointConfig(keep=9, metric="zeroshot"), "loader": LoaderConfig(workers=3, cache_mb=1)},
+        {"loader": LoaderConfig(unreadable=0.5)},
     ],
 )
 def test_settings_that_leave_the_weights_alone_may_change(tmp_path, changes):

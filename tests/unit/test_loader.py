@@ -200,6 +200,18 @@ def test_over_five_percent_unreadable_is_an_error(tmp_path, workers):
     assert 3 <= len((tmp_path / "data_errors.jsonl").read_text().splitlines()) <= 4
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_share_may_be_allowed(tmp_path, workers):
+    source = opened(tmp_path / "set", 240, broken=[number for number in range(240) if number % 60])
+    source.allow_unreadable(1.0)
+    batches = list(Loader(source, 8, 0, None, LoaderConfig(workers=workers)).batches(0, 4))
+    assert {index for batch in batches for index in batch.index.tolist()} <= {0, 30, 60, 90}
+    nothing = opened(tmp_path / "nothing", 30, broken=range(30))
+    nothing.allow_unreadable(1.0)
+    with pytest.raises(ValueError, match="none of the 30 pictures to train on can be read"):
+        next(iter(Loader(nothing, 8, 0, None, LoaderConfig(workers=workers)).batches(0, 1)))
+
+
 def test_nothing_readable_at_all_is_said_at_once(tmp_path):
     source = opened(tmp_path, 30, broken=range(30))
     with pytest.raises(ValueError, match="30 of 30 pictures cannot be read") as caught:

@@ -409,6 +409,29 @@ def test_over_five_percent_of_all_is_an_error(total, data):
         log.note([], failures(*range(broken)))
 
 
+@pytest.mark.parametrize(("allowed", "total"), [(0.0, 1), (0.2, 21), (1.0, None)])
+def test_more_than_the_share_that_is_allowed_is_an_error_that_names_its_key(allowed, total):
+    log = UnreadableLog("set", 100, allowed)
+    log.note(range(100), failures(*range((total or 101) - 1)))
+    if total is not None:
+        share = f"{total} of 100 pictures cannot be read, over {allowed:.0%}"
+        with pytest.raises(ValueError, match=rf"{share}, .*or go on with a higher loader.unreadable$"):
+            log.note([], failures(total - 1))
+
+
+def test_three_files_are_named_for_one_reason_where_all_are_listed(tmp_path, caplog):
+    log = UnreadableLog("set", 1000)
+    with caplog.at_level("INFO"):
+        log.note([], failures(*range(5)))  # nowhere listed yet
+        assert len(caplog.messages) == 5
+        caplog.clear()
+        log.write_to(tmp_path / "errors.jsonl")
+        log.note([], [(index, PictureError(f"{index}.jpg", "empty file")) for index in range(10, 17)])
+    named = [f"skipped {index}.jpg: empty file" for index in (10, 11, 12)]
+    assert caplog.messages == [*named, f"skipped more files: empty file; all are listed in {log.path}"]
+    assert len((tmp_path / "errors.jsonl").read_text().splitlines()) == 12
+
+
 def test_a_share_that_chance_cannot_explain_is_an_error_early():
     log = UnreadableLog("set", 100_000)
     log.note(range(199), failures(*range(60)))  # too few to tell

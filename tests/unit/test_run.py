@@ -81,6 +81,14 @@ def finished(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "runs" / "original"))
 
 
+def broken(folder: Path, count: int, every: int) -> Path:
+    """Pictures of which every so many cannot be read."""
+    draw(folder, [f"{number:03}.png" for number in range(count)])
+    for number in range(0, count, every):
+        (folder / f"{number:03}.png").write_bytes(b"broken")
+    return folder
+
+
 # --- what is thrown away, and what is not
 
 
@@ -157,6 +165,16 @@ def test_only_files_of_others_keep_a_run_out_of_a_folder(plain: Path, tmp_path: 
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(ValueError, match="holds files that are no run"):
         train(plain, tmp_path / "other")
+
+
+def test_a_run_that_unreadable_pictures_stopped_goes_on_where_more_are_allowed(tmp_path: Path) -> None:
+    data = broken(tmp_path / "data", 40, every=8)
+    with pytest.raises(ValueError, match=r"cannot be read, over 5%, .*higher loader.unreadable"):
+        train(data, tmp_path / "run", steps=12, evaluate_every=12)
+    assert list((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
+    rest = {"steps": 12, "evaluate_every": 12, "loader.unreadable": 0.2}
+    resumed, whole = (load_folder(train(data, tmp_path / name, **rest) / "weights")[0] for name in ("run", "whole"))
+    assert weights_hash(resumed) == weights_hash(whole)
 
 
 @pytest.mark.usefixtures("untrained")
