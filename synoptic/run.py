@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -25,7 +25,7 @@ from torch import nn
 from synoptic.config import TrainConfig, load_json, save_json, to_dict
 from synoptic.data.listing import expand
 from synoptic.data.loader import Loader
-from synoptic.data.pictures import PictureError
+from synoptic.data.look import look, tell_depth
 from synoptic.data.sources import Source, open_source, share_errors
 from synoptic.engine import checkpoint, distributed, loop
 from synoptic.engine.stopping import Worsened
@@ -50,7 +50,6 @@ BANK, QUERIES = 2000, 500  # pictures used for k-NN while training: enough for a
 # panorama would take the memory of many pictures.
 LONGEST = 2.0
 FEWEST = 30  # pictures whose embeddings have a rank that says something of the network
-LOOKED_AT = 9  # pictures whose size is taken for that of all
 
 
 def train(
@@ -92,10 +91,15 @@ def _train(recipe: Method, config: TrainConfig) -> Path:
         _launch(recipe, config)
         return out
     torch.set_num_threads(config.threads or torch.get_num_threads())
+    given = config
     source, config = _resolve(recipe, config)
+    sides = look(source, config.bands, config.loader.unreadable) if distributed.world()[0] == 0 else {}
+    if given.depth is None and config.bands is None:
+        tell_depth(source, sides)
     with distributed.joined(config.device) as group:
         torch.manual_seed(config.seed)
         task = recipe.build(config, source)
+        _tell_enlarged(list(sides.values()), given, config, task.reads)
         _train_task(task, recipe, config, source, group)
     return out
 
@@ -103,7 +107,6 @@ def _train(recipe: Method, config: TrainConfig) -> Path:
 def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source, group: Group) -> None:
     """Trains and exports a task, as one of the processes of the group; the first alone writes."""
     out, first = Path(config.out), group.rank == 0
-    _tell_enlarged(source, config, task.reads)
     evaluators = _evaluators(recipe, config, source)
     config = _with_metric(config, recipe.metric, judged=any(isinstance(found, KNN) for found in evaluators))
     facts = task.facts()
@@ -131,19 +134,28 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
             _export(task, recipe, config, out, result, facts)
 
 
-def _tell_enlarged(source: Source, config: TrainConfig, size: int) -> None:
-    """Warns where most pictures are smaller than what is made of them, by a look at a few."""
-    sides = []
-    for place in range(min(LOOKED_AT, len(source))):
-        with suppress(PictureError):  # told when it is trained on
-            sides.append(
-                min(source.read(place * len(source) // min(LOOKED_AT, len(source)), bands=config.bands).shape[:2])
-            )
-    usual = statistics.median(sides) if sides else size
+def _tell_enlarged(sides: Sequence[int], given: TrainConfig, config: TrainConfig, size: int) -> None:
+    """Warns where most pictures are smaller than what is made of them.
+
+    Args:
+        sides: shorter sides of some pictures, in pixels.
+        given: the configuration as the user gave it.
+        config: the same as resolved.
+        size: of the largest that a network is shown, in pixels.
+    """
+    usual = statistics.median(sides or [size])
     if usual < size:
-        log.warning(
-            "most pictures are about %d pixels and are enlarged to %d: a smaller size= sees as much", usual, size
-        )
+        told = "most pictures are about %d pixels and are enlarged to %d: a smaller %s= sees as much"
+        log.warning(told, usual, size, _size_key(given, config, size))
+
+
+def _size_key(given: TrainConfig, config: TrainConfig, size: int) -> str:
+    """The key that decides that a network is shown pictures of this size."""
+    crops = getattr(given, "crops", None)  # where it gives sizes, they win over the run's own
+    named = [name for name in ("global_size", "local_size") if getattr(crops, name, None) == size]
+    if named:
+        return f"crops.{named[0]}"
+    return "size" if size == config.size else "high_resolution.scale"
 
 
 def _launch(recipe: Method, config: TrainConfig) -> None:
@@ -171,6 +183,7 @@ def plan(method: str, config: TrainConfig) -> dict[str, Any]:
     """
     recipe = get_method(method)
     source, config = _resolve(recipe, config)
+    look(source, config.bands, config.loader.unreadable)
     torch.manual_seed(config.seed)
     task = recipe.build(config, source)
     trained = sum(parameter.numel() for group in task.parameter_groups() for parameter in group.params)

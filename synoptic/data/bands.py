@@ -41,7 +41,7 @@ _PILLOWS = (2, 3, 4, 7)
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2  # TIFF 6.0, PhotometricInterpretation
 _PNG_BITS = 24  # where a PNG says how many bits a sample has
 _MODES = ("1", "L", "LA", "RGB", "RGBA", "RGBX", "I", "F")  # Pillow's that hold numbers which mean what they are
-_ORIENTATION, _NODATA = 274, 42113  # TIFF 6.0; GDAL
+_BITS, _ORIENTATION, _NODATA = 258, 274, 42113  # TIFF 6.0, TIFF 6.0, GDAL
 # Colour of more than 8 bits that Pillow would cut down without a word is left to the formats in which it cannot be.
 _EIGHT_BITS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
 
@@ -108,7 +108,7 @@ def to_bands(name: str, values: np.ndarray, missing: float | None, channels: int
         raise PictureError(name, f"an array of {kind} and shape {values.shape} is not a picture")
     count = values.shape[2]
     if count != channels and (count, channels) != (1, 3):
-        raise PictureError(name, f"has {count} band{'s' * (count != 1)}, where channels={channels} are read")
+        raise PictureError(name, f"has {count} band{'s' * (count != 1)}, where channels={channels} are read", count)
     with np.errstate(over="ignore"):
         bands = values.astype(np.float32, order="C")
     if kind.kind == "f" or missing is not None:
@@ -117,6 +117,20 @@ def to_bands(name: str, values: np.ndarray, missing: float | None, channels: int
     if kind.kind == "u" and kind.itemsize <= 2:
         bands /= np.float32(np.iinfo(kind).max)
     return bands if count == channels else np.repeat(bands, channels, axis=2)
+
+
+def bits_of(path: str | Path) -> tuple[int, bool]:
+    """How many bits a sample of a picture has that Pillow reads, and whether the picture is grey, by its header alone.
+
+    Told of PNG and TIFF; whatever else is read as 8-bit RGB counts as that.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        grey = len(image.getbands()) == 1
+        if image.format == "PNG":
+            with open(path, "rb") as file:
+                return file.read(32)[_PNG_BITS], grey
+        samples = getattr(image, "tag_v2", {}).get(_BITS, (8,))
+        return max(samples if isinstance(samples, tuple) else (samples,)), grey
 
 
 def bands_last(values: np.ndarray, channels: int) -> np.ndarray:

@@ -51,12 +51,14 @@ class PictureError(ValueError):
     Attributes:
         path: the file, or "picture" for one that has no name.
         reason: why, in a few words.
+        bands: how many the picture has, where that is why.
     """
 
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
+    def __init__(self, path: str, reason: str, bands: int | None = None):
+        super().__init__(path, reason, bands)
         self.path = path
         self.reason = reason
+        self.bands = bands
 
     def __str__(self) -> str:
         path = self.path.encode(errors="backslashreplace").decode()  # a file's name may be any bytes, a message not

@@ -167,8 +167,19 @@ def test_only_files_of_others_keep_a_run_out_of_a_folder(plain: Path, tmp_path: 
         train(plain, tmp_path / "other")
 
 
-def test_a_run_that_unreadable_pictures_stopped_goes_on_where_more_are_allowed(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("untrained")
+def test_pictures_of_which_many_are_broken_are_refused_before_the_folder_is_claimed(tmp_path: Path) -> None:
     data = broken(tmp_path / "data", 40, every=8)
+    with pytest.raises(ValueError, match="cannot be read, over 5%"):
+        train(data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(Begun):
+        train(data, tmp_path / "run", **{"loader.unreadable": 0.2})
+
+
+def test_a_run_that_unreadable_pictures_stopped_goes_on_where_more_are_allowed(tmp_path: Path, monkeypatch) -> None:
+    data = broken(tmp_path / "data", 40, every=8)
+    monkeypatch.setattr(run, "look", lambda *_: {})  # which did not meet them
     with pytest.raises(ValueError, match=r"cannot be read, over 5%, .*higher loader.unreadable"):
         train(data, tmp_path / "run", steps=12, evaluate_every=12)
     assert list((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
