@@ -15,6 +15,9 @@ from synoptic.data.pictures import ARRAYS, EXTENSIONS
 
 log = logging.getLogger(__name__)
 
+# What a data set holds beside the folder of its pictures: about each of them a file, which is no picture itself.
+_PICTURES, _ABOUT = "images", frozenset({"masks", "depth", "normals", "correspondences"})
+
 
 def list_images(spec: str | Path) -> list[Path]:
     """The pictures that an IMAGES argument means.
@@ -40,14 +43,16 @@ def pictures_in(folder: Path) -> list[Path]:
     """All pictures at any depth below `folder`, known by their extensions, sorted by path.
 
     Arrays (`.npy`) count as pictures where there are no others: beside pictures they hold something else about them.
-    Hidden files and folders are passed over, links to folders followed, each folder once.
+    In a data set, whose pictures are in `images/`, the folders `masks/`, `depth/`, `normals/` and `correspondences/`
+    beside that one tell of them and hold none. Hidden files and folders are passed over, links to folders followed,
+    each folder once.
 
     Raises:
         ValueError: the folder is missing, empty, not to be read, or holds no picture.
     """
     if not os.path.isdir(folder):
         raise missing(folder)
-    files = list(_walk(str(folder)))
+    files = list(_walk(str(folder), _ABOUT))
     pictures = _pictures_among(files)
     if pictures:
         return _sorted_paths(pictures)
@@ -76,8 +81,11 @@ def missing(path: Path) -> ValueError:
     return ValueError(f"{path} does not exist; {parent} holds {listed or 'nothing'}")
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Every file below, each folder once: links are followed after all real folders, so that loops end."""
+def _walk(folder: str, about: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Every file below, each folder once: links are followed after all real folders, so that loops end.
+
+    Folders named as in `about` are left out where they lie beside `images/`.
+    """
     seen: set[tuple[int, int]] = set()
     pending = [folder]
     while pending:
@@ -89,7 +97,10 @@ def _walk(folder: str) -> Iterator[str]:
                     folders.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                folders[:] = sorted(name for name in folders if not _is_hidden(name))
+                beside = about.intersection(folders) if _PICTURES in folders else ()
+                if beside:
+                    _tell_about(here, ", ".join(sorted(beside)))
+                folders[:] = sorted(name for name in folders if not _is_hidden(name) and name not in beside)
                 links += [path for name in folders if os.path.islink(path := os.path.join(here, name))]
                 yield from (os.path.join(here, name) for name in files if not _is_hidden(name))
         pending = links
@@ -118,6 +129,12 @@ def _tell_left_out(count: int, first: str) -> None:
     """Once, however often the same folder is looked at."""
     beside = "arrays count where no files of pictures lie beside them"
     log.warning("left out %d .npy, such as %s: %s; move one or the other elsewhere", count, first, beside)
+
+
+@lru_cache
+def _tell_about(folder: str, names: str) -> None:
+    """Once, as `_tell_left_out`."""
+    log.info("%s: left out %s, which tell of the pictures in %s", folder, names, _PICTURES)
 
 
 def _sort_key(name: str) -> tuple[str, str]:
