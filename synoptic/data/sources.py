@@ -368,10 +368,10 @@ def _captions(keys: Sequence[str], path: Path) -> list[tuple[str, ...]]:
 def _open_json(path: Path) -> Source:
     if path.suffix.lower() != ".json":
         raise ValueError(f"{path} is a file: data is a folder of pictures or a captions JSON")
+    captions = _read_coco(path)
     root = path.parent / "images"
     if not root.is_dir():
         raise ValueError(f"{path} describes pictures in {root}, which is not there")
-    captions = _read_coco(path)
     names = sorted(captions)
     return Source(root, [root / name for name in names], captions=[captions[name] for name in names])
 
@@ -404,7 +404,8 @@ def _read_coco(path: Path) -> dict[str, tuple[str, ...]]:
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}
         notes = [(names.get(note["image_id"]), note.get("caption")) for note in content.get("annotations", ())]
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is not of COCO's form: images with id and file_name, annotations") from None
+        form = "images (id, file_name) and annotations (image_id, caption), as COCO's have"
+        raise ValueError(f"{path} is no captions JSON, which holds {form}; data may also be a folder") from None
     if not names:
         raise ValueError(f"{path} lists no picture")
     captions: dict[str, list[str]] = {name: [] for name in names.values()}

@@ -85,6 +85,16 @@ def test_files_globs_and_lists(tmp_path, monkeypatch):
     assert list_images("~/a/1.png") == [tmp_path / "a/1.png"]
 
 
+def test_what_a_data_set_tells_of_its_pictures_is_no_picture(tmp_path):
+    kept = ["depth/4.png", "train/images/1.png", "train/images/masks/2.png", "train/views/3.jpg"]
+    fill(tmp_path, [*kept, "train/masks/1.png", "train/depth/1.png", "train/normals/1.png"])
+    (tmp_path / "train" / "correspondences").mkdir()
+    np.save(tmp_path / "train" / "correspondences" / "1.npy", np.zeros((9, 9)))
+    assert list_images(tmp_path) == [tmp_path / name for name in kept]
+    assert list_images(f"{tmp_path}/**/masks/1.png") == [tmp_path / "train" / "masks" / "1.png"]
+    assert list_images(tmp_path / "train" / "depth") == [tmp_path / "train" / "depth" / "1.png"]
+
+
 def test_arrays_are_pictures_where_there_are_no_others(tmp_path):
     """Beside pictures they hold depth, masks or features of them."""
     for name in ("deep/a/1.npy", "deep/b/2.NPY", "mixed/1.npy"):
@@ -212,11 +222,11 @@ def test_annotations_of_unlisted_pictures_are_told(tmp_path, caplog):
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[1, 2]", "is not of COCO's form"),
-        ('{"images": 3}', "is not of COCO's form"),
-        ('{"images": [{"id": 1}]}', "is not of COCO's form"),
-        ('{"images": [{"id": [], "file_name": "a.jpg"}]}', "is not of COCO's form"),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": {}}]}', "is not of COCO's form"),
+        ("[1, 2]", "is no captions JSON"),
+        ('{"images": 3}', "is no captions JSON"),
+        ('{"images": [{"id": 1}]}', "is no captions JSON"),
+        ('{"images": [{"id": [], "file_name": "a.jpg"}]}', "is no captions JSON"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": {}}]}', "is no captions JSON"),
         ('{"images": []}', "lists no picture"),
         ('{"images": [{"id": 1, "file_name": "../../a.jpg"}]}', "'../../a.jpg' points outside its folder"),
         ('{"images": [{"id": 1, "file_name": "/etc/a.jpg"}]}', "'/etc/a.jpg' points outside its folder"),
@@ -247,6 +257,7 @@ def test_captions_asked_for_but_not_there(tmp_path):
     [
         ("", "data is empty"),
         ("{here}/pictures.zip", "is a file: data is a folder of pictures or a captions JSON"),
+        ("{here}/config.json", r"config.json is no captions JSON, .*; data may also be a folder"),
         ("{here}/lone.json", r"lone.json describes pictures in .*images, which is not there"),
         ("scenes:count=abc", "count=abc is none of count=N, size=PIXELS"),
         ("scenes:shapes=3", "shapes=3 is none of count=N"),
@@ -255,6 +266,7 @@ def test_captions_asked_for_but_not_there(tmp_path):
 )
 def test_other_mistakes_in_naming_data(tmp_path, spec, message):
     (tmp_path / "pictures.zip").write_bytes(b"PK")
+    (tmp_path / "config.json").write_text('{"data": "photos", "out": "runs/a"}')
     coco(tmp_path / "lone.json", {"1.jpg": ["x"]})
     with pytest.raises(ValueError, match=message):
         open_source(spec.format(here=tmp_path))
