@@ -49,7 +49,7 @@ BANK, QUERIES = 2000, 500  # pictures used for k-NN while training: enough for a
 # 0.44. Bounding the shorter side would spare long pictures that, but a batch is padded to its largest, so that a single
 # panorama would take the memory of many pictures.
 LONGEST = 2.0
-FEWEST = 30  # pictures whose embeddings have a rank that says something of the network
+FEWEST = 30  # pictures whose score, k-NN's or the rank of their embeddings, says something of the network
 
 
 def train(
@@ -113,9 +113,10 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
     data = {"data.pictures": len(source), "data.sha256": source.fingerprint(recipe.captions)}
     loader = _loader(task, config, source, part=(group.rank, group.size))
     with sole_writer(out) if first else nullcontext():
-        if task.largest_fall is not None and not evaluators:
-            told = "max_drop=%g: there are fewer than %d pictures, too few to judge by; nothing stops this run"
+        if task.largest_fall is not None and not _judges_steadily(evaluators):
+            told = "max_drop=%g: there are fewer than %d pictures to judge by, too few; nothing stops this run"
             log.warning(told, task.largest_fall, FEWEST)
+            task.largest_fall = 1.0  # of everything, so that the score of the start is still told
         if first:
             _claim(out, config, checkpoint.identity(config, {**data, **facts}))
         distributed.shared(None, group)  # the others write down what they cannot read once the folder is claimed
@@ -363,6 +364,11 @@ def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Eva
     # A rank needs no pictures that were set apart; few of them say nothing of it.
     ranked = queries if len(queries) >= FEWEST else source.sample(QUERIES)
     return [*found, RankMe(ranked)] if len(ranked) >= FEWEST else found
+
+
+def _judges_steadily(evaluators: Sequence[Evaluator[EncodesImages]]) -> bool:
+    """Whether the score that decides, the first one, is found from enough pictures that none alone moves it much."""
+    return bool(evaluators) and not (isinstance(evaluators[0], KNN) and len(evaluators[0].queries) < FEWEST)
 
 
 def _preprocess(task: Task, config: TrainConfig) -> Preprocess:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,21 @@ def test_weights_tell_the_step_and_the_scores_they_come_from(
     before = change(out / "weights")
     train(plain, out, steps=3)
     assert change(out / "weights") == before
+
+
+@pytest.mark.parametrize(("fewest", "stops"), [(30, False), (1, True)])
+def test_a_score_of_few_pictures_stops_no_run(
+    labelled: Path, tmp_path: Path, monkeypatch, caplog, fewest: int, stops: bool
+) -> None:
+    scores = iter([0.9, 0.1, 0.1])
+    monkeypatch.setattr(run, "FEWEST", fewest)
+    monkeypatch.setattr(run.KNN, "scores", lambda self, *seen: iter([("knn", next(scores))]))
+    keys = {"init": "vit_nano8", "max_drop": 0.1}
+    with pytest.raises(run.Worsened) if stops else nullcontext():
+        train(labelled, tmp_path / "run", **keys)
+    assert ("max_drop=0.1: there are fewer than 30 pictures to judge by" in caplog.text) is not stops
+    start = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert (start["step"], start["evaluation"]["knn"]) == (0, 0.9)
 
 
 def test_without_labels_the_last_step_is_exported_and_of_few_pictures_no_scores_are_told(original: Path) -> None:
