@@ -164,7 +164,9 @@ def _launch(recipe: Method, config: TrainConfig) -> None:
     available = torch.cuda.device_count() if config.device != "cpu" else 0
     if available and config.devices > available:
         raise ValueError(f"devices={config.devices}: this machine has {available}; give fewer, or device=cpu")
-    loop.check_parts(_resolve(recipe, config)[1], config.devices)  # here, where a mistake is told once
+    source, resolved = _resolve(recipe, config)  # here, where a mistake is told once
+    loop.check_parts(resolved, config.devices)
+    look(source, resolved.bands, resolved.loader.unreadable)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         save_json(config, file)

@@ -28,12 +28,13 @@ class Begun(Exception):
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that end where their training would begin."""
+    """Runs that end where their training would begin, or the processes that train."""
 
     def begin(*_: Any) -> None:
         raise Begun
 
     monkeypatch.setattr(run.loop, "train", begin)
+    monkeypatch.setattr(run.distributed, "launch", begin)
 
 
 def draw(folder: Path, names: list[str]) -> Path:
@@ -171,8 +172,9 @@ def test_only_files_of_others_keep_a_run_out_of_a_folder(plain: Path, tmp_path: 
 @pytest.mark.usefixtures("untrained")
 def test_pictures_of_which_many_are_broken_are_refused_before_the_folder_is_claimed(tmp_path: Path) -> None:
     data = broken(tmp_path / "data", 40, every=8)
-    with pytest.raises(ValueError, match="cannot be read, over 5%"):
-        train(data, tmp_path / "run")
+    for keys in ({}, {"devices": 2, "device": "cpu"}):
+        with pytest.raises(ValueError, match="cannot be read, over 5%"):
+            train(data, tmp_path / "run", **keys)
     assert not (tmp_path / "run").exists()
     with pytest.raises(Begun):
         train(data, tmp_path / "run", **{"loader.unreadable": 0.2})
