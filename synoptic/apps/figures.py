@@ -19,7 +19,10 @@ from torch.nn import functional as F
 OUTLIERS = 0.01  # of the patches on either side, beyond which colours are cut off
 NO_SPAN = 1e-6  # of the largest component's span: a component that varies less does not vary
 FEW_POINTS = 15  # of a curve, which are then marked
+LEAST_SPAN = 0.02  # of its values, that the vertical axis of a plot shows: what varies less is drawn as level
+LEAST_SHARE = 0.05  # that an axis from zero shows: percentages have no digits for less
 TONES = tuple(f"var(--tone-{number})" for number in range(8))  # colours that the page chooses
+_PROPER = {"clip": "CLIP", "dino": "DINO", "dinov2": "DINOv2", "ibot": "iBOT", "radio": "AM-RADIO", "sam": "SAM"}
 _INK, _FAINT = "#010203", "#030201"  # stand-ins, since matplotlib knows no variables
 _STAND_INS = {_INK: "currentColor", _FAINT: "var(--line)"} | {f"#0a0b0{n}": tone for n, tone in enumerate(TONES)}
 
@@ -91,9 +94,9 @@ def paint_attention(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return matplotlib.colormaps["inferno"](smooth.numpy(), bytes=True)[..., :3]
 
 
-def space_title(adaptor: str) -> str:
-    """What the space of a student's teacher is called in pictures."""
-    return adaptor.upper() if adaptor in ("clip", "dino") else adaptor
+def proper_name(name: str) -> str:
+    """What a method, a loss or a teacher is called in pictures and texts, where its name is one of a paper's."""
+    return _PROPER.get(name, name)
 
 
 def class_colours(count: int) -> np.ndarray:
@@ -144,18 +147,29 @@ class Line:
     dashed: bool = False
 
 
-def curves(lines: Sequence[Line], xlabel: str, percent: bool = False) -> str:
+@dataclass(frozen=True)
+class Mark:
+    """A thin level line across a plot, such as what guessing gives, with what it means."""
+
+    value: float
+    label: str
+
+
+def curves(
+    lines: Sequence[Line], xlabel: str, percent: bool = False, from_zero: bool = False, marks: Sequence[Mark] = ()
+) -> str:
     """A plot as SVG without a size of its own, in the colours of the page that it stands in.
 
     Args:
         lines: at least one point each.
-        xlabel: under the horizontal axis.
+        xlabel: under the horizontal axis, which counts in whole numbers.
         percent: the vertical axis shows fractions as percentages, from zero.
+        from_zero: the vertical axis begins at zero in any case.
+        marks: level lines; the vertical axis reaches to them.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
@@ -181,19 +195,39 @@ def curves(lines: Sequence[Line], xlabel: str, percent: bool = False) -> str:
             (drawn,) = axes.plot(line.x, line.y, "--" if line.dashed else "-", linewidth=1.5, label=line.label)
             drawn.set_color(f"#0a0b0{line.tone % len(TONES)}")
             if len(line.x) < FEW_POINTS:
-                drawn.set(marker="o", markersize=3)
+                drawn.set(marker="o", markersize=3, clip_on=False)  # whole, also on an axis
+        for mark in marks:
+            axes.axhline(mark.value, color=_INK, linewidth=0.6)
+            where = axes.get_yaxis_transform()  # across the plot, at its value
+            axes.text(1, mark.value, mark.label, transform=where, ha="right", va="bottom", fontsize=7)
         axes.set_xlabel(xlabel)
         axes.grid(axis="y", linewidth=0.5)
         axes.set_axisbelow(True)
-        axes.locator_params(nbins=6)
-        if percent:
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _scale(axes, percent, percent or from_zero)
         if any(line.label for line in lines):
             axes.legend(handlelength=1.2, borderaxespad=0.2)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_page(buffer.getvalue())
+
+
+def _scale(axes: Any, percent: bool, from_zero: bool) -> None:
+    """Axes whose labels can be read: whole steps, no offsets, no magnified noise."""
+    from matplotlib.ticker import PercentFormatter
+
+    axes.ticklabel_format(useOffset=False)
+    axes.ticklabel_format(axis="x", style="plain")
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="y", nbins=6)
+    if axes.dataLim.width == 0:  # one point, else with a step cut into shares beside it
+        axes.set_xlim(axes.dataLim.x0 - 1, axes.dataLim.x0 + 1)
+    low, high = axes.get_ylim()
+    if from_zero:
+        axes.set_ylim(0, max(1.06 * axes.dataLim.y1, LEAST_SHARE))
+    elif high - low < (span := LEAST_SPAN * max(abs(low), abs(high))):
+        axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _for_page(svg: str) -> str:

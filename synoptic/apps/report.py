@@ -71,13 +71,14 @@ def runs_page(folders: Sequence[Path]) -> Page:
     tones = list(range(len(runs)))
     sections = [
         Section("Scores", [], [_scores(runs)]),
-        Section("While training", [text for run in runs for text in run.warnings()], [training_curves(runs, tones)]),
+        Section("While training", [], [training_curves(runs, tones)]),
         *_seen(runs),
         Section("How it was made", [], [_facts(run) for run in runs] + list(configurations(runs))),
     ]
     lead = [] if len(runs) > 1 else [f"{runs[0].title}, trained on {runs[0].config['data']}."]
     title = names[0] if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return Page("synoptic report", title, lead, sections, foot="Written by “synoptic report”.")
+    notices = [notice for run in runs for notice in run.notices()]
+    return Page("synoptic report", title, lead, sections, "Written by “synoptic report”.", notices)
 
 
 def _scores(runs: Sequence[Run]) -> Table:

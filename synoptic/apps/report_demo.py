@@ -14,7 +14,7 @@ from PIL import Image
 
 from synoptic.apps.demo_journal import NAME, open_demo
 from synoptic.apps.demo_steps import SUBJECTS, TEACHERS, Demo
-from synoptic.apps.figures import class_colours, paint_classes, save_grid
+from synoptic.apps.figures import class_colours, paint_classes, proper_name, save_grid
 from synoptic.apps.report_page import (
     Bar,
     Cards,
@@ -144,6 +144,7 @@ def story(out: Path) -> Page:
             _making(material),
         ],
         foot=f"Written by “synoptic demo”; “synoptic report {out}” writes it again from the same files.",
+        notices=[notice for run in material.runs for notice in run.notices()],
     )
 
 
@@ -216,7 +217,7 @@ def _in_spaces(material: Material) -> list[list[Cell | str]]:
     """The student's neighbours in the spaces of its teachers."""
     found = {teacher: material.judged["student"].scores[f"knn_{teacher}"] for teacher in TEACHERS}
     return [
-        [f"student as {teacher.upper()}", *(Cell(percent(knn) if name == "knn" else NOTHING) for name in MEASURES)]
+        [f"student as {proper_name(teacher)}", *(Cell(percent(knn) if name == "knn" else NOTHING) for name in MEASURES)]
         for teacher, knn in found.items()
     ]
 

@@ -151,6 +151,21 @@ Block = Charts | Table | Gallery | Cards | Curves | Code | Facts | Details
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What a reader must not miss, in a box above all else.
+
+    Attributes:
+        title: what it is.
+        text: what it means.
+        mend: what helps.
+    """
+
+    title: str
+    text: str
+    mend: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page: a title, paragraphs, and what they speak of."""
 
@@ -169,6 +184,7 @@ class Page:
         lead: the result in a few sentences.
         sections: in order.
         foot: how the page was made.
+        notices: what went wrong.
     """
 
     over: str
@@ -176,6 +192,7 @@ class Page:
     lead: Sequence[str]
     sections: Sequence[Section]
     foot: str = ""
+    notices: Sequence[Notice] = ()
 
 
 def render(page: Page) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from synoptic.apps.figures import Line, PatchColours, curves, data_uri, space_title
-from synoptic.apps.report_page import Bar, Card, Code, Curve, Curves, Details, Facts, Gallery, Picture
+from synoptic.apps.figures import Line, Mark, PatchColours, curves, data_uri, proper_name
+from synoptic.apps.report_page import Bar, Card, Code, Curve, Curves, Details, Facts, Gallery, Notice, Picture
 from synoptic.config import load_json
 from synoptic.data.bands import as_rgb
 from synoptic.data.inputs import read_batches
@@ -54,15 +54,25 @@ class Run:
     @property
     def title(self) -> str:
         """What was trained, and how."""
-        method = self.trained.get("method")
+        method = proper_name(self.trained.get("method", "run"))
         init = self.config.get("init")
         begun = self.config["model"] if init is None else f"begun with {init}"
-        return f"{method.upper() if method in ('clip', 'dino') else method or 'run'}, {begun}"
+        return f"{method}, {begun}"
 
-    def warnings(self) -> list[str]:
-        """What went wrong with the learning, as the run said itself."""
-        found = [(line["step"], line["diagnosis"]) for line in self.metrics if "diagnosis" in line]
-        return [f"{self.name}, step {step}: {diagnosis}" for step, diagnosis in found]
+    def notices(self) -> list[Notice]:
+        """What went wrong with the learning, and why the run stopped itself, as it said both."""
+        found = [self._diagnosed(line) for line in self.metrics if "diagnosis" in line]
+        last = self.metrics[-1] if self.metrics else {}
+        if "stopped" in last:  # a run that went on since has lines after it
+            text, _, mend = last["stopped"].rpartition("; try ")
+            found.append(Notice(f"{self.name}: stopped at step {last['step']}", text or mend, mend if text else ""))
+        return found
+
+    def _diagnosed(self, line: Mapping[str, Any]) -> Notice:
+        """A line of the guard: name, cause and mend, as a `Diagnosis` is written."""
+        name, _, rest = line["diagnosis"].partition(": ")
+        cause, _, mend = rest.partition("; try ")
+        return Notice(f"{self.name}: {name}, at step {line['step']} of {self.config['steps']}", cause, mend)
 
     def scores(self) -> list[tuple[int, Mapping[str, float]]]:
         """(step, scores by name) of every validation."""
@@ -134,13 +144,15 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
     for name in sorted({name for run, _ in judged for _, scores in run.scores() for name in scores}):
         lines = [line for run, tone in judged if (line := _score_line(run, name, tone, len(runs) > 1)).x]
         title = f"{SCORES.get(name, name)}, validation pictures"
-        plots.append(Curve(title, curves(lines, "step", percent=name != RANK)))
+        plots.append(Curve(title, curves(lines, "step", percent=name != RANK, from_zero=True)))
     for name, title in HEALTH.items():
         lines = [
             _line(run, name, run.name if len(runs) > 1 else "", tone) for run, tone in zip(runs, tones, strict=True)
         ]
         lines = [line for line in lines if line.x]
-        plots += [Curve(title, curves(lines, "step", percent=not name.endswith("entropy")))] if lines else []
+        if lines:
+            marks = _guessing(runs, name)
+            plots.append(Curve(title, curves(lines, "step", name not in ENTROPIES, from_zero=True, marks=marks)))
     return Curves(plots)
 
 
@@ -154,12 +166,26 @@ HEALTH = {  # what tells learning without labels from collapse
     "patch_prototypes_used": "Prototypes in use, of patches",
     "agreement": "Student and teacher prefer the same prototype",
 }
+ENTROPIES = {  # and the keys that hold how many prototypes they are over
+    "target_entropy": ("prototypes",),
+    "patch_entropy": ("patch_prototypes", "prototypes"),
+}
 NOTHING = "\N{EN DASH}"  # where a table has no number
 
 
 def _score_line(run: Run, name: str, tone: int, labelled: bool) -> Line:
     points = [(at, found[name]) for at, found in run.scores() if name in found]
     return Line(run.name if labelled else "", [at for at, _ in points], [score for _, score in points], tone)
+
+
+def _guessing(runs: Sequence[Run], name: str) -> list[Mark]:
+    """For an entropy, that of guessing: ln K, for every number of prototypes K that runs which tell it have."""
+    counts = set()
+    for run in runs:
+        keys = [key for key in ENTROPIES.get(name, ()) if run.config.get(key)]
+        if keys and any(name in line for line in run.metrics):
+            counts.add(run.config[keys[0]])
+    return [Mark(math.log(count), f"guessing: ln {count} = {math.log(count):.2f}") for count in sorted(counts)]
 
 
 def _terms(run: Run) -> list[str]:
@@ -172,10 +198,8 @@ def _parts(run: Run, names: Sequence[str]) -> list[Line]:
     """The terms of a student's loss: a colour a teacher, solid for summaries, dashed for patches."""
     teachers = sorted({name.partition(".")[0] for name in names})
     tones = {teacher: place + 1 for place, teacher in enumerate(teachers)}
-    return [
-        _line(run, name, name.replace(".", ", "), tones[name.partition(".")[0]], name.endswith("patches"))
-        for name in names
-    ]
+    labels = {name: ", ".join(map(proper_name, name.split("."))) for name in names}
+    return [_line(run, name, labels[name], tones[name.partition(".")[0]], name.endswith("patches")) for name in names]
 
 
 def _line(run: Run, name: str, label: str, tone: int, dashed: bool = False) -> Line:
@@ -229,7 +253,7 @@ def patch_columns(
     features = _enlarged(model, pictures, factor)
     columns: dict[str, list[np.ndarray]] = {}
     for name in model.adaptors:
-        answer, title = features.adaptors[name], space_title(name)
+        answer, title = features.adaptors[name], proper_name(name)
         spaces = {f"student as {title}": answer}
         if name in teachers:
             spaces = {f"{title} teacher": _enlarged(teachers[name], pictures, factor), **spaces}

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from synoptic.apps.figures import PatchColours, paint_attention, space_title
+from synoptic.apps.figures import PatchColours, paint_attention, proper_name
 from synoptic.apps.reading import Reading
 from synoptic.apps.report_parts import FINEST
 from synoptic.apps.sheets import Panel, Strip, sheet
@@ -139,7 +139,7 @@ class Eye:
         batch_size = max(1, min(BATCH, BATCH * 224**2 // self.preprocess.size**2))
         for batch in reading.batches(self.vision, paths, self.preprocess, batch_size):
             answer = self.vision(batch.images)
-            spaces = {"patches": answer} | {f"as {space_title(name)}": each for name, each in answer.adaptors.items()}
+            spaces = {"patches": answer} | {f"as {proper_name(name)}": each for name, each in answer.adaptors.items()}
             patches = {label: features.patches.float().cpu().numpy() for label, features in spaces.items()}
             maps = self.vision.attention(batch.images, self.layer).cpu().numpy() if self.vision.attends else None
             for place, path in enumerate(batch.inputs):

@@ -137,6 +137,8 @@ class Observer:
     ) -> None:
         if error is not None:
             self._log(f"{type(error).__name__}: {error}")
+        if isinstance(error, ValueError):  # the run stopped itself, which whoever reads its numbers should know
+            self._write({"step": self._marked, "stopped": str(error)})
         self._close_logs()
         self._board.close()
         self._metrics.close()

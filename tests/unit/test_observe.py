@@ -247,3 +247,13 @@ def test_what_is_wrong_with_the_learning_is_told(tmp_path):
     told = [(line["step"], line["diagnosis"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert told == [(2, "flat"), (6, "gone")]
     assert (tmp_path / "train.log").read_text().count("warning: flat") == 1
+
+
+def test_why_a_run_stopped_itself_is_among_its_numbers_until_it_goes_on(tmp_path):
+    with pytest.raises(ValueError), Observer(tmp_path, steps=9, batch=4, console=plain()) as observer:
+        observer.metrics(5, {"loss": 1.0}, RATES)
+        raise ValueError("worse; try less")
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1] == {"step": 5, "stopped": "worse; try less"}
+    with pytest.raises(KeyboardInterrupt), Observer(tmp_path, steps=9, batch=4, done=3, console=plain()):
+        raise KeyboardInterrupt
+    assert not read_metrics(tmp_path / "metrics.jsonl"), "an interruption is no fault of the run"

@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 
 import synoptic
 from synoptic.apps import report_page
-from synoptic.apps.figures import Line, PatchColours, class_colours, curves, data_uri, paint_classes, save_grid
+from synoptic.apps.figures import Line, Mark, PatchColours, class_colours, curves, data_uri, paint_classes, save_grid
 from synoptic.apps.report import report
 from synoptic.apps.report_page import (
     Bar,
@@ -37,6 +37,7 @@ from synoptic.apps.report_page import (
     Details,
     Facts,
     Gallery,
+    Notice,
     Page,
     Picture,
     Section,
@@ -204,6 +205,28 @@ def test_plots_on_one_page_do_not_share_names() -> None:
     assert not re.findall(r'id="[a-zA-Z._]+_\d+"', plot())
 
 
+def labels(svg: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+@pytest.mark.parametrize("count", [1, 2, 300])
+@pytest.mark.parametrize(("axis", "value"), [("loss", 18.1405), ("rank", 18.1405), ("rank", 0.0), ("share", 0.002)])
+def test_an_axis_says_what_is_drawn(count: int, value: float, axis: str) -> None:
+    """Values that hardly differ are level, not noise beside an offset; no two labels are the same; steps are whole."""
+    line = Line("", list(range(1, count + 1)), [value * (1 + 1e-4 * (place % 3)) for place in range(count)], 0)
+    found = labels(curves([line], "step", percent=axis == "share", from_zero=axis == "rank"))
+    steps, values = found[: found.index("step")], found[found.index("step") + 1 :]
+    assert all(re.fullmatch(r"\d+", step) for step in steps) and len(set(steps)) == len(steps) >= 1
+    assert all(re.fullmatch(r"\d+(\.\d+)?%?", each) for each in values)
+    assert len(set(values)) == len(values) >= 2
+    assert axis == "loss" or float(values[0].rstrip("%")) == 0
+
+
+def test_a_mark_is_a_labelled_line_that_the_plot_reaches() -> None:
+    found = labels(curves([Line("", [1, 2], [0.5, 0.6], 0)], "step", marks=[Mark(4.16, "guessing")]))
+    assert "guessing" in found and "4" in found
+
+
 def test_a_grid_is_a_picture(tmp_path: Path) -> None:
     pictures = [np.zeros((8, 8, 3), np.uint8)] * 3
     save_grid(tmp_path / "new" / "grid.png", {"picture": pictures, "patches": pictures})
@@ -229,10 +252,10 @@ def everything(text: str) -> Page:
         Facts([(text, text)]),
         Details(text, [Code(text), Details(text, [])]),
     ]
-    return Page(text, text, [text], [Section(text, [text], blocks)], foot=text)
+    return Page(text, text, [text], [Section(text, [text], blocks)], foot=text, notices=[Notice(text, text, text)])
 
 
-@pytest.mark.parametrize("part", [Page, Section, Chart, Card, Picture, Bar])
+@pytest.mark.parametrize("part", [Page, Notice, Section, Chart, Card, Picture, Bar])
 def test_what_a_page_is_made_of_is_shown(part: type) -> None:
     template = Path(report_page.__file__).with_name("page") / "report.html.j2"
     shown = template.read_text(encoding="utf-8")
@@ -305,19 +328,45 @@ def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) 
 
 
 def test_learning_without_labels_shows_its_health(runs: dict[str, Path], tmp_path: Path) -> None:
-    """Entropy, prototypes and rank are no shares of right answers; what went wrong stands above the curves."""
+    """Entropy, prototypes and rank are no shares of right answers; guessing has an entropy of its own."""
     run = shutil.copytree(runs["clip"], tmp_path / "run")
     health = {"target_entropy": 3.2, "prototypes_used": 0.4, "agreement": 0.1}
     with (run / "metrics.jsonl").open("a") as file:
         for step in (1, 2):
             file.write(json.dumps({"step": step, "loss": 1.0, **health}) + "\n")
             file.write(json.dumps({"step": step, "evaluation": {"knn": 0.5, "rankme": 41.0}}) + "\n")
-        file.write(json.dumps({"step": 2, "diagnosis": "uniform output: all are alike; try something"}) + "\n")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"prototypes": 64}))
     text = " ".join(read_page(report([run]).read_text()).texts)
-    assert "run, step 2: uniform output: all are alike; try something" in text
+    assert "guessing: ln 64 = 4.16" in text
     for title in ("Entropy of the targets, nats", "Prototypes in use", "Effective dimensions, validation pictures"):
         assert title in text
     assert "4100" not in text, "a rank is no percentage"
+
+
+def test_what_went_wrong_stands_in_a_box_above_all_else(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["clip"], tmp_path / "run")
+    stopped = {"step": 3, "stopped": "knn fell; try a lower optim.lr"}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "diagnosis": "uniform output: all are alike; try something"}) + "\n")
+        file.write(json.dumps(stopped) + "\n")
+    reader = read_page(report([run]).read_text())
+    assert reader.tags.count("aside") == 2 and reader.tags.index("aside") < reader.tags.index("main")
+    text = " ".join(reader.texts)
+    assert "run: uniform output, at step 2 of 3" in text and "all are alike" in text and " something" in text
+    assert "run: stopped at step 3" in text and "knn fell" in text and " a lower optim.lr" in text
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "loss": 1.0}) + "\n")
+    assert read_page(report([run]).read_text()).tags.count("aside") == 1, "it went on since"
+
+
+def test_methods_have_the_names_of_their_papers(runs: dict[str, Path], tmp_path: Path) -> None:
+    assert "AM-RADIO, vit_mini16" in report([runs["student"]], tmp_path / "a.html").read_text()
+    run = shutil.copytree(runs["clip"], tmp_path / "run")
+    config = json.loads((run / "weights" / "config.json").read_text())
+    config["trained"]["method"] = "dinov2"
+    (run / "weights" / "config.json").write_text(json.dumps(config))
+    assert "DINOv2, vit_mini16" in report([run]).read_text()
 
 
 def test_the_scores_are_those_of_the_model_that_was_kept(runs: dict[str, Path], tmp_path: Path) -> None:
