@@ -149,7 +149,7 @@ class DinoTask(Task):
         self.teacher = copy.deepcopy(student).requires_grad_(False)
         self.teacher.backbone.eval()
         self.targets = Targets(present(config.prototypes), config.centring, config.centre_momentum, config.queue)
-        self.watch = CollapseWatch(present(config.prototypes))
+        self.watch = CollapseWatch(config)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -132,9 +132,9 @@ class Dinov2Task(DinoTask):
         if config.high_resolution.share:
             self.resolution = self.high_resolution.config.global_size
             self.phases = (0.0, 1.0 - config.high_resolution.share)
-        prototypes = present(config.prototypes if config.heads == "tied" else config.patch_prototypes)
-        self.patch_targets = Targets(prototypes, config.centring, config.centre_momentum)
-        self.patch_watch = CollapseWatch(prototypes)
+        key = "prototypes" if config.heads == "tied" else "patch_prototypes"
+        self.patch_targets = Targets(getattr(config, key), config.centring, config.centre_momentum)
+        self.patch_watch = CollapseWatch(config, key)
 
     @property
     def reads(self) -> int:
