@@ -15,8 +15,16 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from pydantic import (
+    AfterValidator,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic import Field as Bound
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from synoptic.files import write_text
 
@@ -25,6 +33,18 @@ T = TypeVar("T")
 Share = Annotated[float, Bound(ge=0, le=1)]  # of a whole, which may be all of it
 Fraction = Annotated[float, Bound(ge=0, lt=1)]  # of a whole, never all of it
 Rate = Annotated[float, Bound(gt=0, le=1)]  # a factor that makes smaller, never nothing
+Threads = Annotated[int, Bound(ge=1, le=1024)]  # OpenMP crashes where it can start no more
+Seed = Annotated[int, Bound(ge=0, lt=2**63)]  # what an int64 holds
+
+
+def _rising(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] > span[1]:
+        raise ValueError("the lowest value comes first")
+    return span
+
+
+AreaSpan = Annotated[tuple[Rate, Rate], AfterValidator(_rising)]  # lowest and highest share of a picture's area
+PositiveSpan = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)  # building one takes longer than using it
 
@@ -138,10 +158,10 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     compile: bool = False
     recompute: bool = False
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt | None = None
     evaluate_every: PositiveInt | None = None

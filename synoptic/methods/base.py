@@ -6,11 +6,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import AfterValidator
-from pydantic import Field as Bound
 from torch import Tensor, nn
 
 from synoptic.config import TrainConfig, flat, from_layers, nested
@@ -20,18 +18,6 @@ from synoptic.models.vit import ViTConfig, tiled_sizes, vit_config
 from synoptic.types import ALONE, Batch, Group
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
-
-_AreaShare = Annotated[float, Bound(gt=0, le=1)]
-
-
-def _rising(span: tuple[float, float]) -> tuple[float, float]:
-    if span[0] > span[1]:
-        raise ValueError("the lowest value comes first")
-    return span
-
-
-AreaSpan = Annotated[tuple[_AreaShare, _AreaShare], AfterValidator(_rising)]
-"""Lowest and highest share of a picture's area."""
 
 
 @dataclass(frozen=True)

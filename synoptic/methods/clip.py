@@ -12,13 +12,12 @@ from pydantic import Field as Bound
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from synoptic.config import OptimConfig, TrainConfig
+from synoptic.config import AreaSpan, OptimConfig, TrainConfig
 from synoptic.data.draws import Draws
 from synoptic.data.sources import Source
 from synoptic.data.transforms import RandomCrop
 from synoptic.losses import contrastive
 from synoptic.methods.base import (
-    AreaSpan,
     Method,
     Task,
     check_tiles,

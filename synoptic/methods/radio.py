@@ -11,12 +11,11 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from synoptic.config import OptimConfig, Share, TrainConfig
+from synoptic.config import AreaSpan, OptimConfig, Share, TrainConfig
 from synoptic.data.sources import Source
 from synoptic.data.transforms import RandomCrop
 from synoptic.losses import distillation
 from synoptic.methods.base import (
-    AreaSpan,
     Method,
     ParamGroup,
     Task,

@@ -272,19 +272,24 @@ def test_the_configuration_survives_json():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"global_scale": (0.5, 0.4)}, "global_scale"),
-        ({"local_scale": (0.0, 0.4)}, "0 < low <= high <= 1"),
-        ({"local_count": -1}, "local_count is -1"),
-        ({"local_size": 0}, "local_size is 0"),
-        ({"hue": 0.6}, "from 0 to 0.5"),
-        ({"flip": 1.5}, "flip is 1.5"),
-        ({"sigma": (0.0, 1.0)}, "sigma"),
-        ({"augmentation": "papr"}, "paper, released"),
+        ({"global_scale": (0.5, 0.4)}, "global_scale=0.5,0.4: the lowest value comes first"),
+        ({"global_scale": (0.5, 1.5)}, "global_scale=1.5 should be less than or equal to 1"),
+        ({"local_scale": (0.0, 0.4)}, "local_scale=0.0 should be greater than 0"),
+        ({"local_count": -1}, "local_count=-1 should be greater than or equal to 0"),
+        ({"local_count": 100_000}, "local_count=100000 should be less than or equal to 1000"),
+        ({"local_size": 0}, "local_size=0 should be greater than 0"),
+        ({"hue": 0.6}, "hue=0.6 should be less than or equal to 0.5"),
+        ({"flip": 1.5}, "flip=1.5 should be less than or equal to 1"),
+        ({"ratio": (2.0, 1.0)}, "ratio=2.0,1.0: the lowest value comes first"),
+        ({"sigma": (0.0, 1.0)}, "sigma=0.0 should be greater than 0"),
+        ({"augmentation": "papr"}, "augmentation=papr should be 'paper' or 'released'"),
     ],
 )
 def test_impossible_configurations_are_named(values, said):
-    with pytest.raises(ValueError, match=said):
-        MultiCropConfig(**values)
+    """The key and its value, and no other."""
+    with pytest.raises(ValueError) as error:
+        from_dict(MultiCropConfig, values, "here")
+    assert str(error.value) == f"here: {said}"
 
 
 def test_other_impossible_requests_are_named():
