@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,22 @@ def write_text(path: Path, text: str) -> None:
     content = text.encode()
     if not (path.is_file() and path.read_bytes() == content):
         write_atomically(path, lambda file: file.write(content))
+
+
+def check_file(path: Path) -> None:
+    """Sees to it that a file can be written, before work is done for it; makes its folder.
+
+    Raises:
+        ValueError: it cannot, told as the key `out`.
+    """
+    if path.is_dir():
+        raise ValueError(f"out={path}: is a folder; give a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"out={path}: cannot be written ({error.strerror}); give another place") from None
 
 
 def is_ours(path: Path) -> bool:

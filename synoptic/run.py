@@ -32,8 +32,8 @@ from synoptic.engine.stopping import Worsened
 from synoptic.evaluation.protocols import build_evaluators, judged_part
 from synoptic.evaluation.recognition import KNN
 from synoptic.evaluation.spread import RankMe
-from synoptic.files import LOCK, is_ours, sole_writer, write_text
-from synoptic.machine import peak_memory, processor
+from synoptic.files import LOCK, check_file, is_ours, sole_writer, write_text
+from synoptic.machine import cores, memory, peak_memory, processor
 from synoptic.methods import get_method
 from synoptic.methods.base import Collapsed, Method, Task
 from synoptic.predict import VisionModel, load
@@ -82,6 +82,8 @@ def train(
 
 
 def _train(recipe: Method, config: TrainConfig) -> Path:
+    if not config.out:
+        raise ValueError("out=: is empty; give a folder for the run")
     out = expand(config.out)
     config = replace(config, out=str(out))
     started = distributed.world()[1] > 1
@@ -240,7 +242,7 @@ def _loader(task: Task, config: TrainConfig, source: Source, part: tuple[int, in
 
 def evaluate(
     model: str | Path | VisionModel,
-    on: Iterable[str],
+    on: Iterable[str] | str,
     data: str,
     out: Path | str | None = None,
     adaptor: str | None = None,
@@ -249,7 +251,8 @@ def evaluate(
 
     Args:
         model: a MODEL or one that is loaded.
-        on: names of evaluations: knn, linear, logistic, retrieval, zeroshot, segmentation, attention.
+        on: names of evaluations (knn, linear, logistic, retrieval, zeroshot, segmentation, attention), or one text with
+            commas between them.
         data: a data set with labels, words or masks, as the evaluations need.
         out: JSON file for the scores, which also names the part that was judged and the adaptor.
         adaptor: the teacher in whose space a student is judged, needed for `zeroshot` where several know words; None
@@ -257,6 +260,9 @@ def evaluate(
     Raises:
         ValueError: for an unknown evaluation or adaptor, and for data that lack what an evaluation needs.
     """
+    file = expand(out) if out is not None else None
+    if file is not None:
+        check_file(file)
     vision = model if isinstance(model, VisionModel) else load(model)
     if adaptor is not None and adaptor not in vision.adaptors:
         has = f"choose from {', '.join(vision.adaptors)}" if vision.adaptors else f"{vision.name} has none"
@@ -267,10 +273,8 @@ def evaluate(
     evaluators = build_evaluators(on, data, part, adaptor=adaptor, validation=share)
     answers = [evaluator.run(vision) for evaluator in evaluators]
     scores = {name: score for answer in answers for name, score in answer}
-    if out is not None:
+    if file is not None:
         facts = {"model": vision.name, "data": data, "part": part, "adaptor": adaptor}
-        file = expand(out)
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(facts | scores, indent=2) + "\n")
     return scores
 

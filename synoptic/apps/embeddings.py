@@ -15,6 +15,7 @@ from torch import Tensor
 
 from synoptic.apps.reading import Reading
 from synoptic.data.inputs import ReadBatch
+from synoptic.files import check_file
 from synoptic.predict import VisionModel, load
 from synoptic.types import Features
 from synoptic.weights.folder import weights_hash
@@ -45,11 +46,14 @@ def embed(
     Returns:
         How many pictures could not be read; they are named in the log and left out.
     Raises:
-        ValueError: no pictures, no such model or adaptor, or none of the pictures can be read.
+        ValueError: `out` cannot be written or has another ending, no pictures, no such model or adaptor, or none of the
+            pictures can be read.
     """
     reading = Reading(images, progress)
+    check_file(out)
+    if out.suffix.lower() != ".parquet":
+        raise ValueError(f"out={out}: embeddings become a Parquet table; give a name that ends in .parquet")
     vision = model if isinstance(model, VisionModel) else load(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         _write(partial, _tables(vision, reading, tokens, adaptor))

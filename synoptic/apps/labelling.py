@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synoptic.apps.reading import Reading
-from synoptic.files import write_text
+from synoptic.files import check_file, write_text
 from synoptic.predict import VisionModel, load
 
 Labelled = dict[str, list[dict[str, Any]]]
@@ -41,9 +41,9 @@ def classify(
     """
     _check(labels, templates)
     reading = Reading(images, progress)
+    if out is not None:
+        check_file(out)
     vision = model if isinstance(model, VisionModel) else load(model)
-    if out is not None:  # before the work, which would be lost where there is no writing
-        out.parent.mkdir(parents=True, exist_ok=True)
     found: Labelled = {}
     for batch in reading.batches(vision):
         ranked: Any = vision.classify(batch.images, labels, templates, adaptor)  # a list a picture of the stack

@@ -31,6 +31,7 @@ from synoptic.evaluation.features import embed
 from synoptic.evaluation.protocols import SCENE_TEMPLATES, TEMPLATES, prompts
 from synoptic.evaluation.recognition import nearest
 from synoptic.evaluation.scenes import is_scenes
+from synoptic.files import check_file
 from synoptic.methods.teachers import parse_teachers
 from synoptic.predict import VisionModel, load
 from synoptic.weights.folder import text_towers
@@ -55,6 +56,7 @@ def report(runs: Sequence[Path | str], out: Path | str | None = None) -> Path:
     if not folders:
         raise ValueError("report: name a run folder")
     path = Path(out) if out is not None else folders[0] / "report.html"
+    check_file(path)
     demos = [folder for folder in folders if is_demo(folder)]
     if demos and len(folders) > 1:
         raise ValueError(f"report: {demos[0]} is a demo, which has a page of its own; name it alone")

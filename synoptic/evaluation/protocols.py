@@ -101,7 +101,7 @@ def build_evaluator(
 
 
 def build_evaluators(
-    names: Iterable[str],
+    names: Iterable[str] | str,
     data: str,
     part: Part | None = None,
     *,
@@ -111,7 +111,7 @@ def build_evaluators(
     """Evaluations of a data set; those that read a vector of each picture are joined to one, which looks at each once.
 
     Args:
-        names: of EVALUATIONS.
+        names: of EVALUATIONS; a text may name several, with commas between them.
         data: a folder with `train/` and `test/` inside, or any other DIR.
         part: the part to judge by; None takes `judged_part`.
         adaptor: the student's teacher in whose space it is judged; None takes the model's own, and for words the only
@@ -121,7 +121,9 @@ def build_evaluators(
     Raises:
         ValueError: for an unknown name, and for data that lack what an evaluation needs.
     """
-    wanted = list(dict.fromkeys(names))
+    wanted = list(dict.fromkeys(names.split(",") if isinstance(names, str) else names))
+    if not wanted:
+        raise ValueError(f"on=: names no evaluation; give some of {', '.join(EVALUATIONS)}")
     for name in wanted:
         if name not in EVALUATIONS:
             raise ValueError(f"on={name}: no such evaluation; there are {', '.join(EVALUATIONS)}")

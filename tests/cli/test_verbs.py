@@ -203,10 +203,39 @@ def test_a_run_gets_its_page(type_in, workshop: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "embed pictures/test/images model=clip out={}",
+        "classify pictures/test/images model=clip labels=cone,cube out={}",
+        "evaluate clip on=knn data=pictures out={}",
+        "report clip out={}",
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    type_in, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("synoptic.predict.VisionModel.__call__", lambda *_, **__: pytest.fail("worked"))
+    assert "out=pictures: is a folder; give a file" in type_in(command.format("pictures"), code=2)
+    told = type_in(command.format("clip/config.json/file"), code=2)
+    assert "out=clip/config.json/file: cannot be written (" in told and "); give another place" in told
+
+
+def test_evaluations_may_be_one_text(workshop: Path) -> None:
+    data, model = str(workshop / "pictures"), synoptic.load(workshop / "clip")
+    both = synoptic.evaluate(model, on="knn,zeroshot", data=data)
+    assert both == synoptic.evaluate(model, on=["knn", "zeroshot"], data=data) and "zeroshot" in both
+    with pytest.raises(ValueError, match="on=: names no evaluation"):
+        synoptic.evaluate(model, on=(), data=data)
+
+
+@pytest.mark.parametrize(
     ("command", "told"),
     [
+        ("embed pictures model=clip out=x.csv", "out=x.csv: embeddings become a Parquet table; give a name that ends"),
         ("train dino data=picturez out=new model=vit_mini16", "picturez does not exist"),
         ("train dino data=pictures out=new model=vit_mini61", "vit_mini61"),
+        ("train dino data=pictures out=new model=clip", "model=clip: is no architecture; init=clip begins with the"),
+        ("train dino data=pictures out=new devices=100000 device=cpu", "devices=100000: this machine has "),
         ("train dino data=pictures out=pictures/scenes.json model=vit_mini16", "is a file"),
         ("train dino data=pictures out=pictures model=vit_mini16", "holds files that are no run"),
         ("train radio data=pictures out=new model=vit_mini16", "teachers= is missing"),
@@ -218,6 +247,7 @@ def test_a_run_gets_its_page(type_in, workshop: Path) -> None:
         ("classify pictures model=clip labels=", 'labels=: give classes in words, comma-separated, as in labels="cat,'),
         ("classify pictures model=clip labels=a templates=photo", "templates=photo: {} should stand for the label"),
         ("evaluate clip on=knnn data=pictures", "on=knnn should be 'knn', 'linear', 'logistic', 'retrieval', "),
+        ("evaluate clip on= data=pictures", "on=: names no evaluation; give some of knn, linear, "),
         ("evaluate clip on=knn data=pictures adaptor=dino", "adaptor=dino: no such adaptor; clip has none"),
         ("evaluate nowhere on=knn data=pictures", "there is no model 'nowhere'"),
         ("figures nothing model=clip out=x.parquet", "nothing does not exist"),
