@@ -109,6 +109,9 @@ def _train(recipe: Method, config: TrainConfig) -> Path:
 def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source, group: Group) -> None:
     """Trains and exports a task, as one of the processes of the group; the first alone writes."""
     out, first = Path(config.out), group.rank == 0
+    if config.batch > len(source):
+        told = "batch=%d is more than the %d pictures: each is seen several times a step"
+        log.warning(told, config.batch, len(source))
     evaluators = _evaluators(recipe, config, source)
     config = _with_metric(config, recipe.metric, judged=any(isinstance(found, KNN) for found in evaluators))
     facts = task.facts()
@@ -286,9 +289,18 @@ def _resolve(recipe: Method, config: Any) -> tuple[Source, Any]:
     source = open_source(config.data, "train", captions=recipe.captions, validation=config.loader.validation)
     source.allow_unreadable(config.loader.unreadable)
     config = recipe.resolve(config, len(source))
+    _check_batch(config)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     precision = _fast_precision(device) if config.precision == "auto" else config.precision
     return source, replace(config, device=device, precision=precision)
+
+
+def _check_batch(config: TrainConfig) -> None:
+    """Refuses a batch whose pictures alone, as bytes, are more than the main memory."""
+    needed, there = config.batch * config.channels * present(config.size) ** 2, memory()
+    if there is not None and needed > there:
+        taken = f"with size={config.size} its pictures take {needed / 1e9:.0f} GB, and there are {there / 1e9:.0f}"
+        raise ValueError(f"batch={config.batch}: {taken}; give less")
 
 
 def _fast_precision(device: str) -> str:

@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(interrupt) or "interrupted", INTERRUPTED)
     except (ValueError, OSError) as error:  # a disk that is full, a folder that cannot be made
         return _say(str(error), MISTAKE)
-    except Exception:
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return _say("out of memory: what was asked for is too large for this machine; give smaller sizes", MISTAKE)
         traceback.print_exc()
         return FAULT
     return DONE
@@ -59,6 +61,12 @@ def _run(arguments: Sequence[str]) -> None:
         print_help(Console(), *verb.help(words))
     else:
         verb.run(words)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch's own class is asked for by its name, since importing it is slow; on a CPU it has only words."""
+    by_name = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return by_name or "can't allocate memory" in str(error)
 
 
 def _say(message: str, code: int) -> int:

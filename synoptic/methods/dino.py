@@ -298,6 +298,8 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
     taken = prototype_bytes(prototypes, config.bottleneck)
     check_memory(f"prototypes={prototypes}: with bottleneck={config.bottleneck} they", taken, config.device)
+    hidden = learned(config.head_hidden, config.head_hidden)
+    check_memory(f"head_hidden={config.head_hidden}: the head's weights", hidden, config.device)
     check_memory(
         f"queue={config.queue}: with prototypes={prototypes} its rows", 4 * config.queue * prototypes, config.device
     )

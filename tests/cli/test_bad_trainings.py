@@ -44,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "size=16 centring=sinkhorn queue=40000000000",
             "queue=40000000000: with prototypes=16 its rows take 2560 GB, and there are",
         ),
+        ("size=16 head_hidden=100000000", "head_hidden=100000000: the head's weights take 200000000 GB, and there are"),
+        ("size=16 batch=4000000000", "batch=4000000000: with size=16 its pictures take 3072 GB, and there are"),
         ("size=16 batch=0", "batch=0"),
         ("size=16 queue=-1", "queue=-1"),
         ("size=16 centring=sinkhorn queue=20", "queue=20: holds whole steps of 2 x batch=4; the nearest is 24"),
@@ -125,6 +127,13 @@ def test_one_picture_and_a_batch_of_one_are_little_and_no_mistake(
     keys = f"train {method} data={folder / data} out={out} steps=2 size=16 batch={batch} {TINY}"
     assert cli.main(keys.split()) == 0
     assert np.isfinite(synoptic.load(out).embed(str(folder / "one"))).all()
+
+
+def test_a_batch_larger_than_the_data_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = f"train dino data={folder / 'one'} out={folder / 'many'} steps=1 size=16 batch=3 {TINY}"
+    with caplog.at_level(logging.WARNING, "synoptic"):
+        assert cli.main(keys.split()) == 0
+    assert caplog.text.count("batch=3 is more than the 1 pictures: each is seen several times a step") == 1
 
 
 def test_crops_larger_than_the_pictures_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

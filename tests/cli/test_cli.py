@@ -290,7 +290,15 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("train dino data=a out=b optim=3", "train dino: optim=3 should be"),
         ("train dino data=a out=b preset=nonesuch", "train dino: unknown preset 'nonesuch'"),
         ("train dino data=a out=b config=no/such.json", "no/such.json: cannot be read"),
-        ("train dino data=a out=b --dry-runn", "--dry-runn: keys are typed without dashes"),
+        ("train dino data=a out=", "out=: is empty; give a folder for the run"),
+        ("train dino data=a out=b crops.global_scale=2,1", "train dino: crops.global_scale=2 should be less than or "),
+        ("train dino data=a out=b threads=100000", "train dino: threads=100000 should be less than or equal to 1024"),
+        (
+            "train dino data=a out=b seed=9223372036854775808",
+            "train dino: seed=9223372036854775808 should be",
+        ),
+        ("train dino data=a out=b --dryrun", "--dryrun: did you mean --dry-run?"),
+        ("train dino data=a out=b --steps=3", "--steps=3: keys are typed without dashes, as in steps=VALUE"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(mistake, words: str, line: str) -> None:
@@ -358,6 +366,15 @@ def test_a_fault_of_ours_shows_its_traceback(
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert "RuntimeError: ours" in err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you ...")])
+def test_what_no_memory_holds_is_a_mistake(monkeypatch: pytest.MonkeyPatch, mistake, error: Exception) -> None:
+    def too_large(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", too_large)
+    assert mistake("models").startswith("out of memory: ")
 
 
 @pytest.mark.parametrize(("message", "line"), [("", "interrupted"), ("go on with x", "go on with x")])
