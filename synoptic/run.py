@@ -50,6 +50,7 @@ BANK, QUERIES = 2000, 500  # pictures used for k-NN while training: enough for a
 # panorama would take the memory of many pictures.
 LONGEST = 2.0
 FEWEST = 30  # pictures whose score, k-NN's or the rank of their embeddings, says something of the network
+TURNS = 4  # processes a core at most: they do nothing faster, but a small machine may try what a larger one will do
 
 
 def train(
@@ -169,6 +170,8 @@ def _launch(recipe: Method, config: TrainConfig) -> None:
     available = torch.cuda.device_count() if config.device != "cpu" else 0
     if available and config.devices > available:
         raise ValueError(f"devices={config.devices}: this machine has {available}; give fewer, or device=cpu")
+    if not available and config.devices > TURNS * cores():
+        raise ValueError(f"devices={config.devices}: this machine has {cores()} cores for them; give fewer")
     source, resolved = _resolve(recipe, config)  # here, where a mistake is told once
     loop.check_parts(resolved, config.devices)
     look(source, resolved.bands, resolved.loader.unreadable)

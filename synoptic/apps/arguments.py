@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -112,6 +113,8 @@ def split(arguments: Sequence[str], flags: Iterable[str] = ()) -> Words:
             found.add(known[word])
         elif word.startswith("-") and word != "-":
             key = word.lstrip("-").partition("=")[0].replace("-", "_")
+            if meant := difflib.get_close_matches(word, known, n=1, cutoff=0.8):
+                raise ValueError(f"{word}: did you mean {meant[0]}?")
             raise ValueError(f"{word}: keys are typed without dashes, as in {key or 'key'}=VALUE")
         elif pair:
             values[pair[1]] = pair[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,15 @@ def architecture(model: str, init: str | None, options: LoadOptions) -> ViTConfi
     Raises:
         ValueError: `init` is no model, or `model` no architecture.
     """
-    return _given_architecture(init, options) if init is not None else vit_config(model)
+    if init is not None:
+        return _given_architecture(init, options)
+    try:
+        return vit_config(model)
+    except ValueError:
+        if not Path(model).expanduser().exists():
+            raise
+        given = f"model={model}: is no architecture; init={model} begins with the weights that lie there"
+        raise ValueError(given) from None
 
 
 @lru_cache(maxsize=4)
