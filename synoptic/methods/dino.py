@@ -296,9 +296,9 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
             "never reaches its learning rate; both together take at most 1"
         )
     prototypes = config.prototypes or min(max(2 ** round(math.log2(max(samples, 1) / 4)), 256), 65536)
-    taken = prototype_bytes(prototypes, config.bottleneck)
+    taken = matrix_bytes(prototypes, config.bottleneck)
     check_memory(f"prototypes={prototypes}: with bottleneck={config.bottleneck} they", taken, config.device)
-    hidden = learned(config.head_hidden, config.head_hidden)
+    hidden = matrix_bytes(config.head_hidden, config.head_hidden)
     check_memory(f"head_hidden={config.head_hidden}: the head's weights", hidden, config.device)
     check_memory(
         f"queue={config.queue}: with prototypes={prototypes} its rows", 4 * config.queue * prototypes, config.device
@@ -313,9 +313,9 @@ def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     return replace(config, prototypes=prototypes, crops=crops)
 
 
-def prototype_bytes(prototypes: int, bottleneck: int) -> int:
-    """Bytes that prototypes take in training: of the student, with gradients and two moments, and of the teacher."""
-    return 5 * 4 * prototypes * bottleneck
+def matrix_bytes(rows: int, columns: int) -> int:
+    """Bytes that a matrix takes in training: the student's, its gradient and two moments, and the teacher's."""
+    return 5 * 4 * rows * columns
 
 
 def check_memory(what: str, needed: int, device: str) -> None:

@@ -251,7 +251,7 @@ def resolve(config: Dinov2Config, samples: int) -> Dinov2Config:
         ema = config.optim.ema if config.optim.ema is not None else config.momentum
         return replace(config, ibot=0.0, koleo=0.0, drop_path=0.0, optim=replace(config.optim, ema=ema))
     own = config.patch_prototypes or present(config.prototypes)
-    taken = dino.prototype_bytes(own, config.patch_bottleneck)
+    taken = dino.matrix_bytes(own, config.patch_bottleneck)
     dino.check_memory(
         f"patch_prototypes={own}: with patch_bottleneck={config.patch_bottleneck} they", taken, config.device
     )
