@@ -203,15 +203,15 @@ def plan(method: str, config: TrainConfig) -> dict[str, Any]:
     loader = _loader(task, config, source, part=(0, config.devices))
     with _threads(config.threads or max(torch.get_num_threads() // config.devices, 1)):
         tried = loop.trial(task, loader, config, distributed.place(config.device))
-    shares = [end - start for start, end in pairwise((*task.phases, 1.0))]
+    shares = [end - start for start, end in pairwise((*(phase.start for phase in task.phases), 1.0))]
     seconds = sum(share * each for share, each in zip(shares, tried["seconds"], strict=True)) * present(config.steps)
     return {
         "pictures": len(source),
         "steps_per_epoch": len(source) / config.batch,
         "parameters": {"exported": _count(task.exported().parameters()), "trained": trained},
         "phases": [
-            {"from": round(start, 4), "seconds_per_step": round(each, 4)}
-            for start, each in zip(task.phases, tried["seconds"], strict=True)
+            {"from": round(phase.start, 4), "seconds_per_step": round(each, 4)}
+            for phase, each in zip(task.phases, tried["seconds"], strict=True)
         ],
         "hours": round(seconds / 3600, 3),
         "memory_gb": _peak_memory(config.device),

@@ -114,7 +114,7 @@ def _loop(run: _Run, loader: Loader, evaluate: Evaluate | None, observer: Observ
                 terms = run.read_terms(loader)
             if logs:
                 run.meter.reset()
-                observer.metrics(done, terms, optim.rates(config.optim, done - 1, run.steps))
+                observer.metrics(done, terms, optim.rates(run.task, config.optim, done - 1, run.steps))
                 observer.diagnosis(done, run.task.diagnose(terms, run.scores, done / run.steps))
             observer.tick(done)
             if evaluates and evaluate:
@@ -180,7 +180,7 @@ def trial(
         losses: dict[str, float] = {}
         found = []
         for phase in task.phases:
-            start = min(math.ceil(phase * run.steps), run.steps - 1)
+            start = round(phase.start * run.steps)
             seconds = []
             for step, batch in enumerate(loader.batches(start, min(start + steps, run.steps)), start):
                 begun = time.perf_counter()
@@ -231,7 +231,8 @@ class _Run:
         config = self.config
         progress = step / self.steps
         _seed(config.seed, step, self.group.rank, self.device)
-        optim.set_rates(self.optimizer, **optim.rates(config.optim, step, self.steps), progress=progress)
+        rates = optim.rates(self.task, config.optim, step, self.steps)
+        optim.set_rates(self.optimizer, **rates, progress=progress)
         terms: dict[str, Tensor] = {}
         parts = batch.split(config.accumulate)
         for number, part in enumerate(parts, start=1):

@@ -19,9 +19,9 @@ def schedule(progress: float, warmup: float, final: float) -> float:
     """A factor that rises linearly from 0 to 1, then falls to `final` on half a cosine.
 
     Args:
-        progress: share of the run, in [0, 1].
-        warmup: share of the run in which the factor rises, in [0, 1].
-        final: factor at the end of the run.
+        progress: share of the run, or of a phase of it, in [0, 1].
+        warmup: share in which the factor rises, in [0, 1].
+        final: factor at the end.
 
     Source: Loshchilov and Hutter 2017, "SGDR" (arXiv 1608.03983), one period; warm-up of Goyal et al. 2017
         (arXiv 1706.02677).
@@ -33,23 +33,26 @@ def schedule(progress: float, warmup: float, final: float) -> float:
 
 
 def learning_rate(config: OptimConfig, progress: float) -> float:
-    """The learning rate at a share of the run, before a group's own scale."""
+    """The learning rate at a share of the run or phase, before the scale of the phase and of a group."""
     assert config.lr is not None, "optim.lr is resolved when the run is built"
     return config.lr * schedule(progress, config.warmup, config.final_lr)
 
 
 def weight_decay(config: OptimConfig, progress: float) -> float:
-    """The weight decay at a share of the run: constant, or on half a cosine to its final value (DINO, 2104.14294)."""
+    """The weight decay at a share of the run or phase: constant, or on half a cosine to its final value.
+
+    Source: DINO (arXiv 2104.14294), sec. 3.3.
+    """
     if config.final_weight_decay is None:
         return config.weight_decay
     final = config.final_weight_decay
     return final + (config.weight_decay - final) * schedule(progress, 0.0, 0.0)
 
 
-def rates(config: OptimConfig, step: int, steps: int) -> dict[str, float]:
+def rates(task: Task, config: OptimConfig, step: int, steps: int) -> dict[str, float]:
     """ "lr" and "weight_decay" of a step, from 0, taken at its middle, so that the first and the last one count too."""
-    middle = (step + 0.5) / steps
-    return {"lr": learning_rate(config, middle), "weight_decay": weight_decay(config, middle)}
+    phase, share = task.phase((step + 0.5) / steps)
+    return {"lr": phase.lr_scale * learning_rate(config, share), "weight_decay": weight_decay(config, share)}
 
 
 def build_optimizer(task: Task, config: OptimConfig) -> torch.optim.AdamW:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,19 @@ class Diagnosis:
         return f"{self.name}: {self.cause}; try {self.mend}"
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run with pictures of its own size, over which every schedule runs from its beginning to its end.
+
+    Attributes:
+        start: share of the run at which it begins.
+        lr_scale: its learning rates over those of the run.
+    """
+
+    start: float = 0.0
+    lr_scale: float = 1.0
+
+
 class Collapsed(ValueError):
     """A run stopped itself, since it was learning nothing any more."""
 
@@ -66,12 +80,12 @@ class Collapsed(ValueError):
 class Task(nn.Module):
     """A training method. The loop calls, for every step: `prepare`, `losses`, `before_step`, `after_step`.
 
-    `progress` is the share of the run already done, in [0, 1]: every schedule is a function of it.
+    `progress` is the share of the run already done, in [0, 1]: every schedule is a function of it, by `phase`.
 
     Attributes:
         group: the processes that train together; statistics of the whole batch are taken over them.
         passes: how many dictionaries `losses` yields.
-        phases: progress at which steps begin to cost something else, from 0 on.
+        phases: in order, the first from 0 on.
         resolution: side in pixels of the pictures that the exported model is made for; None is the run's `size`.
         largest_fall: share by which the score that decides may fall below that of the start before the run stops; None
             asks for no score of the start.
@@ -79,7 +93,7 @@ class Task(nn.Module):
 
     group: Group = ALONE
     passes: int = 1
-    phases: tuple[float, ...] = (0.0,)
+    phases: tuple[Phase, ...] = (Phase(),)
     resolution: int | None = None
     largest_fall: float | None = None
 
@@ -87,6 +101,13 @@ class Task(nn.Module):
     def reads(self) -> int:
         """Side in pixels of the largest pictures that a network of this task is shown."""
         raise NotImplementedError
+
+    def phase(self, progress: float) -> tuple[Phase, float]:
+        """The phase in which a share of the run falls, and how much of the phase is done by then."""
+        starts = [phase.start for phase in self.phases]
+        place = bisect_right(starts, progress) - 1
+        end = (*starts, 1.0)[place + 1]
+        return self.phases[place], (progress - starts[place]) / (end - starts[place])
 
     def facts(self) -> dict[str, str]:
         """What else a run of this task depends on, beside its configuration: name -> what tells it apart."""

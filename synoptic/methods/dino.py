@@ -170,11 +170,13 @@ class DinoTask(Task):
         config = self.config
         if not config.sharpening:
             return config.student_temperature
-        share = min(progress / config.teacher_temperature_warmup, 1.0) if config.teacher_temperature_warmup else 1.0
+        warmup, (_, progress) = config.teacher_temperature_warmup, self.phase(progress)
+        share = min(progress / warmup, 1.0) if warmup else 1.0
         start = config.teacher_temperature_start
         return start + share * (config.teacher_temperature - start)
 
     def teacher_momentum(self, progress: float) -> float:
+        _, progress = self.phase(progress)
         return 1.0 - (1.0 - self.config.momentum) * (math.cos(math.pi * progress) + 1.0) / 2.0
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
@@ -212,7 +214,7 @@ class DinoTask(Task):
         return terms
 
     def before_step(self, progress: float) -> None:
-        if progress < self.config.freeze_last_layer:
+        if self.phase(progress)[1] < self.config.freeze_last_layer:
             for parameter in self.last_layers():
                 parameter.grad = None
 

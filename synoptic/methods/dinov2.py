@@ -21,7 +21,7 @@ from synoptic.data.transforms import MultiCrop, MultiCropConfig
 from synoptic.losses import ssl
 from synoptic.losses.targets import Centring, Targets
 from synoptic.methods import dino
-from synoptic.methods.base import Diagnosis, Method, Unused
+from synoptic.methods.base import Diagnosis, Method, Phase, Unused
 from synoptic.methods.collapse import CollapseWatch
 from synoptic.methods.dino import DinoConfig, DinoTask, Network, stacked
 from synoptic.methods.feature_distillation import FeatureDistillation
@@ -35,18 +35,21 @@ from synoptic.types import Batch, present
 
 @dataclass(frozen=True, kw_only=True)
 class HighResolutionConfig:
-    """A last phase with larger pictures, for features that are fine in detail (DINOv2 sec. 5).
+    """A last phase with larger pictures, for features that are fine in detail (DINOv2 sec. 4 and app. B.2).
 
-    Positions follow, since their table is resampled to the grid at hand. With such a phase the model is judged and
-    exported for the larger pictures.
+    Positions follow, since their table is resampled to the grid at hand. All schedules begin anew and run their course
+    in the phase, of learning rate, weight decay, temperature and average alike. With such a phase the model is judged
+    and exported for the larger pictures.
 
     Attributes:
         share: of the run that it takes; 0 leaves it out.
         scale: side of its crops over that of the crops before, rounded to whole patches (518 / 224 in the paper).
+        lr_scale: its learning rates over those of the run before; the paper lowers them, and does not say by how much.
     """
 
     share: Fraction = 0.0
     scale: PositiveFloat = 518 / 224
+    lr_scale: PositiveFloat = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,9 @@ class Dinov2Task(DinoTask):
         self.high_resolution = MultiCrop(larger(config))
         if config.high_resolution.share:
             self.resolution = self.high_resolution.config.global_size
-            self.phases = (0.0, 1.0 - config.high_resolution.share)
+            steps = present(config.steps)
+            first = min(round((1.0 - config.high_resolution.share) * steps), steps - 1)
+            self.phases = (Phase(), Phase(first / steps, config.high_resolution.lr_scale))
         key = "prototypes" if config.heads == "tied" else "patch_prototypes"
         self.patch_targets = Targets(getattr(config, key), config.centring, config.centre_momentum)
         self.patch_watch = CollapseWatch(config, key)
@@ -144,9 +149,8 @@ class Dinov2Task(DinoTask):
     def prepare(self, batch: Batch, seed: int) -> Batch:
         config = self.config
         position = present(batch.position)
-        step = int(position[0]) // config.batch
-        late = step >= (1.0 - config.high_resolution.share) * present(config.steps)
-        batch = (self.high_resolution if late else self.multi_crop)(batch, seed)
+        phase, _ = self.phase(int(position[0]) // config.batch / present(config.steps))
+        batch = (self.multi_crop if phase is self.phases[0] else self.high_resolution)(batch, seed)
         if not config.ibot:
             return batch
         patch = self.student.backbone.stride
@@ -330,7 +334,9 @@ UNUSED = (
     ),
     Unused("with ibot=0", ("heads", "patch_prototypes", "patch_bottleneck", "masks"), lambda config: not config.ibot),
     Unused(
-        "without high_resolution.share", ("high_resolution.scale",), lambda config: not config.high_resolution.share
+        "without high_resolution.share",
+        ("high_resolution.scale", "high_resolution.lr_scale"),
+        lambda config: not config.high_resolution.share,
     ),
     Unused("with heads=tied", ("patch_prototypes", "patch_bottleneck"), lambda config: config.heads == "tied"),
     *dino.UNUSED,

@@ -10,7 +10,7 @@ from torch import nn
 
 from synoptic.config import OptimConfig
 from synoptic.engine import optim
-from synoptic.methods.base import ParamGroup, Task
+from synoptic.methods.base import ParamGroup, Phase, Task
 from synoptic.models.vit import ViT, vit_config
 
 shares = st.floats(0.0, 1.0)
@@ -59,7 +59,20 @@ def test_schedule_with_no_warmup_or_nothing_else(warmup):
 def test_no_step_has_a_rate_of_zero(steps, warmup):
     """Not even the first of a warm-up or the last of a cosine to zero: a run of one step trains."""
     config = OptimConfig(lr=1.0, warmup=warmup, final_lr=0.0)
-    assert all(optim.rates(config, step, steps)["lr"] > 0.0 for step in range(steps))
+    assert all(optim.rates(Task(), config, step, steps)["lr"] > 0.0 for step in range(steps))
+
+
+def test_each_phase_runs_through_the_whole_schedule_at_its_own_rate():
+    task = Task()
+    task.phases = (Phase(), Phase(0.6, lr_scale=0.5))
+    config = OptimConfig(lr=1.0, warmup=0.5, weight_decay=0.1, final_weight_decay=0.9)
+    whole = [optim.rates(Task(), config, step, 60) for step in range(60)]
+    short = [optim.rates(Task(), config, step, 40) for step in range(40)]
+    phased = [optim.rates(task, config, step, 100) for step in range(100)]
+    assert [rates["lr"] for rates in phased[:60]] == pytest.approx([rates["lr"] for rates in whole])
+    assert [rates["lr"] for rates in phased[60:]] == pytest.approx([0.5 * rates["lr"] for rates in short])
+    decays = [rates["weight_decay"] for rates in (*whole, *short)]
+    assert [rates["weight_decay"] for rates in phased] == pytest.approx(decays)
 
 
 def test_weight_decay_is_constant_or_ends_on_a_cosine():

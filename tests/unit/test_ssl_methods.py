@@ -279,6 +279,19 @@ def test_the_last_phase_shows_larger_crops() -> None:
     backward(task, late, progress=0.7)
 
 
+@pytest.mark.parametrize(("steps", "share", "first"), [(10, 0.3, 7), (3, 0.1, 2), (1, 0.5, 0), (7, 0.57, 3)])
+def test_the_last_phase_has_its_first_step_and_schedules_of_its_own(steps: int, share: float, first: int) -> None:
+    phase = {"share": share, "scale": 2.0}
+    values = {"steps": steps, "teacher_temperature": 0.07, "teacher_temperature_start": 0.04, "momentum": 0.9}
+    task = small("dinov2", model="vit_nano8", high_resolution=phase, **values)
+    sides = [task.prepare(batch_of(4, start=4 * step), 0).crops[0].shape[-1] for step in range(steps)]
+    assert sides == [32] * first + [64] * (steps - first)
+    assert task.teacher_temperature(first / steps) == 0.04
+    assert task.teacher_momentum(first / steps) == pytest.approx(0.9)
+    assert task.teacher_temperature(1.0) == pytest.approx(0.07)
+    assert task.teacher_momentum(1.0) == 1.0
+
+
 def test_masks_follow_the_position_alone(dinov2_task: dinov2.Dinov2Task) -> None:
     """A batch cut in two is masked as the whole, first crops before second ones."""
     whole = dinov2_task.prepare(batch_of(4), 7).masks
