@@ -4,8 +4,8 @@
 
 DIR is the folder that SYNOPTIC_DATA names. Models learn from `imagenette96/train`, less a tenth that is set apart. They
 are judged by 10-NN of that tenth (500 pictures of ten classes) among the rest, at the 64 pixels of the training and at
-the 96 of its high-resolution phase, and by a linear probe from patches to the classes of pixels on `camvid240` (184
-road pictures to fit, 117 to judge by). What lies in FOLDER already is not made again.
+the 96 of its high-resolution phase, by a linear probe from patches to the classes of pixels on `camvid240` (184 road
+pictures to fit, 117 to judge by), and by the rank of their embeddings. What lies in FOLDER already is not made again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import common
 import torch
 
 import synoptic
+from synoptic.engine.observe import read_metrics
 from synoptic.evaluation.protocols import build_evaluator
 from synoptic.methods import get_method
 from synoptic.predict import VisionModel
@@ -59,7 +60,8 @@ def scores(data: Path, folder: Path, variant: str, seed: int) -> dict[str, float
     if not found.is_file():
         found.write_text(json.dumps(judged(synoptic.load(run), data)))
     scored: dict[str, float] = json.loads(found.read_text())
-    return scored
+    last = next(line["evaluation"] for line in reversed(read_metrics(run / "metrics.jsonl")) if "evaluation" in line)
+    return scored | {"rankme": last["rankme"]}
 
 
 def judged(model: VisionModel, data: Path) -> dict[str, float]:
@@ -98,10 +100,18 @@ def summary(found: Mapping[tuple[str, int], Mapping[str, float]], seeds: int) ->
 def show(table: Mapping[str, Any]) -> None:
     """Prints the table as it stands in the documentation."""
     scores = next(iter(table.values()))
-    print(f"| | {' | change | '.join(scores)} | change |\n|{' --- |' * (1 + 2 * len(scores))}")
+    print(f"| | {' | '.join(scores)} |\n|{' --- |' * (1 + len(scores))}")
     for variant, row in table.items():
-        cells = [f"{row[s]['mean']:.3f} | {row[s]['change']:+.3f} ± {row[s]['deviation'] or 0:.3f}" for s in row]
+        cells = (cell(row[score], digits=1 if score == "rankme" else 3) for score in row)
         print(f"| {variant} | {' | '.join(cells)} |")
+
+
+def cell(values: Mapping[str, Any], digits: int) -> str:
+    """The mean, and how far it lies from the base."""
+    mean = f"{values['mean']:.{digits}f}"
+    if not values["change"]:
+        return mean
+    return f"{mean} ({values['change']:+.{digits}f} ± {values['deviation'] or 0:.{digits}f})"
 
 
 def main() -> None:
