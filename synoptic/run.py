@@ -96,13 +96,11 @@ def _train(recipe: Method, config: TrainConfig) -> Path:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     given = config
     source, config = _resolve(recipe, config)
-    sides = look(source, config.bands, config.loader.unreadable) if distributed.world()[0] == 0 else {}
-    if given.depth is None and config.bands is None:
-        tell_depth(source, sides)
+    sides = _looked_at(source, given, config) if distributed.world()[0] == 0 else []
     with distributed.joined(config.device) as group:
         torch.manual_seed(config.seed)
         task = recipe.build(config, source)
-        _tell_enlarged(list(sides.values()), given, config, task.reads)
+        _tell_enlarged(sides, given, config, task.reads)
         _train_task(task, recipe, config, source, group)
     return out
 
@@ -110,9 +108,6 @@ def _train(recipe: Method, config: TrainConfig) -> Path:
 def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source, group: Group) -> None:
     """Trains and exports a task, as one of the processes of the group; the first alone writes."""
     out, first = Path(config.out), group.rank == 0
-    if config.batch > len(source):
-        told = "batch=%d is more than the %d pictures: each is seen several times a step"
-        log.warning(told, config.batch, len(source))
     evaluators = _evaluators(recipe, config, source)
     config = _with_metric(config, recipe.metric, judged=any(isinstance(found, KNN) for found in evaluators))
     facts = task.facts()
@@ -124,7 +119,7 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
             log.warning(told, task.largest_fall, FEWEST)
             task.largest_fall = 1.0  # of everything, so that the score of the start is still told
         if first:
-            _claim(out, config, checkpoint.identity(config, {**data, **facts}))
+            _claim(out, recipe.name, config, checkpoint.identity(config, {**data, **facts}))
         distributed.shared(None, group)  # the others write down what they cannot read once the folder is claimed
         source.record_errors(out / "data_errors.jsonl")
         judge = _judge(evaluators, _preprocess(task, config), config.model)
@@ -132,13 +127,33 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
         try:
             result = loop.train(task, loader, config, out, judge, device, group)
         except (Collapsed, Worsened):
-            best = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep).best_scored() if first else None
-            if best:
-                _export(task, recipe, config, out, best, facts)
-                log.warning("%s holds the best model so far, of step %d", out / "weights", best["best"]["step"])
+            kept = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep).so_far() if first else None
+            if kept:
+                _export(task, recipe, config, out, kept, facts)
+                which = "the best model so far" if kept["best"] else "the last model that was saved"
+                step = kept["best"]["step"] if kept["best"] else kept["steps"]
+                log.warning("%s holds %s, of step %d", out / "weights", which, step)
             raise
         if first:
             _export(task, recipe, config, out, result, facts)
+
+
+def _looked_at(source: Source, given: TrainConfig, config: TrainConfig) -> list[int]:
+    """The shorter sides in pixels of some of the pictures; tells what is unusual about them.
+
+    Args:
+        given: the configuration as the user gave it.
+        config: the same as resolved.
+    Raises:
+        ValueError: too many of the pictures cannot be read.
+    """
+    sides = look(source, config.bands, config.loader.unreadable)
+    if given.depth is None and config.bands is None:
+        tell_depth(source, sides)
+    if config.batch > len(source):
+        told = "batch=%d is more than the %d pictures: each is seen several times a step"
+        log.warning(told, config.batch, len(source))
+    return list(sides.values())
 
 
 def _tell_enlarged(sides: Sequence[int], given: TrainConfig, config: TrainConfig, size: int) -> None:
@@ -192,11 +207,12 @@ def plan(method: str, config: TrainConfig) -> dict[str, Any]:
         most that was held: on a GPU by tensors, else by the process), "losses" (for each term its "start", and what is
         "expected" where theory tells), "config" (as resolved).
     """
-    recipe = get_method(method)
+    recipe, given = get_method(method), config
     source, config = _resolve(recipe, config)
-    look(source, config.bands, config.loader.unreadable)
+    sides = _looked_at(source, given, config)
     torch.manual_seed(config.seed)
     task = recipe.build(config, source)
+    _tell_enlarged(sides, given, config, task.reads)
     trained = sum(parameter.numel() for group in task.parameter_groups() for parameter in group.params)
     expected = task.expected_losses()
     loop.check_parts(config, config.devices)
@@ -324,7 +340,7 @@ def _check_place(out: Path, config: TrainConfig) -> None:
         raise ValueError(f"out={out}: holds files that are no run; give a new or an empty folder")
 
 
-def _claim(out: Path, config: TrainConfig, identity: Mapping[str, Any]) -> None:
+def _claim(out: Path, method: str, config: TrainConfig, identity: Mapping[str, Any]) -> None:
     """Writes down what the run is; one that was begun otherwise is left as it is, or thrown away where that is asked.
 
     Args:
@@ -339,7 +355,7 @@ def _claim(out: Path, config: TrainConfig, identity: Mapping[str, Any]) -> None:
         (out / "data_errors.jsonl").unlink(missing_ok=True)
     # Whoever starts from this file wants the same run again, and not the one that stands there thrown away.
     save_json(replace(config, overwrite=False, resume="auto"), out / "config.json")
-    write_text(out / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+    write_text(out / "environment.json", json.dumps({"method": method, **_environment()}, indent=2) + "\n")
 
 
 def _empty(out: Path) -> None:
@@ -362,8 +378,8 @@ def _with_metric(config: Any, score: str, judged: bool) -> Any:
     if metric not in (None, score):
         raise ValueError(f"checkpoint.metric={metric}: only {score} is judged while training; leave the key out")
     if metric and not judged:
-        mend = "leave the key out, or put the pictures into a folder for each class"
-        raise ValueError(f"checkpoint.metric={metric}: data={config.data} has no labels to judge by; {mend}")
+        mend = "the last checkpoint counts as best; a folder for each class would tell labels"
+        log.warning("checkpoint.metric=%s: data=%s has no labels to judge by; %s", metric, config.data, mend)
     return replace(config, checkpoint=replace(config.checkpoint, metric=score if judged else None))
 
 

@@ -54,7 +54,7 @@ class Run:
     @property
     def title(self) -> str:
         """What was trained, and how."""
-        method = proper_name(self.trained.get("method", "run"))
+        method = proper_name(self.trained.get("method") or self.environment.get("method", "run"))
         init = self.config.get("init")
         begun = self.config["model"] if init is None else f"begun with {init}"
         return f"{method}, {begun}"

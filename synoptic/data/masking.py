@@ -45,8 +45,9 @@ def draw_masks(config: MaskConfig, grid: tuple[int, int], position: Tensor, batc
     """Masks of the two large crops of every picture.
 
     How much is hidden is drawn stratified over the whole batch: its masked crops share the span of ratios evenly, one
-    each to an equal part of it, in random order. A sample's masks depend on the seed and on its position in the run
-    alone, however the batch is cut into parts and over processes.
+    each to an equal part of it, in random order. A share of the crops that is no whole number is made up for by later
+    batches, and of a masked crop one patch at least is hidden, unless its ratio is 0. A sample's masks depend on the
+    seed and on its position in the run alone, however the batch is cut into parts and over processes.
 
     Args:
         config: which and how much.
@@ -60,7 +61,8 @@ def draw_masks(config: MaskConfig, grid: tuple[int, int], position: Tensor, batc
     position = torch.cat((position * 2, position * 2 + 1)).cpu()
     draws = Draws(seed, position)
     cells = grid[0] * grid[1]
-    wanted = torch.from_numpy(_ratios(config, position.numpy(), 2 * batch, seed, draws) * cells).long()
+    ratios = _ratios(config, position.numpy(), 2 * batch, seed, draws)
+    wanted = torch.from_numpy(np.where(ratios > 0, np.maximum(ratios * cells, 1), 0)).long()
     if config.shape == "random":
         order = draws.uniform("mask.order", count=cells).argsort(dim=1).argsort(dim=1)
         return order < wanted[:, None]
@@ -69,15 +71,15 @@ def draw_masks(config: MaskConfig, grid: tuple[int, int], position: Tensor, batc
 
 def _ratios(config: MaskConfig, position: np.ndarray, crops: int, seed: int, draws: Draws) -> np.ndarray:
     """(2B,) the part of each crop's patches to hide, 0 for those that are not masked."""
-    masked = int(crops * config.share)
-    strata = np.empty(len(position), np.int64)
-    for step in np.unique(position // crops):
-        order = np.random.default_rng((seed & 0xFFFFFFFFFFFFFFFF, int(step), 1)).permutation(crops)
+    strata, masked = np.empty(len(position), np.int64), np.empty(len(position), np.int64)
+    for step in np.unique(position // crops).tolist():
+        order = np.random.default_rng((seed & 0xFFFFFFFFFFFFFFFF, step, 1)).permutation(crops)
         here = position // crops == step
         strata[here] = order[position[here] % crops]
+        masked[here] = int((step + 1) * crops * config.share) - int(step * crops * config.share)
     low, high = config.ratio
     within = draws.uniform("mask.ratio").double().numpy()
-    ratios = low + (high - low) * (strata + within) / max(masked, 1)
+    ratios = low + (high - low) * (strata + within) / np.maximum(masked, 1)
     return np.where(strata < masked, ratios, 0.0)
 
 

@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 # Settings that may change between two parts of one run. Most leave the weights as they would have been, to the last bit
 # (the length of a run is told by its steps). `device`, `threads`, `compile` and `recompute` change the order in which
 # floats are summed, `devices` also what stochastic depth draws: the weights are others, and as good, which beats
-# refusing to go on with a run on another machine.
+# refusing to go on with a run on another machine. `data` may lie elsewhere by now: what it holds is among the facts.
 FREE = (
-    *("out", "device", "devices", "threads", "compile", "recompute", "epochs"),
+    *("data", "out", "device", "devices", "threads", "compile", "recompute", "epochs"),
     *("log_every", "checkpoint_every", "evaluate_every", "resume", "overwrite"),
     *("guard", "max_drop"),
 )
@@ -145,10 +145,18 @@ class Checkpoints:
         noted = self._noted_best()
         return self.path(noted["step"] if noted else self.steps()[-1])
 
-    def best_scored(self) -> dict[str, Any] | None:
-        """ "best" (see `best_of`) and "seconds" of the checkpoint that scored best; None where none was scored."""
-        noted = self._noted_best()
-        return {"best": noted, "seconds": load(self.best())["seconds"]} if noted else None
+    def so_far(self) -> dict[str, Any] | None:
+        """Of the checkpoint that scored best, or the newest where none was scored: "steps" and "seconds" until then,
+        "evaluation", and "best" (see `best_of`). None where there is no checkpoint."""
+        if not self.steps():
+            return None
+        state = load(self.best())
+        return {
+            "steps": state["step"],
+            "seconds": state["seconds"],
+            "evaluation": state["scores"],
+            "best": self._noted_best(),
+        }
 
     def _noted_best(self) -> dict[str, Any] | None:
         note = self.folder / "best.json"

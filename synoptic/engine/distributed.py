@@ -7,6 +7,7 @@ starts those of one machine.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import warnings
@@ -91,7 +92,10 @@ def joined(device: str) -> Iterator[Group]:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     yield Processes()
-    dist.destroy_process_group()  # not after a failure: it might wait for what other processes never say
+    # Nothing may hold the group any more, or its threads outlive it, and one that still asks for Python while that ends
+    # takes the process with it. Not after a failure: it might wait for what other processes never say.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def shared(value: T, group: Group) -> T:

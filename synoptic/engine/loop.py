@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -179,15 +180,15 @@ def trial(
         accelerate(task, config)
         losses: dict[str, float] = {}
         found = []
-        for phase in task.phases:
-            start = round(phase.start * run.steps)
+        bounds = [round(phase.start * run.steps) for phase in task.phases]
+        for start, end in pairwise((*bounds, run.steps)):
             seconds = []
-            for step, batch in enumerate(loader.batches(start, min(start + steps, run.steps)), start):
+            for step, batch in enumerate(loader.batches(start, min(start + steps, end)), start):
                 begun = time.perf_counter()
                 terms = {name: float(value) for name, value in run.step(batch, step).items()}  # waits for the device
                 seconds.append(time.perf_counter() - begun)
                 losses = losses or terms
-            found.append(statistics.median(seconds[1:] or seconds))
+            found.append(statistics.median(seconds[1:] or seconds or [0.0]))  # of a run of one step a phase has none
     return {"seconds": found, "losses": losses}
 
 

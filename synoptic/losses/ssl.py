@@ -69,21 +69,31 @@ def dino(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: floa
     return torch.stack(losses).sum() / pairs
 
 
-def ibot(student: Tensor, teacher: Tensor, pictures: Tensor, total: int, temperature: float = 0.1) -> Tensor:
+def patch_losses(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
     """Cross entropy between the teacher's view of a patch and the student's view of the mask in its place.
 
     Args:
         student: (M, K) logits of the masked patches of all pictures.
         teacher: (M, K) target probabilities of the same patches, unmasked.
+        temperature: of the student.
+    Returns:
+        (M,) in nats.
+    """
+    return -(teacher * (_wide(student) / temperature).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def ibot(losses: Tensor, pictures: Tensor, total: int) -> Tensor:
+    """What the losses of masked patches are together.
+
+    Args:
+        losses: (M,) see `patch_losses`.
         pictures: (M,) int64, the picture of each patch, from 0.
         total: number of pictures, those without a masked patch included.
-        temperature: of the student.
     Returns:
         Scalar: the mean over the masked patches of each picture, then over all pictures, of which those without masks
         add nothing.
     Source: iBOT eq. 2 (arXiv 2111.07832); over all pictures as in the code of DINOv2 (arXiv 2304.07193).
     """
-    losses = -(teacher * (_wide(student) / temperature).log_softmax(dim=-1)).sum(dim=-1)
     masked = torch.zeros(total, dtype=losses.dtype, device=losses.device).index_add(
         0, pictures, torch.ones_like(losses)
     )

@@ -230,7 +230,7 @@ class Method:
             ValueError: see `config.from_layers`; and for a typed key that decides nothing beside the others.
         """
         config = from_layers(self.config, values, where, file=file, preset=preset, presets=self.presets)
-        for key in flat(nested(values)):
+        for key in (key for key, value in flat(nested(values)).items() if value is not None):
             for unused in (LENGTH, *self.unused):
                 if unused.names(key) and unused.holds(config):
                     raise ValueError(f"{where}: {key} decides nothing {unused.where}; leave it out")

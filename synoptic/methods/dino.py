@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from synoptic.methods.start import LoadOptions, architecture, fingerprint, given
 from synoptic.models.heads import DinoHead
 from synoptic.models.vit import ViT, vit_config
 from synoptic.types import Batch, present
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,7 @@ class DinoTask(Task):
         return terms
 
     def before_step(self, progress: float) -> None:
+        hold_backbone(self.student, self.config, progress)
         if self.phase(progress)[1] < self.config.freeze_last_layer:
             for parameter in self.last_layers():
                 parameter.grad = None
@@ -279,6 +283,15 @@ def parameter_groups(student: nn.Module, config: DinoConfig) -> list[ParamGroup]
     return [group for group in found if group.params]
 
 
+def hold_backbone(student: nn.Module, config: DinoConfig, progress: float) -> None:
+    """Leaves a given backbone out of a step while the head learns alone: out of the moments of its gradients and out
+    of the norm by which gradients are clipped, too, since what a new head asks of it is noise."""
+    if config.init is not None and progress < config.head_warmup:
+        for name, parameter in student.named_parameters():
+            if name.startswith("backbone."):
+                parameter.grad = None
+
+
 def stacked(crops: tuple[Tensor, ...]) -> list[Tensor]:
     """The two large crops in one tensor, and the small ones, where there are any, in another."""
     return [torch.cat(part) for part in (crops[:2], crops[2:]) if part]
@@ -287,7 +300,12 @@ def stacked(crops: tuple[Tensor, ...]) -> list[Tensor]:
 def resolve(config: DinoConfigT, samples: int) -> DinoConfigT:
     """Fills what the data decide: learning rate 5e-4 * batch / 256 and 100 epochs (paper), prototypes, crop sizes."""
     size = config.size or config.crops.global_size or 224
-    config = replace(config, model=config.init or config.model)
+    if config.init is not None:
+        given = architecture(config.model, config.init, config.load)
+        size = (
+            config.size or config.crops.global_size or min(given.image_size, 224 // given.patch_size * given.patch_size)
+        )
+        config = replace(config, model=config.init)
     config = resolve_common(config, samples, lr=5e-4 * config.batch / 256, epochs=100, size=size)
     if config.queue % (2 * config.batch):
         near = -(-config.queue // (2 * config.batch)) * 2 * config.batch
@@ -334,8 +352,16 @@ def check_memory(what: str, needed: int, device: str) -> None:
         raise ValueError(f"{what} take {needed / 1e9:.0f} GB, and there are {there / 1e9:.0f}; give less")
 
 
+def tell_if_few(config: DinoConfig, samples: int) -> None:
+    """Warns where a batch or a data set is too small for what is taken over it."""
+    if min(config.batch, samples) < 2:
+        told = "one picture a batch has no neighbours to be spread from, and hardly any rows to balance: take more"
+        log.warning("batch=%d of %d pictures: %s", config.batch, samples, told)
+
+
 def build(config: DinoConfig, source: Source) -> DinoTask:
-    """The task for a resolved configuration; of the pictures only the statistics play a part in it."""
+    """The task for a resolved configuration; of the pictures only their number and statistics play a part in it."""
+    tell_if_few(config, len(source))
     vit = backbone(config, source)
     return DinoTask(
         config, Network(vit, head(config, vit.summary_width, present(config.prototypes), config.bottleneck))
@@ -408,6 +434,11 @@ PHOTOS: Mapping[str, Any] = {
 }
 
 UNUSED = (
+    Unused(
+        "beside another crops.global_size",
+        ("size",),
+        lambda config: config.crops.global_size not in (None, config.size),
+    ),
     Unused("beside init=, which has an architecture of its own", ("model",), lambda config: config.init is not None),
     Unused("without init=", ("load", "head_warmup", "max_drop"), lambda config: config.init is None),
     Unused("where centring is not sinkhorn", ("queue",), lambda config: config.centring != "sinkhorn"),

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field as Bound
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ class HighResolutionConfig:
     """
 
     share: Fraction = 0.0
-    scale: PositiveFloat = 518 / 224
+    scale: Annotated[float, Bound(ge=1)] = 518 / 224
     lr_scale: PositiveFloat = 0.25
 
 
@@ -186,9 +187,10 @@ class Dinov2Task(DinoTask):
             logits = self.teacher.patch_head(teacher.flatten(0, 1)[masked])
         targets = self.patch_targets(logits, temperature, 0, self.group)
         answer = self.student.patch_head(student.flatten(0, 1)[masked])
-        pictures = masked // student.shape[1]
+        losses = ssl.patch_losses(answer, targets, self.config.student_temperature)
         return {
-            "ibot": ssl.ibot(answer, targets, pictures, len(student), self.config.student_temperature),
+            "ibot": ssl.ibot(losses, masked // student.shape[1], len(student)),
+            "patch_loss": losses.sum() / max(len(losses), 1),  # of patches alike, as their entropy
             "patch_entropy": ssl.entropy(targets),
             "patch_prototypes_used": self.patch_targets.prototypes_used(),
         }
@@ -202,10 +204,10 @@ class Dinov2Task(DinoTask):
 
     def collapse(self, terms: Mapping[str, float], scores: Mapping[str, float], progress: float) -> Diagnosis | None:
         found = super().collapse(terms, scores, progress)
-        if not self.config.ibot * self.config.masks.share:
+        if not self.config.ibot or not terms["patch_loss"]:  # nothing was hidden
             return found
         of_patches = {
-            "loss": terms["ibot"] / self.config.masks.share,
+            "loss": terms["patch_loss"],
             "target_entropy": terms["patch_entropy"],
             "prototypes_used": terms["patch_prototypes_used"],
         }
@@ -271,6 +273,7 @@ def build(config: Dinov2Config, source: Source) -> Dinov2Task | FeatureDistillat
     vit = dino.backbone(config, source, mask_token=hides, **shape)
     if config.teacher is not None:
         return FeatureDistillation(config, vit, load_teacher(config.teacher, vit.channels))
+    dino.tell_if_few(config, len(source))
     head = dino.head(config, vit.summary_width, present(config.prototypes), config.bottleneck)
     patch_head = None
     if hides and config.heads == "untied":
@@ -292,6 +295,7 @@ IBOT: Mapping[str, Any] = {
     "patch_embed_lr": 1.0,
     "drop_path": 0.1,
     "drop_path_uniform": False,
+    "optim.final_lr": 2e-3,
     "crops.global_scale": (0.25, 1.0),
     "crops.local_scale": (0.05, 0.25),
     "crops.local_count": 10,

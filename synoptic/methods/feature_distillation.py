@@ -100,8 +100,14 @@ class FeatureDistillation(Task):
         boxes = torch.tensor([0.0, 0.0, side, side]).expand(len(crops), 4)
         return resized_crop(crops, boxes, size)
 
+    def before_step(self, progress: float) -> None:
+        dino.hold_backbone(self, self.config, progress)
+
     def parameter_groups(self) -> list[ParamGroup]:
         return dino.parameter_groups(self, self.config)
+
+    def networks(self) -> Iterator[nn.Module]:
+        yield from self.children()
 
     def shard_units(self) -> Iterator[nn.Module]:
         yield from self.backbone.blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 
 from synoptic.models.adaptors import Student
 from synoptic.models.clip import Clip
-from synoptic.models.vit import ViT, ViTConfig, vit_config
+from synoptic.models.vit import NAMES, ViT, ViTConfig, vit_config
 from synoptic.predict import load
 from synoptic.weights.folder import weights_hash
 from synoptic.weights.options import LoadOptions
 
-__all__ = ["LoadOptions", "architecture", "fingerprint", "given_backbone"]
+__all__ = ["LoadOptions", "architecture", "fingerprint", "given_backbone", "tell_if_untrained"]
+
+log = logging.getLogger(__name__)
 
 
 def architecture(model: str, init: str | None, options: LoadOptions) -> ViTConfig:
@@ -52,6 +55,7 @@ def given_backbone(init: str, options: LoadOptions, **changes: Any) -> ViT:
     Raises:
         ValueError: there is no such model.
     """
+    tell_if_untrained("init", init)
     given = _trunk(init, options)
     vit = ViT(replace(given.config, **changes))
     state = given.state_dict()
@@ -61,6 +65,12 @@ def given_backbone(init: str, options: LoadOptions, **changes: Any) -> ViT:
         state.pop("mask_token", None)
     vit.load_state_dict(state)
     return vit
+
+
+def tell_if_untrained(key: str, model: str) -> None:
+    """Warns where what should have learned is an architecture of this library, whose weights are random."""
+    if model in NAMES:
+        log.warning("%s=%s is an architecture with random weights; give a run, a weights file or a folder", key, model)
 
 
 def fingerprint(vit: ViT) -> str:

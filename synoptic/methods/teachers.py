@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synoptic.methods.start import tell_if_untrained
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.predict import load
@@ -86,6 +87,7 @@ def load_teachers(spec: str, sizes: dict[str, int]) -> dict[str, Teacher]:
     """Loads the teachers of `name:MODEL,...`, each at the size it was trained for unless `sizes` names one."""
     teachers = {}
     for name, model in parse_teachers(spec).items():
+        tell_if_untrained(f"teachers={name}", model)
         vision = load(model)
         teachers[name] = Teacher(vision.model, sizes.get(name, vision.preprocess.size))
     return teachers
@@ -97,6 +99,7 @@ def load_teacher(model: str, channels: int) -> Teacher:
     Raises:
         ValueError: there is no such model, or it reads other bands.
     """
+    tell_if_untrained("teacher", model)
     vision = load(model)
     if vision.channels != channels:
         raise ValueError(f"teacher={model}: reads {vision.channels} bands, its student {channels}")

@@ -88,6 +88,7 @@ def test_a_mistake_about_given_weights_is_one_line(
     ("words", "told"),
     [
         ("dino epochs=3", "epochs decides nothing beside steps="),
+        ("dino size=32 crops.global_size=16", "size decides nothing beside another crops.global_size"),
         ("clip epochs=3", "epochs decides nothing beside steps="),
         ("dino max_drop=0.5", "max_drop decides nothing without init="),
         ("dino load.heads=3", "load.heads decides nothing without init="),
@@ -120,13 +121,14 @@ def test_a_key_of_a_preset_may_decide_nothing(folder: Path) -> None:
 @pytest.mark.parametrize("method", ["dino", "dinov2"])
 @pytest.mark.parametrize(("data", "batch"), [("one", 1), ("one", 4), ("pictures", 1)])
 def test_one_picture_and_a_batch_of_one_are_little_and_no_mistake(
-    folder: Path, method: str, data: str, batch: int
+    folder: Path, method: str, data: str, batch: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """KoLeo has no neighbour then, and Sinkhorn-Knopp two rows; nothing is infinite."""
+    """KoLeo has no neighbour then, and Sinkhorn-Knopp two rows, which is told; nothing is infinite."""
     out = folder / f"{method}-{data}-{batch}"
     keys = f"train {method} data={folder / data} out={out} steps=2 size=16 batch={batch} {TINY}"
     assert cli.main(keys.split()) == 0
     assert np.isfinite(synoptic.load(out).embed(str(folder / "one"))).all()
+    assert "one picture a batch has no neighbours to be spread from" in caplog.text
 
 
 def test_a_batch_larger_than_the_data_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,6 +160,26 @@ def test_a_run_that_stops_itself_leaves_the_best_model(
     trained = synoptic.load(folder / "stopped").trained
     assert f"weights holds the best model so far, of step {trained['steps']}" in caplog.text
     assert 1 <= trained["steps"] < 10 and "knn" in trained["scores"]
+
+
+def test_a_run_without_labels_that_stops_itself_leaves_its_last_model(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = f"steps=30 batch=4 size=16 {TINY} student_temperature=9 sharpening=false guard=stop log_every=1"
+    command = f"train dino data={folder / 'pictures'} out={folder / 'unlabelled'} {keys}"
+    assert cli.main(command.split()) == 2
+    assert "synoptic: stopped, since the learning collapsed, uniform output: " in capsys.readouterr().err
+    trained = synoptic.load(folder / "unlabelled").trained
+    assert f"weights holds the last model that was saved, of step {trained['steps']}" in caplog.text
+
+
+def test_what_has_learned_nothing_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    where = f"data={folder / 'pictures'} steps=1 batch=4 device=cpu precision=fp32"
+    assert cli.main(f"train dino {where} out={folder / 'i'} init=vit_nano8 size=16 {HEAD}".split()) == 0
+    assert "init=vit_nano8 is an architecture with random weights" in caplog.text
+    small = "model=vit_nano8 size=16 crops.local_count=1"
+    assert cli.main(f"train dinov2 {where} out={folder / 't'} teacher=vit_nano8 {small}".split()) == 0
+    assert "teacher=vit_nano8 is an architecture with random weights" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["dino", "dinov2"])

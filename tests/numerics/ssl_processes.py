@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dino": {"koleo": 0.1},
     "dinov2": {"patch_bottleneck": 8, "masks": {"ratio": (0.3, 0.6)}},
     "dinov2-parts": {"patch_bottleneck": 8, "accumulate": 2, "centring": "mean", "koleo": 0.0},
+    "dinov2-phases": {"patch_bottleneck": 8, "koleo": 0.0, "high_resolution": {"share": 0.4, "scale": 2}},
     "dinov2-queue": {"patch_bottleneck": 8, "queue": 32, "heads": "tied"},
 }
 
@@ -54,7 +56,7 @@ class Pictures:
         return []
 
 
-def crops_of(batch: Batch, seed: int) -> Batch:
+def crops_of(batch: Batch, seed: int, scale: int = 1) -> Batch:
     assert batch.position is not None
 
     def crop(number: int, size: int) -> torch.Tensor:
@@ -64,7 +66,9 @@ def crops_of(batch: Batch, seed: int) -> Batch:
             pictures.append(torch.rand(3, size, size, generator=random, dtype=torch.float64))
         return torch.stack(pictures)
 
-    return replace(batch, images=None, crops=(crop(0, 16), crop(1, 16), crop(2, 8), crop(3, 8)))
+    return replace(
+        batch, images=None, crops=tuple(crop(number, scale * size) for number, size in enumerate((16, 16, 8, 8)))
+    )
 
 
 def main() -> None:
@@ -76,7 +80,7 @@ def main() -> None:
     with distributed.joined("cpu") as group:
         torch.manual_seed(0)
         task: Any = recipe.build(config, Source(Path("p"), [Path("a.jpg")])).double()
-        task.multi_crop = crops_of
+        task.multi_crop, task.high_resolution = crops_of, partial(crops_of, scale=2)
         if steps < config.steps:
             _stop_after(task, steps)
         try:

@@ -95,7 +95,7 @@ def test_a_task_warns_stops_or_does_not_look(guard: str, tmp_path: Path) -> None
 def test_the_guard_looks_at_patches_as_well() -> None:
     config = config_of("dinov2")
     task = get_method("dinov2").build(config, source_of())
-    crops = SOUND | {"prototypes_used": 1.0, "ibot": 0.5 * SOUND["dino"], "patch_entropy": 1.5}
+    crops = SOUND | {"prototypes_used": 1.0, "ibot": 0.1, "patch_loss": SOUND["dino"], "patch_entropy": 1.5}
     ill = crops | {"patch_prototypes_used": 1.0 / config.patch_prototypes}
     found = [task.diagnose(ill, {}, 0.5) for _ in range(PATIENCE)]
     assert found[:-1] == [None] * (PATIENCE - 1)
@@ -103,6 +103,8 @@ def test_the_guard_looks_at_patches_as_well() -> None:
     again = get_method("dinov2").build(config, source_of())
     again.recall(task.memory())
     assert again.diagnose(ill, {}, 0.5) is None, "told before the interruption"
+    nothing = crops | {"patch_loss": 0.0, "patch_entropy": 0.0, "patch_prototypes_used": 0.0}
+    assert not any(again.diagnose(nothing, {}, 0.5) for _ in range(2 * PATIENCE)), "where nothing is hidden"
 
 
 @pytest.mark.parametrize("ill", [WINS, ALIKE, SAME, FLAT, AWAY])

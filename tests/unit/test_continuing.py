@@ -69,9 +69,15 @@ def test_a_backbone_that_stands_still_stays_as_given(given: Path) -> None:
     head = task.student.head.mlp[0].weight.clone()
     optim.set_rates(optimizer, 0.1, 0.5, 0.5)
     backward(task, batch_of(4))
+    task.before_step(0.5)
     optimizer.step()
     assert all(map(torch.equal, before, task.student.backbone.parameters()))
     assert not torch.equal(head, task.student.head.mlp[0].weight)
+    known = {id(parameter) for parameter in optimizer.state}
+    assert not known & set(map(id, task.student.backbone.parameters())), "no moments of what a new head asked of it"
+    backward(task, batch_of(4))
+    task.before_step(0.95)
+    assert all(parameter.grad is not None for parameter in task.student.backbone.parameters())
 
 
 class _Batches:

@@ -177,8 +177,9 @@ def test_clip_reads_other_bands_too(data):
 
 def test_a_student_reads_what_its_teachers_read(data, run, tmp_path):
     keys = {"data": str(data), "model": "vit_nano8", "size": 16, "steps": 2, "batch": 4, "device": "cpu", "threads": 1}
-    with pytest.raises(ValueError, match="channels=3: the teacher dino reads pictures of 4 bands"):
-        synoptic.train("radio", teachers=f"dino:{run}", out=str(tmp_path / "no"), **keys, depth="8bit")
+    with pytest.raises(ValueError, match="channels=1: the teacher dino reads pictures of 4 bands"):
+        radio = get_method("radio")
+        radio.build(radio.config(data="d", out="o", channels=1, size=16, teachers=f"dino:{run}"), None)
     student = synoptic.train("radio", teachers=f"dino:{run}", out=str(tmp_path / "yes"), channels=4, **keys)
     model = synoptic.load(student)
     assert model.embed(data / "b" / "01.tif", adaptor="dino").shape == (1, 128)

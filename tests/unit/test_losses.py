@@ -60,7 +60,7 @@ def test_targets_and_losses_are_float32_or_better(given: torch.dtype, kept: torc
     targets = ssl.softened(logits, 0.04)
     assert targets.dtype == ssl.sinkhorn_knopp(logits, 0.04).dtype == kept
     assert ssl.dino(logits.split(3), targets.split(3)).dtype == kept
-    assert ssl.ibot(logits, targets, torch.arange(6), 6).dtype == kept
+    assert ssl.ibot(ssl.patch_losses(logits, targets), torch.arange(6), 6).dtype == kept
     assert ssl.koleo(logits).dtype == ssl.entropy(targets).dtype == kept
 
 
@@ -89,12 +89,12 @@ def test_ibot_is_the_mean_over_hidden_patches_then_over_all_pictures(rng: torch.
         log_p = [(student[row] / 0.1).log_softmax(-1) for row in rows]
         losses = [-sum(float(teacher[row, k] * q[k]) for k in range(7)) for row, q in zip(rows, log_p, strict=True)]
         means.append(sum(losses) / len(losses) if losses else 0.0)
-    assert float(ssl.ibot(student, teacher, pictures, 3)) == pytest.approx(sum(means) / 3, rel=1e-12)
+    assert float(ssl.ibot(ssl.patch_losses(student, teacher), pictures, 3)) == pytest.approx(sum(means) / 3, rel=1e-12)
 
 
 def test_ibot_of_no_hidden_patch_is_zero_with_a_gradient() -> None:
     student = torch.zeros(0, 7, requires_grad=True)
-    loss = ssl.ibot(student, torch.zeros(0, 7), torch.zeros(0, dtype=torch.int64), 4)
+    loss = ssl.ibot(ssl.patch_losses(student, torch.zeros(0, 7)), torch.zeros(0, dtype=torch.int64), 4)
     loss.backward()
     assert loss.item() == 0.0 and student.grad is not None
 

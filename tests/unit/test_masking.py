@@ -53,6 +53,17 @@ def test_masks_are_those_of_the_whole_batch(batch: int, parts: int, height: int,
     assert torch.equal(whole, torch.cat((*firsts, *seconds)))
 
 
+def test_a_share_that_is_no_whole_number_of_crops_is_made_up_for_by_later_batches() -> None:
+    config = MaskConfig(share=0.3, ratio=(0.5, 0.5))
+    masks = [draw_masks(config, (4, 4), torch.tensor([step]), 1, 0) for step in range(50)]
+    assert int(torch.cat(masks).any(dim=1).sum()) == 30, "of 100 crops"
+
+
+def test_a_masked_crop_hides_something_on_the_smallest_grid() -> None:
+    assert int(masks_of(MaskConfig(), grid=(2, 2)).any(dim=1).sum()) == 32, "half of 64"
+    assert not masks_of(MaskConfig(ratio=(0.0, 0.0)), grid=(2, 2)).any()
+
+
 def test_seeds_and_steps_differ() -> None:
     config = MaskConfig()
     masks = masks_of(config)

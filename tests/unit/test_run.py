@@ -47,7 +47,8 @@ def draw(folder: Path, names: list[str]) -> Path:
 
 def train(data: Path, out: Path | str, **keys: Any) -> Path:
     """A run of two steps."""
-    small = {"model": "vit_nano8", "size": 16, "steps": 2, "batch": 2, "checkpoint_every": 1, "evaluate_every": 1}
+    small = {"size": 16, "steps": 2, "batch": 2, "checkpoint_every": 1, "evaluate_every": 1}
+    small |= {} if "init" in keys else {"model": "vit_nano8"}
     head = {"prototypes": 8, "head_hidden": 8, "bottleneck": 4, "crops.local_count": 0}
     rest = {"precision": "fp32", "loader.workers": 0}
     return synoptic.train("dino", data=str(data), out=str(out), **{**small, **head, **rest, **keys})
@@ -332,7 +333,24 @@ def test_only_what_is_judged_while_training_can_decide(labelled: Path, plain: Pa
     metric = "checkpoint.metric"
     for data in (labelled, plain):
         refused(f"{metric}=foo: only knn is judged while training", data, tmp_path / "run", **{metric: "foo"})
-    refused(f"{metric}=knn: data=.* has no labels to judge by", plain, tmp_path / "run", **{metric: "knn"})
+
+
+def test_a_score_that_needs_labels_decides_nothing_without_them(plain: Path, tmp_path: Path, caplog) -> None:
+    """As where the configuration of another run is taken."""
+    out = train(plain, tmp_path / "run", **{"checkpoint.metric": "knn"})
+    assert "has no labels to judge by; the last checkpoint counts as best" in caplog.text
+    assert load_json(out / "config.json")["checkpoint"]["metric"] is None
+
+
+def test_a_run_goes_on_where_its_pictures_have_moved(plain: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(plain, tmp_path / "here")
+    out = train(data, tmp_path / "run")
+    moved = data.rename(tmp_path / "there")
+    assert train(moved, out) == out
+    for path in filter(Path.is_file, moved.rglob("*")):
+        path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"data\.sha256 changed since this run was begun"):
+        train(moved, out)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -372,7 +390,7 @@ def test_pictures_are_read_for_the_largest_that_the_task_shows(
         raise Begun
 
     monkeypatch.setattr(run, "Loader", loader)
-    for keys in ({}, {"crops.global_size": 48}):
+    for keys in ({}, {"size": None, "crops.global_size": 48}):
         with pytest.raises(Begun):
             train(plain, tmp_path / "run", **keys)
     assert read == [32, 96]
