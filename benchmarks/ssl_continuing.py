@@ -103,7 +103,8 @@ def main() -> None:
     fall = results["head first"]["fall"]
     failures = [f"k-NN fell by {fall:.0%}"] if fall > ALLOWED else []
     claim = "given weights stay as good as they were, but for the share that is allowed"
-    common.finish("ssl_continuing", {"keys": {**KEYS, **ON}, "allowed": ALLOWED, "runs": results}, claim, failures)
+    keys = {name: {**KEYS, **own} for name, own in RUNS.items()}
+    common.finish("ssl_continuing", {"keys": keys, "allowed": ALLOWED, "runs": results}, claim, failures)
 
 
 if __name__ == "__main__":
