@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["gelu", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu"]
 Groups = tuple[tuple[int, int], ...]  # (pictures, tokens a picture) of each group of packed tokens
 
@@ -27,7 +27,9 @@ class QuickGELU(nn.Module):
 
 
 def activation(name: Activation) -> nn.Module:
-    """The activation of that name; exact GELU unless the weights ask for the quick one."""
+    """The activation of that name; exact GELU unless the weights ask for an approximation."""
+    if name == "gelu_tanh":
+        return nn.GELU(approximate="tanh")
     return {"gelu": nn.GELU, "quick_gelu": QuickGELU}[name]()
 
 

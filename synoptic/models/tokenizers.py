@@ -1,35 +1,61 @@
-"""Words to ids: a byte-level BPE learned from the user's own captions."""
+"""Words to ids: CLIP's byte-pair encoding, SigLIP's pieces, and a BPE of bytes learned from the user's own captions."""
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Iterable, Sequence
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
+from ftfy import fix_text
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
+Cleaning = Literal["none", "clip", "siglip"]
+
+# How CLIP's code cuts a text into words before it merges bytes: contractions, letters, single digits, other signs.
+_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_MERGES = 49152 - 256 - 2  # of the first lines of its vocabulary file
+_WORD_END = "</w>"
+
 
 class Tokenizer:
-    """Turns texts into rows of ids that begin with a start token and finish with an end token.
+    """Turns texts into rows of ids.
 
     Args:
-        definition: the JSON of a `tokenizers` tokenizer that knows START and END.
-        context: the longest row; longer texts are cut and still finish with the end token.
+        definition: the JSON of a `tokenizers` tokenizer.
+        context: the longest row.
+        start: the token that begins a row; None begins with the text.
+        end: the token that finishes it, and fills shorter rows.
+        clean: what is done to a text before it is cut.
+        full: whether all rows are as long as the context (SigLIP).
     """
 
-    def __init__(self, definition: str, context: int):
+    def __init__(
+        self,
+        definition: str,
+        context: int,
+        *,
+        start: str | None = START,
+        end: str = END,
+        clean: Cleaning = "none",
+        full: bool = False,
+    ):
         if not isinstance(context, int) or context < 3:
             raise ValueError(f"context={context!r} should be 3 or more tokens: start, a word, end")
+        if clean not in CLEANINGS:
+            raise ValueError(f"clean={clean!r} is none of {', '.join(CLEANINGS)}")
         self._engine = Engine.from_str(definition)
         self.context = context
-        start, end = self._engine.token_to_id(START), self._engine.token_to_id(END)
-        if start is None or end is None:
-            raise ValueError(f"the tokenizer lacks the tokens {START} and {END}")
-        self.start, self.end = start, end
+        self._marks: dict[str, Any] = {"start": start, "end": end, "clean": clean, "full": full}
+        self.start = None if start is None else self._id(start)
+        self.end = self._id(end)
 
     @classmethod
     def learn(cls, captions: Iterable[str], vocabulary: int = 4096, context: int = 32) -> Tokenizer:
@@ -47,21 +73,73 @@ class Tokenizer:
         engine.train_from_iterator(captions, trainer)
         return cls(engine.to_str(), context)
 
+    @classmethod
+    def clip(cls, lines: Sequence[str], context: int = 77) -> Tokenizer:
+        """CLIP's byte-pair encoding.
+
+        Args:
+            lines: of `bpe_simple_vocab_16e6.txt` or of Hugging Face's `merges.txt`: a heading, then a merge in each,
+                of which the first 48,894 count.
+            context: 77 in all released models.
+        Raises:
+            ValueError: a line is no merge.
+        """
+        merges = [
+            (first, second)
+            for first, _, second in (line.partition(" ") for line in lines[1 : 1 + _CLIP_MERGES] if line)
+        ]
+        if not merges or not all(first and second and " " not in second for first, second in merges):
+            raise ValueError("CLIP's vocabulary has a heading and then two words in each line")
+        signs = _byte_signs()
+        tokens = [*signs, *(sign + _WORD_END for sign in signs), *map("".join, merges), START, END]
+        ids = {token: place for place, token in enumerate(tokens)}
+        engine = Engine(models.BPE(ids, merges, end_of_word_suffix=_WORD_END, unk_token=END))
+        words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+        engine.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        engine.decoder = decoders.Sequence([decoders.Replace(_WORD_END, "Ġ"), decoders.ByteLevel()])
+        engine.add_special_tokens([START, END])
+        return cls(engine.to_str(), context, clean="clip")
+
+    def _id(self, token: str) -> int:
+        found = self._engine.token_to_id(token)
+        if found is None:
+            raise ValueError(f"the tokenizer lacks the token {token}")
+        return found
+
     @property
     def vocabulary(self) -> int:
         """Number of ids."""
         return self._engine.get_vocab_size()
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(n, L) int64, L the longest row; shorter rows are filled with end tokens, of which only the first counts."""
-        rows = [
-            [self.start, *encoding.ids[: self.context - 2], self.end]
-            for encoding in self._engine.encode_batch(list(texts), add_special_tokens=False)
-        ]
-        tokens = torch.full((len(rows), max(map(len, rows), default=0)), self.end, dtype=torch.long)
+    def __call__(self, texts: Sequence[str], *, too_long: Literal["cut", "error"] = "cut") -> Tensor:
+        """(n, L) int64, L the longest row or the whole context; shorter rows are filled with end tokens.
+
+        Args:
+            texts: any.
+            too_long: whether a text of more tokens than the context loses the last ones, or is an error.
+        Raises:
+            ValueError: for the first text that is too long, where that is an error.
+        """
+        begin = [] if self.start is None else [self.start]
+        room = self.context - len(begin) - 1
+        rows = []
+        for text, ids in zip(texts, self.encode(texts), strict=True):
+            if len(ids) > room and too_long == "error":
+                raise ValueError(f"{text[:60]!r} has {len(ids)} tokens, more than the {room} that there is room for")
+            rows.append([*begin, *ids[:room], self.end])
+        length = self.context if self._marks["full"] else max(map(len, rows), default=0)
+        tokens = torch.full((len(rows), length), self.end, dtype=torch.long)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         return tokens
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text alone, without start, end or limit."""
+        clean = CLEANINGS[self._marks["clean"]]
+        return [
+            encoding.ids
+            for encoding in self._engine.encode_batch([clean(text) for text in texts], add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids."""
@@ -69,10 +147,34 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The whole tokenizer as text, for `from_json`."""
-        return json.dumps({"context": self.context, "tokenizer": json.loads(self._engine.to_str())})
+        return json.dumps({"context": self.context, **self._marks, "tokenizer": json.loads(self._engine.to_str())})
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
         """Reads what `to_json` wrote."""
-        content = json.loads(text)
-        return cls(json.dumps(content["tokenizer"]), content["context"])
+        content: Mapping[str, Any] = json.loads(text)
+        marks = {key: content[key] for key in ("start", "end", "clean", "full") if key in content}
+        return cls(json.dumps(content["tokenizer"]), content["context"], **marks)
+
+
+def clean_clip(text: str) -> str:
+    """What CLIP's code does to a text: repairs broken encodings, reads HTML's names twice, one space between words, in
+    small letters."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(fix_text(text)))).strip().lower()
+
+
+def clean_siglip(text: str) -> str:
+    """SigLIP's canonical form: small letters, no punctuation, one space between words (big_vision's "canonicalize")."""
+    return " ".join(text.translate(_NO_PUNCTUATION).lower().split())
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+CLEANINGS: Mapping[str, Callable[[str], str]] = {"none": str, "clip": clean_clip, "siglip": clean_siglip}
+
+
+def _byte_signs() -> list[str]:
+    """A visible sign for each byte, in the order of CLIP's vocabulary: those that are visible themselves come first."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return [*map(chr, visible), *(chr(256 + place) for place in range(len(hidden)))]

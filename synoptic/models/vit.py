@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from synoptic.models.bounds import check_sizes, check_transformer
 from synoptic.models.layers import Activation, Block, FeedForward, Groups, Normalize, init_linear
+from synoptic.models.pooling import AttentionPool
 from synoptic.models.positions import CroppedPositions, Interpolation, LearnedPositions
 from synoptic.types import Features
 
@@ -52,6 +53,7 @@ class ViTConfig:
         final_norm: LayerNorm after the last block (RADIO has none).
         mask_token: a learned token in place of masked patches.
         patch_bias: bias of the patch embedding (CLIP and RADIO have none).
+        pool: what the summary is: the summary "tokens", or an "attention" over the patches (SigLIP), without any token.
     """
 
     patch_size: int = 16
@@ -83,6 +85,7 @@ class ViTConfig:
     final_norm: bool = True
     mask_token: bool = False
     patch_bias: bool = True
+    pool: Literal["tokens", "attention"] = "tokens"
 
     def __post_init__(self) -> None:
         check_transformer(self)
@@ -101,6 +104,8 @@ class ViTConfig:
             )
         if not 0 <= self.position_offset < 1:
             raise ValueError(f"position_offset={self.position_offset} should be from 0 to below 1 cell of the grid")
+        if self.pool == "attention" and self.summary_tokens:
+            raise ValueError(f"pool='attention' makes the summary, so summary_tokens={self.summary_tokens} should be 0")
         if self.stem == "conv" and self.patch_size not in (4, 8, 16, 32):
             raise ValueError(f"stem='conv' halves the picture, so patch_size={self.patch_size} must be 4, 8, 16 or 32")
 
@@ -178,7 +183,7 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         self.width, self.stride, self.channels = config.width, config.patch_size, config.channels
-        self.summary_width = config.width * config.summary_tokens
+        self.summary_width = config.width * (1 if config.pool == "attention" else config.summary_tokens)
         self.normalize = Normalize(config.mean, config.std)
         self.patch_embed = self._stem(config)
         self.summary_token = self._tokens(config.summary_tokens, config.width)
@@ -189,6 +194,7 @@ class ViT(nn.Module):
         self.pre_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(self._block(config, index) for index in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else nn.Identity()
+        self.pool = self._pool(config)
         self.blocks.apply(init_linear)
 
     @staticmethod
@@ -209,6 +215,13 @@ class ViT(nn.Module):
         return LearnedPositions(
             config.width, grid, config.summary_tokens, config.interpolation, config.antialias, config.position_offset
         )
+
+    @staticmethod
+    def _pool(config: ViTConfig) -> AttentionPool | None:
+        if config.pool == "tokens":
+            return None
+        hidden = config.hidden or 4 * config.width
+        return AttentionPool(config.width, config.heads, hidden, config.activation, config.norm_eps)
 
     @staticmethod
     def _block(config: ViTConfig, index: int) -> Block:
@@ -322,7 +335,8 @@ class ViT(nn.Module):
         for part, shape, grid in zip(parts, groups, grids, strict=True):
             part = part.unflatten(0, shape)
             summary = part[:, :count].flatten(1) if count else None  # (B, T*D)
-            answers.append(Features(part[:, count + self.config.registers :], grid, summary))
+            patches = part[:, count + self.config.registers :]
+            answers.append(Features(patches, grid, self.pool(patches) if self.pool is not None else summary))
         return answers
 
     def _grid(self, images: Tensor) -> tuple[int, int]:

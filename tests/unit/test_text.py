@@ -76,7 +76,7 @@ def test_a_tokenizer_without_start_and_end_is_refused() -> None:
     definition["added_tokens"] = []
     definition["model"]["vocab"] = {"a": 0}
     definition["model"]["merges"] = []
-    with pytest.raises(ValueError, match="lacks the tokens"):
+    with pytest.raises(ValueError, match="lacks the token"):
         Tokenizer(json.dumps(definition), 12)
 
 
