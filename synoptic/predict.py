@@ -21,6 +21,7 @@ from synoptic.types import Features, Preprocess
 from synoptic.weights import zoo
 from synoptic.weights.folder import save_folder, text_towers
 from synoptic.weights.options import LoadOptions
+from synoptic.weights.words import MERGES
 
 
 def load(model: str | Path, device: str | torch.device = "auto", **options: Any) -> VisionModel:
@@ -252,6 +253,10 @@ class VisionModel:
         if isinstance(texts, str) or not texts:
             raise ValueError(f'expected a list of texts such as ["a cat"], got {texts!r}')
         _, tower = self._text_tower(adaptor)
+        if tower.tokenizer is None:
+            raise ValueError(
+                f"{self.name} came without a vocabulary: load it with load.vocabulary=FILE (CLIP's is {MERGES}.gz)"
+            )
         chunks = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
         return np.concatenate([_unit(tower.encode_text(tower.tokenizer(chunk).to(self.device))) for chunk in chunks])
 

@@ -54,50 +54,52 @@ class Table:
     ignored: tuple[str, ...] = ()
 
 
-def _same(ours: str, theirs: str) -> Rule:
+def same(ours: str, theirs: str) -> Rule:
+    """One tensor that both have alike."""
     return Rule(ours, (theirs,))
 
 
-def _qkv(attention: str, *names: str) -> Rule:
-    return Rule("blocks.{i}.attn.qkv.{p}", tuple(f"{attention}.{name}.{{p}}" for name in names), STACKED_QKV)
+def qkv(ours: str, attention: str, *names: str) -> Rule:
+    """Query, key and value, which are three layers of theirs, in one of ours."""
+    return Rule(ours, tuple(f"{attention}.{name}.{{p}}" for name in names), STACKED_QKV)
 
 
 # The released backbones of DINO and DINOv2, with and without registers; their blocks are named as ours.
 DINO_VIT = Table(
     rules=(
-        _same("summary_token", "cls_token"),
-        _same("register_token", "register_tokens"),
-        _same("mask_token", "mask_token"),
-        _same("positions.table", "pos_embed"),
-        _same("patch_embed.{p}", "patch_embed.proj.{p}"),
-        _same("blocks.{i}.{part}.{p}", "blocks.{i}.{part}.{p}"),
-        _same("blocks.{i}.{part}.{layer}.{p}", "blocks.{i}.{part}.{layer}.{p}"),
-        _same("norm.{p}", "norm.{p}"),
+        same("summary_token", "cls_token"),
+        same("register_token", "register_tokens"),
+        same("mask_token", "mask_token"),
+        same("positions.table", "pos_embed"),
+        same("patch_embed.{p}", "patch_embed.proj.{p}"),
+        same("blocks.{i}.{part}.{p}", "blocks.{i}.{part}.{p}"),
+        same("blocks.{i}.{part}.{layer}.{p}", "blocks.{i}.{part}.{layer}.{p}"),
+        same("norm.{p}", "norm.{p}"),
     )
 )
 
 # The heads in the files of their trainings, as `models.heads.DinoHead`.
 DINO_HEAD = Table(
     rules=(
-        _same("mlp.{i}.{p}", "mlp.{i}.{p}"),
-        _same("last_layer.parametrizations.weight.original0", "last_layer.weight_g"),
-        _same("last_layer.parametrizations.weight.original1", "last_layer.weight_v"),
+        same("mlp.{i}.{p}", "mlp.{i}.{p}"),
+        same("last_layer.parametrizations.weight.original0", "last_layer.weight_g"),
+        same("last_layer.parametrizations.weight.original1", "last_layer.weight_v"),
     )
 )
 
 # ViTModel of transformers, as its files have it (its modules are named otherwise since version 5).
 HUGGINGFACE_VIT = Table(
     rules=(
-        _same("summary_token", "embeddings.cls_token"),
-        _same("positions.table", "embeddings.position_embeddings"),
-        _same("patch_embed.{p}", "embeddings.patch_embeddings.projection.{p}"),
-        _same("blocks.{i}.norm1.{p}", "encoder.layer.{i}.layernorm_before.{p}"),
-        _qkv("encoder.layer.{i}.attention.attention", "query", "key", "value"),
-        _same("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
-        _same("blocks.{i}.norm2.{p}", "encoder.layer.{i}.layernorm_after.{p}"),
-        _same("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.intermediate.dense.{p}"),
-        _same("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.output.dense.{p}"),
-        _same("norm.{p}", "layernorm.{p}"),
+        same("summary_token", "embeddings.cls_token"),
+        same("positions.table", "embeddings.position_embeddings"),
+        same("patch_embed.{p}", "embeddings.patch_embeddings.projection.{p}"),
+        same("blocks.{i}.norm1.{p}", "encoder.layer.{i}.layernorm_before.{p}"),
+        qkv("blocks.{i}.attn.qkv.{p}", "encoder.layer.{i}.attention.attention", "query", "key", "value"),
+        same("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
+        same("blocks.{i}.norm2.{p}", "encoder.layer.{i}.layernorm_after.{p}"),
+        same("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.intermediate.dense.{p}"),
+        same("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.output.dense.{p}"),
+        same("norm.{p}", "layernorm.{p}"),
     ),
     ignored=("pooler.dense.{p}", "embeddings.mask_token"),
 )
@@ -105,37 +107,37 @@ HUGGINGFACE_VIT = Table(
 # Dinov2Model and Dinov2WithRegistersModel of transformers, as their files have it.
 HUGGINGFACE_DINOV2 = Table(
     rules=(
-        _same("summary_token", "embeddings.cls_token"),
-        _same("register_token", "embeddings.register_tokens"),
-        _same("mask_token", "embeddings.mask_token"),
-        _same("positions.table", "embeddings.position_embeddings"),
-        _same("patch_embed.{p}", "embeddings.patch_embeddings.projection.{p}"),
-        _same("blocks.{i}.norm1.{p}", "encoder.layer.{i}.norm1.{p}"),
-        _qkv("encoder.layer.{i}.attention.attention", "query", "key", "value"),
-        _same("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
-        _same("blocks.{i}.ls1.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
-        _same("blocks.{i}.norm2.{p}", "encoder.layer.{i}.norm2.{p}"),
-        _same("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.mlp.fc1.{p}"),
-        _same("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.mlp.fc2.{p}"),
-        _same("blocks.{i}.mlp.w12.{p}", "encoder.layer.{i}.mlp.weights_in.{p}"),
-        _same("blocks.{i}.mlp.w3.{p}", "encoder.layer.{i}.mlp.weights_out.{p}"),
-        _same("blocks.{i}.ls2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
-        _same("norm.{p}", "layernorm.{p}"),
+        same("summary_token", "embeddings.cls_token"),
+        same("register_token", "embeddings.register_tokens"),
+        same("mask_token", "embeddings.mask_token"),
+        same("positions.table", "embeddings.position_embeddings"),
+        same("patch_embed.{p}", "embeddings.patch_embeddings.projection.{p}"),
+        same("blocks.{i}.norm1.{p}", "encoder.layer.{i}.norm1.{p}"),
+        qkv("blocks.{i}.attn.qkv.{p}", "encoder.layer.{i}.attention.attention", "query", "key", "value"),
+        same("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
+        same("blocks.{i}.ls1.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
+        same("blocks.{i}.norm2.{p}", "encoder.layer.{i}.norm2.{p}"),
+        same("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.mlp.fc1.{p}"),
+        same("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.mlp.fc2.{p}"),
+        same("blocks.{i}.mlp.w12.{p}", "encoder.layer.{i}.mlp.weights_in.{p}"),
+        same("blocks.{i}.mlp.w3.{p}", "encoder.layer.{i}.mlp.weights_out.{p}"),
+        same("blocks.{i}.ls2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
+        same("norm.{p}", "layernorm.{p}"),
     )
 )
 
 # CLIPTextModelWithProjection of transformers.
 HUGGINGFACE_CLIP_TEXT = Table(
     rules=(
-        _same("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
-        _same("positions", "text_model.embeddings.position_embedding.weight"),
-        _same("blocks.{i}.norm1.{p}", "text_model.encoder.layers.{i}.layer_norm1.{p}"),
-        _same("blocks.{i}.norm2.{p}", "text_model.encoder.layers.{i}.layer_norm2.{p}"),
-        _qkv("text_model.encoder.layers.{i}.self_attn", "q_proj", "k_proj", "v_proj"),
-        _same("blocks.{i}.attn.proj.{p}", "text_model.encoder.layers.{i}.self_attn.out_proj.{p}"),
-        _same("blocks.{i}.mlp.{layer}.{p}", "text_model.encoder.layers.{i}.mlp.{layer}.{p}"),
-        _same("norm.{p}", "text_model.final_layer_norm.{p}"),
-        _same("projection.weight", "text_projection.weight"),
+        same("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+        same("positions", "text_model.embeddings.position_embedding.weight"),
+        same("blocks.{i}.norm1.{p}", "text_model.encoder.layers.{i}.layer_norm1.{p}"),
+        same("blocks.{i}.norm2.{p}", "text_model.encoder.layers.{i}.layer_norm2.{p}"),
+        qkv("blocks.{i}.attn.qkv.{p}", "text_model.encoder.layers.{i}.self_attn", "q_proj", "k_proj", "v_proj"),
+        same("blocks.{i}.attn.proj.{p}", "text_model.encoder.layers.{i}.self_attn.out_proj.{p}"),
+        same("blocks.{i}.mlp.{layer}.{p}", "text_model.encoder.layers.{i}.mlp.{layer}.{p}"),
+        same("norm.{p}", "text_model.final_layer_norm.{p}"),
+        same("projection.weight", "text_projection.weight"),
     ),
     ignored=("text_model.embeddings.position_ids",),
 )

@@ -37,6 +37,7 @@ from synoptic.weights.convert import load_state
 from synoptic.weights.reading import owned, read_safetensors
 
 FORMAT, VERSION = "synoptic", 1
+NO_WORDS = "null"  # in place of a tokenizer, of weights of others that came without
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
@@ -72,7 +73,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "vit": Kind(ViTConfig, ViT, lambda config, tokenizers: ViT(config)),
-    "clip": Kind(ClipConfig, Clip, lambda config, tokenizers: Clip(config, tokenizers[""])),
+    "clip": Kind(ClipConfig, Clip, lambda config, tokenizers: Clip(config, tokenizers.get(""))),
     "student": Kind(StudentConfig, Student, Student),
 }
 
@@ -87,7 +88,7 @@ def kind_of(model: nn.Module) -> str:
 def text_towers(model: nn.Module) -> dict[str, Any]:
     """The parts of a model that know words, by adaptor, "" for the model itself.
 
-    Each has `encode_text`, `tokenizer` and `logit_scale`.
+    Each has `encode_text`, `tokenizer` (None for weights of others that came without) and `logit_scale`.
     """
     if isinstance(model, Clip):
         return {"": model}
@@ -199,7 +200,8 @@ def _is_ours(name: str) -> bool:
 def _write(folder: Path, model: Any, preprocess: Preprocess, record: Record) -> None:
     save_file(_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
     for adaptor, tower in text_towers(model).items():
-        (folder / _tokenizer_file(adaptor)).write_text(tower.tokenizer.to_json() + "\n", encoding="utf-8")
+        words = tower.tokenizer.to_json() if tower.tokenizer else NO_WORDS
+        (folder / _tokenizer_file(adaptor)).write_text(f"{words}\n", encoding="utf-8")
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -291,7 +293,10 @@ def _read_tokenizers(folder: Path, config: Any) -> dict[str, Tokenizer]:
     for adaptor, text in _texts(config).items():
         path = folder / _tokenizer_file(adaptor)
         try:
-            tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"))
+            definition = path.read_text(encoding="utf-8")
+            if definition.strip() == NO_WORDS and not adaptor:
+                continue
+            tokenizer = Tokenizer.from_json(definition)
         except OSError as error:
             raise ValueError(f"{path}: cannot be read ({error.strerror}), so the weights folder is not whole") from None
         except Exception as error:  # the engine raises plain Exception on a definition that it cannot read

@@ -5,9 +5,8 @@ To add a layout: a table of its keys in `convert.py`, and a line in `FORMATS`.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,13 @@ from torch import nn
 
 from synoptic.config import from_dict, load_json, nearest
 from synoptic.types import Preprocess
-from synoptic.weights import convert
+from synoptic.weights import clip_tables, convert
 from synoptic.weights.convert import Table, load_state, to_ours
+from synoptic.weights.fields import Fields, clip, siglip, vit
 from synoptic.weights.folder import CONFIG, FORMAT, KINDS, WEIGHTS, Record, shapes_alone
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.reading import INDEX, State, owned, read_parts
+from synoptic.weights.words import find_tokenizer
 
 # What the weights are called in a folder of Hugging Face, the best first.
 FILES = (WEIGHTS, WEIGHTS + INDEX, "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
@@ -32,8 +33,6 @@ _PARTS = ("", "teacher", "state_dict", "model", "student")
 # What wrappers of modules (several devices, shards, recomputation, compilation) put into keys.
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _CHUNK = re.compile(r"(?<=\bblocks\.)\d+\.(?=\d+\.)")  # DINOv2's training groups blocks and counts them through
-
-Fields = Callable[[State, Mapping[str, Any], LoadOptions], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -72,28 +71,6 @@ class Identified:
     state: State
 
 
-def vit(**known: Any) -> Fields:
-    """The configuration of a ViT from the shapes of its weights, from `known` fields and from config.json."""
-
-    def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
-        said = {ours: header[theirs] for ours, theirs in _SAID.items() if header.get(theirs) is not None}
-        shapes = _shapes(state)
-        heads = options.heads or said.get("heads") or _usual_heads(shapes["width"])
-        return {**shapes, **known, **said, "heads": heads}
-
-    return fields
-
-
-_SAID = {  # our field: its name in config.json and preprocessor_config.json
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "norm_eps": "layer_norm_eps",
-    "activation": "hidden_act",
-    "mean": "image_mean",
-    "std": "image_std",
-}
-
 # Positions at other sizes than the trained one: the released DINO and DINOv2 resample by a factor that is 0.1 cells too
 # large, DINOv2 with registers to the exact size and low-passed. transformers takes the exact size in all its models, so
 # that those without registers differ from the release that they were converted from. Here a file of the makers answers
@@ -128,6 +105,51 @@ FORMATS = (
         vit(norm_eps=1e-12),
         "vit",
     ),
+    Format(
+        "CLIP with a ViT, of OpenAI",
+        ("input_resolution", "visual.class_embedding"),
+        clip_tables.CLIP_VIT,
+        clip(activation="quick_gelu"),
+        kind="clip",
+    ),
+    Format(
+        "CLIP with a ResNet, of OpenAI",
+        ("input_resolution", "visual.attnpool.positional_embedding"),
+        clip_tables.CLIP_RESNET,
+        clip(activation="quick_gelu"),
+        kind="clip",
+    ),
+    Format("CLIP with a ViT", ("visual.class_embedding", "text_projection"), clip_tables.CLIP_VIT, clip(), kind="clip"),
+    Format(
+        "CLIP with a ResNet",
+        ("visual.attnpool.positional_embedding", "text_projection"),
+        clip_tables.CLIP_RESNET,
+        clip(),
+        kind="clip",
+    ),
+    Format(
+        "SigLIP of open_clip",
+        ("visual.trunk.attn_pool.latent", "text.text_projection.weight"),
+        clip_tables.OPEN_CLIP_SIGLIP,
+        siglip(activation="gelu"),
+        kind="clip",
+    ),
+    Format(
+        "CLIPModel of transformers",
+        ("vision_model.embeddings.class_embedding", "text_projection.weight"),
+        clip_tables.HUGGINGFACE_CLIP,
+        clip(),
+        "clip",
+        "clip",
+    ),
+    Format(
+        "SiglipModel of transformers",
+        ("vision_model.head.probe", "text_model.head.weight"),
+        clip_tables.HUGGINGFACE_SIGLIP,
+        siglip(activation="gelu_tanh"),
+        "siglip",
+        "clip",
+    ),
 )
 
 
@@ -143,8 +165,9 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
     file, header = _open(path)
     found = identify(read_parts(file), header, options, str(path))
     kind = KINDS[found.format.kind]
+    words = find_tokenizer(path, found.config.text, options) if found.format.kind == "clip" else None
     with shapes_alone():
-        model = kind.build(found.config, {})
+        model = kind.build(found.config, {"": words} if words else {})
     load_state(model, {key: owned(tensor) for key, tensor in found.state.items()}, str(file))
     name = path.resolve().name if path.is_dir() else path.stem
     return model.eval(), Preprocess(found.config.image_size), Record(found.format.kind, name, _facts(found, options))
@@ -245,46 +268,3 @@ def _by_keys(state: State, where: str) -> Format:
 
 def _facts(found: Identified, options: LoadOptions) -> dict[str, str]:
     return {"from": found.format.name} | ({"part": options.part} if options.part else {})
-
-
-def _shapes(state: State) -> dict[str, Any]:
-    """What the shapes of a ViT's weights, under our keys, tell of its configuration."""
-    width, channels, patch, across = _shape(state, "patch_embed.weight", 4)
-    _, tokens, _ = _shape(state, "summary_token", 3)
-    cells = _shape(state, "positions.table", 3)[1] - tokens
-    side = math.isqrt(max(cells, 0))
-    if patch != across or not side or side**2 != cells:
-        raise ValueError(f"its {cells} positions of patches of {patch} x {across} pixels make no square")
-    gated = "blocks.0.mlp.w12.weight" in state
-    rows = _shape(state, "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight", 2)[0]
-    return {
-        "patch_size": patch,
-        "width": width,
-        "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
-        "hidden": rows * 3 // 4 if gated else rows,  # of two matrices, each two thirds of a plain layer's
-        "image_size": side * patch,
-        "channels": channels,
-        "summary_tokens": tokens,
-        "registers": state["register_token"].shape[1] if "register_token" in state else 0,
-        "feed_forward": "swiglu" if gated else "mlp",
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
-        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in state else None,  # where it begins no longer matters
-        "mask_token": "mask_token" in state,
-        "patch_bias": "patch_embed.bias" in state,
-    }
-
-
-def _shape(state: State, key: str, dimensions: int) -> tuple[int, ...]:
-    if key not in state:
-        raise ValueError(f"it has no {key} (by our names)")
-    shape = tuple(state[key].shape)
-    if len(shape) != dimensions or 0 in shape:
-        raise ValueError(f"{key} (by our names) is of the shape {shape}")
-    return shape
-
-
-def _usual_heads(width: int) -> int:
-    if width % 64:
-        told = "say how many it has, heads=N (load.heads=N on the command line)"
-        raise ValueError(f"heads of 64 channels do not divide its width of {width}; {told}")
-    return width // 64

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from synoptic.config import load_json
+from synoptic.weights.torchscript import is_torchscript, read_torchscript
 
 State = dict[str, Tensor]
 
@@ -78,6 +79,8 @@ def _is_archive(path: Path) -> bool:
 def _read_torch(path: Path) -> Any:
     try:
         _check_archive(path)
+        if is_torchscript(path):
+            return read_torchscript(path)
         with torch.serialization.safe_globals(_HARMLESS):
             code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             if not code:

@@ -1,0 +1,189 @@
+"""What a file's tensors, under our keys, and the config.json beside it tell of a model's configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from synoptic.models.clip import CLIP_MEAN, CLIP_STD
+from synoptic.weights.options import LoadOptions
+from synoptic.weights.reading import State
+
+Fields = Callable[[State, Mapping[str, Any], LoadOptions], dict[str, Any]]
+
+
+def vit(**known: Any) -> Fields:
+    """The configuration of a ViT from the shapes of its weights, from `known` fields and from config.json."""
+
+    def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+        said = {ours: header[theirs] for ours, theirs in _SAID.items() if header.get(theirs) is not None}
+        shapes = _shapes(state)
+        heads = options.heads or said.get("heads") or _usual_heads(shapes["width"])
+        return {**shapes, **known, **said, "heads": heads}
+
+    return fields
+
+
+_SAID = {  # our field: its name in config.json and preprocessor_config.json
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+    "mean": "image_mean",
+    "std": "image_std",
+}
+
+
+def clip(**known: Any) -> Fields:
+    """The configuration of a CLIP, with a ViT or a ResNet.
+
+    Args:
+        known: "activation", where the layout tells it.
+    """
+
+    def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+        act = _activation(known, header, options)
+        if "image.pool.positions" in state:
+            tower = {"resnet": _resnet(_part(state, "image"))}
+        else:
+            fixed = {"pre_norm": True, "norm_eps": 1e-5, "mean": CLIP_MEAN, "std": CLIP_STD}
+            image = vit(**fixed)(_part(state, "image"), _part_header(header, "vision"), options)
+            tower = {"image": image | {"activation": act}}
+        text = _text(_part(state, "text"), _part_header(header, "text"), options)
+        # OpenAI's code reads at the highest id, and so does transformers where the configuration says 2.
+        end = _part_header(header, "text").get("eos_token_id", 2)
+        end = text["vocabulary"] - 1 if end == 2 else end
+        return {**tower, "text": {**text, "activation": act, "end": end}}
+
+    return fields
+
+
+def siglip(**known: Any) -> Fields:
+    """The configuration of a SigLIP."""
+
+    def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+        act = _activation(known, header, options)
+        half = (0.5, 0.5, 0.5)
+        fixed = {"pool": "attention", "mean": half, "std": half}
+        image = vit(**fixed)(_part(state, "image"), _part_header(header, "vision"), options)
+        text = _text(_part(state, "text"), _part_header(header, "text"), options)
+        whole = {"causal": False, "read_at": "last", "norm_eps": 1e-6, "activation": act, "end": 1}
+        return {"image": {**image, "activation": act}, "text": {**text, **whole}, "bias": True}
+
+    return fields
+
+
+def _part(state: State, name: str) -> State:
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+
+
+def _part_header(header: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What config.json says of one tower, and the preprocessor of pictures."""
+    processor = {key: header[key] for key in ("image_mean", "image_std") if key in header}
+    return {**(processor if name == "vision" else {}), **(header.get(f"{name}_config") or {})}
+
+
+def _activation(known: Mapping[str, Any], header: Mapping[str, Any], options: LoadOptions) -> str:
+    """The one activation of both towers.
+
+    Raises:
+        ValueError: nothing tells it, or what is said differs.
+    """
+    said = {_part_header(header, name).get("hidden_act") for name in ("vision", "text")} - {None}
+    told = {_ACTIVATIONS.get(str(name), str(name)) for name in said} or {known.get("activation")} - {None}
+    if len(told) > 1:
+        raise ValueError(f"its towers have different activations ({', '.join(sorted(map(str, told)))})")
+    (found,) = told or {None}
+    if found is not None and options.activation not in (None, found):
+        raise ValueError(f"its activation is {found}, not {options.activation}; leave load.activation out")
+    if found is None and options.activation is None:
+        raise ValueError(
+            "its keys do not tell the activation; say load.activation=quick_gelu (OpenAI, DFN, MetaCLIP) or "
+            "load.activation=gelu (LAION, DataComp)"
+        )
+    return str(found or options.activation)
+
+
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}  # by the names of transformers
+
+
+def _text(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+    """What the shapes of a text tower's weights tell."""
+    vocabulary, width = _shape(state, "token_embedding.weight", 2)
+    heads = options.text_heads or header.get("num_attention_heads") or _usual_heads(width, "text_heads")
+    return {
+        "vocabulary": vocabulary,
+        "context": _shape(state, "positions", 2)[0],
+        "width": width,
+        "depth": _depth(state),
+        "heads": heads,
+        "hidden": _shape(state, "blocks.0.mlp.fc1.weight", 2)[0],
+        "embedding": _shape(state, "projection.weight", 2)[0],
+        "projection_bias": "projection.bias" in state,
+    }
+
+
+def _resnet(state: State) -> dict[str, Any]:
+    """What the shapes of a ResNet's weights tell; its heads are of 64 channels."""
+    width = _shape(state, "stem.6.weight", 4)[0]
+    cells = _shape(state, "pool.positions", 2)[0] - 1
+    side = math.isqrt(max(cells, 0))
+    if not side or side**2 != cells:
+        raise ValueError(f"its {cells} positions make no square")
+    blocks = [{int(key.split(".")[2]) for key in state if key.startswith(f"stages.{stage}.")} for stage in range(4)]
+    return {
+        "blocks": tuple(len(members) for members in blocks),
+        "width": width,
+        "heads": max(width * 32 // 64, 1),
+        "embedding": _shape(state, "pool.attn.proj.weight", 2)[0],
+        "image_size": side * 32,
+    }
+
+
+def _shapes(state: State) -> dict[str, Any]:
+    """What the shapes of a ViT's weights, under our keys, tell of its configuration."""
+    width, channels, patch, across = _shape(state, "patch_embed.weight", 4)
+    tokens = _shape(state, "summary_token", 3)[1] if "summary_token" in state else 0
+    cells = _shape(state, "positions.table", 3)[1] - tokens
+    side = math.isqrt(max(cells, 0))
+    if patch != across or not side or side**2 != cells:
+        raise ValueError(f"its {cells} positions of patches of {patch} x {across} pixels make no square")
+    gated = "blocks.0.mlp.w12.weight" in state
+    rows = _shape(state, "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight", 2)[0]
+    return {
+        "patch_size": patch,
+        "width": width,
+        "depth": _depth(state),
+        "hidden": rows * 3 // 4 if gated else rows,  # of two matrices, each two thirds of a plain layer's
+        "image_size": side * patch,
+        "channels": channels,
+        "summary_tokens": tokens,
+        "registers": state["register_token"].shape[1] if "register_token" in state else 0,
+        "feed_forward": "swiglu" if gated else "mlp",
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in state else None,  # where it begins no longer matters
+        "mask_token": "mask_token" in state,
+        "patch_bias": "patch_embed.bias" in state,
+    }
+
+
+def _shape(state: State, key: str, dimensions: int) -> tuple[int, ...]:
+    if key not in state:
+        raise ValueError(f"it has no {key} (by our names)")
+    shape = tuple(state[key].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise ValueError(f"{key} (by our names) is of the shape {shape}")
+    return shape
+
+
+def _depth(state: State) -> int:
+    return 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
+
+
+def _usual_heads(width: int, key: str = "heads") -> int:
+    if width % 64:
+        told = f"say how many it has, {key}=N (load.{key}=N on the command line)"
+        raise ValueError(f"heads of 64 channels do not divide its width of {width}; {told}")
+    return width // 64
