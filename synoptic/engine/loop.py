@@ -235,7 +235,7 @@ class _Run:
         rates = optim.rates(self.task, config.optim, step, self.steps)
         optim.set_rates(self.optimizer, **rates, progress=progress)
         terms: dict[str, Tensor] = {}
-        parts = batch.split(config.accumulate)
+        parts = batch.split(1 if self.task.whole_batches else config.accumulate)
         for number, part in enumerate(parts, start=1):
             share = len(part) / len(batch)
             # Draws are made on the host from the position: reading it back from the device would wait for the device.

@@ -85,6 +85,7 @@ class Task(nn.Module):
     Attributes:
         group: the processes that train together; statistics of the whole batch are taken over them.
         passes: how many dictionaries `losses` yields.
+        whole_batches: whether `losses` is given whole batches, which it cuts into `accumulate` parts by itself.
         phases: in order, the first from 0 on.
         resolution: side in pixels of the pictures that the exported model is made for; None is the run's `size`.
         largest_fall: share by which the score that decides may fall below that of the start before the run stops; None
@@ -93,6 +94,7 @@ class Task(nn.Module):
 
     group: Group = ALONE
     passes: int = 1
+    whole_batches: bool = False
     phases: tuple[Phase, ...] = (Phase(),)
     resolution: int | None = None
     largest_fall: float | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field as Bound
@@ -20,6 +20,7 @@ from synoptic.losses import contrastive
 from synoptic.methods.base import (
     Method,
     Task,
+    Unused,
     check_tiles,
     facts_of_bands,
     of_bands,
@@ -46,6 +47,10 @@ class ClipTrainConfig(TrainConfig):
             marks of start and end.
         context: most tokens of a caption, start and end among them.
         crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
+        loss: "clip" lets each picture pick its caption among those of the batch, "siglip" judges every pair by itself,
+            which small batches bear better.
+        gathering: how processes share what the loss of CLIP compares: "local" compares the own pairs with all, "whole"
+            all with all in each process, "detached" as well, and sends no gradients around.
     """
 
     embedding: PositiveInt | None = None
@@ -55,6 +60,8 @@ class ClipTrainConfig(TrainConfig):
     vocabulary: Annotated[int, Bound(ge=SMALLEST_VOCABULARY)] = 8192
     context: Annotated[int, Bound(ge=3)] = 32
     crop_scale: AreaSpan = (0.9, 1.0)
+    loss: Literal["clip", "siglip"] = "clip"
+    gathering: contrastive.Gathering = "local"
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.2, betas=(0.9, 0.98), clip=1.0))
 
 
@@ -68,31 +75,71 @@ class ClipTask(Task):
 
     def __init__(self, config: ClipTrainConfig, model: Clip):
         super().__init__()
-        assert config.size is not None
+        assert config.size is not None and model.tokenizer is not None
         self.config = config
         self.model = model
+        self.tokenizer = model.tokenizer
         self.crop = RandomCrop((config.size,), scale=config.crop_scale)
+        if config.accumulate > 1:
+            self.whole_batches, self.passes = True, 1 + config.accumulate
 
     @property
     def reads(self) -> int:
         return max(self.crop.sizes)
 
     def facts(self) -> dict[str, str]:
-        return facts_of_bands(self.config, self.model.image.config)
+        return facts_of_bands(self.config, present(self.model.config.image))
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         counts = torch.tensor([len(captions) for captions in batch.captions])
         chosen = Draws(seed, present(batch.position)).integers("caption", counts)
         texts = [captions[place] for captions, place in zip(batch.captions, chosen.tolist(), strict=True)]
-        cropped = self.crop(batch, seed)
-        return replace(cropped, tokens=self.model.tokenizer(texts).to(cropped.crops[0].device))
+        return replace(self.crop(batch, seed), tokens=self.tokenizer(texts))  # on the host, where they are packed
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
-        # Every picture is compared with the captions of all processes.
-        images = self.group.gather(self.model(batch.crops[0]).summary.float())
-        texts = self.group.gather(self.model.encode_text(present(batch.tokens)).float())
-        loss = contrastive.clip(images, texts, self.model.logit_scale)
-        yield {"loss": loss, "contrastive": loss.detach(), "logit_scale": self.model.logit_scale.detach().exp()}
+        if not self.whole_batches:
+            yield self.terms(*self.embed(batch))
+            return
+        yield from self.cached(batch.split(self.config.accumulate))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, C) of the pictures and of their captions, float32 at least."""
+        found = (self.model(batch.crops[0]).summary, self.model.encode_text(present(batch.tokens)))
+        images, texts = (vectors.to(torch.promote_types(vectors.dtype, torch.float32)) for vectors in found)
+        return images, texts
+
+    def terms(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        """The loss of the whole batch, over all processes, and what is told beside it."""
+        scale = self.model.logit_scale
+        if self.model.logit_bias is not None:
+            loss = contrastive.siglip(images, texts, scale, self.model.logit_bias, self.group)
+        else:
+            loss = contrastive.clip(images, texts, scale, self.group, self.config.gathering)
+        return {"loss": loss, "contrastive": loss.detach(), "logit_scale": scale.detach().exp()}
+
+    def cached(self, parts: Sequence[Batch]) -> Iterator[dict[str, Tensor]]:
+        """The loss of a batch that is never in memory as a whole, but for its embeddings.
+
+        These are found without gradients first, and the loss with gradients for them; then each part is embedded anew,
+        and hands what its embeddings were asked for down to the weights (Gao et al. 2021, "GradCache", arXiv
+        2101.06983). The gradients are those of the whole batch at once, since nothing in the towers is drawn by chance.
+        """
+        with torch.no_grad():
+            found = [self.embed(part) for part in parts]
+        images, texts = (torch.cat(kind).requires_grad_() for kind in zip(*found, strict=True))
+        yield self.terms(images, texts)
+        asked = [present(kind.grad).split([len(part) for part in parts]) for kind in (images, texts)]
+        for part, *gradients in zip(parts, *asked, strict=True):
+            handed = torch.stack([(one * g).sum() for one, g in zip(self.embed(part), gradients, strict=True)]).sum()
+            # Of no value itself. Every process looks for a gradient of every weight in the last part.
+            unused = sum(parameter.sum() for parameter in self.scalars()) * 0.0
+            yield {"loss": handed - handed.detach() + unused}
+
+    def scalars(self) -> Iterator[Tensor]:
+        """The weights that are no tower's."""
+        yield self.model.logit_scale
+        if self.model.logit_bias is not None:
+            yield self.model.logit_bias
 
     def expected_losses(self) -> dict[str, float]:
         return {"contrastive": math.log(self.config.batch)}
@@ -111,11 +158,6 @@ class ClipTask(Task):
 
 def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
     """Fills what is None: learning rate 5e-4 (CLIP, table 20), 32 epochs, a text tower in proportion to the ViT."""
-    if config.accumulate > 1:
-        raise ValueError(
-            f"accumulate={config.accumulate}: CLIP compares every picture of a batch with every caption of it, "
-            f"which cannot be done in parts; lower batch instead"
-        )
     config = resolve_common(config, samples, lr=5e-4, epochs=32, size=224)
     check_tiles("size", present(config.size), config.model)
     image = vit_config(config.model)
@@ -156,7 +198,7 @@ def build(config: ClipTrainConfig, source: Source) -> ClipTask:
     # CLIP changes the ViT by a norm before its blocks (sec. 2.4). A convolutional stem has norms of its own, and with
     # one more it learned less in a short run: zero-shot 0.78 against 0.88 (docs/log.md).
     image = replace(image, pre_norm=image.stem == "patch")
-    return ClipTask(config, Clip(ClipConfig(image=image, text=text), tokenizer))
+    return ClipTask(config, Clip(ClipConfig(image=image, text=text, bias=config.loss == "siglip"), tokenizer))
 
 
 METHOD = Method(
@@ -167,4 +209,5 @@ METHOD = Method(
     build=build,
     presets={},
     captions=True,
+    unused=(Unused("with loss=siglip", ("gathering",), lambda config: config.loss == "siglip"),),
 )

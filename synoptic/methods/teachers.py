@@ -59,9 +59,9 @@ class Words:
 
 
 def words_of(model: Any) -> Words | None:
-    """The text tower of a teacher, or None."""
+    """The text tower of a teacher; None where it has none, or came without a vocabulary."""
     text = getattr(model, "text", None)
-    if text is None:
+    if text is None or model.tokenizer is None:
         return None
     return Words(text.config, text.state_dict(), model.logit_scale.detach(), model.tokenizer)
 

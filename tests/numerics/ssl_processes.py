@@ -23,16 +23,27 @@ from synoptic.types import Batch, Group
 BATCH = 8
 SHARED = {
     **{"data": "d", "out": "o", "model": "vit_nano8", "size": 16, "batch": BATCH, "steps": 10, "precision": "fp32"},
-    **{"prototypes": 24, "head_hidden": 16, "bottleneck": 8, "drop_path": 0.0, "checkpoint_every": 5},
-    "crops": {"global_size": 16, "local_size": 8, "local_count": 2},
-    "optim": {"lr": 1e-3},
+    **{"checkpoint_every": 5, "optim": {"lr": 1e-3}},
 }
+OF_METHODS: dict[str, dict[str, Any]] = {
+    "clip": {"text_width": 32, "text_depth": 1, "text_heads": 1, "embedding": 12, "vocabulary": 300},
+    "dino": {
+        **{"prototypes": 24, "head_hidden": 16, "bottleneck": 8, "drop_path": 0.0},
+        "crops": {"global_size": 16, "local_size": 8, "local_count": 2},
+    },
+}
+OF_METHODS["dinov2"] = OF_METHODS["dino"]
 CASES: dict[str, dict[str, Any]] = {
     "dino": {"koleo": 0.1},
     "dinov2": {"patch_bottleneck": 8, "masks": {"ratio": (0.3, 0.6)}},
     "dinov2-parts": {"patch_bottleneck": 8, "accumulate": 2, "centring": "mean", "koleo": 0.0},
     "dinov2-phases": {"patch_bottleneck": 8, "koleo": 0.0, "high_resolution": {"share": 0.4, "scale": 2}},
     "dinov2-queue": {"patch_bottleneck": 8, "queue": 32, "heads": "tied"},
+    "clip": {},
+    "clip-whole": {"gathering": "whole"},
+    "clip-detached": {"gathering": "detached"},
+    "clip-siglip": {"loss": "siglip"},
+    "clip-parts": {"accumulate": 2},
 }
 
 
@@ -50,7 +61,10 @@ class Pictures:
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         for step in range(start, stop):
             position = step * BATCH + self._places
-            yield Batch(images=torch.zeros(len(position), 1), position=position, index=position)
+            captions = [(f"a cone {place}", f"{place % 3} cubes") for place in position.tolist()]
+            yield Batch(
+                images=torch.zeros(len(position), 1), position=position, index=position, captions=tuple(captions)
+            )
 
     def names(self, step: int) -> list[str]:
         return []
@@ -75,12 +89,17 @@ def main() -> None:
     case, steps, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     recipe = get_method(case.partition("-")[0])
-    config: Any = recipe.resolve(from_dict(recipe.config, {**SHARED, **CASES[case]}, case), 64)
+    config: Any = recipe.resolve(
+        from_dict(recipe.config, {**SHARED, **OF_METHODS[recipe.name], **CASES[case]}, case), 64
+    )
     config = replace(config, device="cpu")
     with distributed.joined("cpu") as group:
         torch.manual_seed(0)
-        task: Any = recipe.build(config, Source(Path("p"), [Path("a.jpg")])).double()
-        task.multi_crop, task.high_resolution = crops_of, partial(crops_of, scale=2)
+        task: Any = recipe.build(
+            config, Source(Path("p"), [Path("a.jpg")], captions=[("a cone 1 2 3 cubes",)])
+        ).double()
+        task.crop = task.multi_crop = crops_of
+        task.high_resolution = partial(crops_of, scale=2)
         if steps < config.steps:
             _stop_after(task, steps)
         try:

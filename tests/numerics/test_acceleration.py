@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ssl_processes import SHARED, crops_of
+from ssl_processes import OF_METHODS, SHARED, crops_of
 from torch import nn
 
 from synoptic.config import from_dict
@@ -22,7 +22,8 @@ from synoptic.types import Batch
 
 def task_of(**values: Any) -> Any:
     recipe = get_method("dinov2")
-    config: Any = recipe.resolve(from_dict(recipe.config, {**SHARED, "patch_bottleneck": 8, **values}, "test"), 64)
+    keys = {**SHARED, **OF_METHODS["dinov2"], "patch_bottleneck": 8, **values}
+    config: Any = recipe.resolve(from_dict(recipe.config, keys, "test"), 64)
     torch.manual_seed(0)
     task: Any = recipe.build(replace(config, device="cpu"), Source(Path("p"), [Path("a.jpg")]))
     task = task.double().train()

@@ -75,7 +75,6 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         ("clip", {"context": 1}, "context=1"),
         ("clip", {"crop_scale": [1.0, 0.4]}, "lowest value comes first"),
         ("clip", {"text_width": 64, "text_heads": 3}, "text_heads=3: does not divide text_width=64"),
-        ("clip", {"accumulate": 2}, "accumulate=2: CLIP compares every picture"),
         ("radio", {"crop_scale": [0.0, 1.0]}, "crop_scale"),
         ("radio", {"flip": 5.0}, "flip=5"),
         ("radio", {"size": 33}, "size=33: .* 32, 48"),
