@@ -37,3 +37,12 @@ def processor() -> str:
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out.
+
+    PyTorch's own class, which a GPU raises, is asked for by its name, since importing it is slow; a CPU has only words.
+    """
+    by_name = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return by_name or "can't allocate memory" in str(error)

@@ -14,6 +14,7 @@ from synoptic.apps.arguments import Verb, print_help, split, two_columns
 from synoptic.apps.training import Train
 from synoptic.apps.verbs import SIMPLE_VERBS
 from synoptic.config import nearest
+from synoptic.machine import is_out_of_memory
 
 DONE, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # a disk that is full, a folder that cannot be made
         return _say(str(error), MISTAKE)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return _say("out of memory: what was asked for is too large for this machine; give smaller sizes", MISTAKE)
         traceback.print_exc()
         return FAULT
@@ -61,12 +62,6 @@ def _run(arguments: Sequence[str]) -> None:
         print_help(Console(), *verb.help(words))
     else:
         verb.run(words)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch's own class is asked for by its name, since importing it is slow; on a CPU it has only words."""
-    by_name = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return by_name or "can't allocate memory" in str(error)
 
 
 def _say(message: str, code: int) -> int:

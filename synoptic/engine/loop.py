@@ -24,6 +24,7 @@ from synoptic.engine.acceleration import accelerate
 from synoptic.engine.distributed import Replica, shared
 from synoptic.engine.observe import Bystander, Meter, Observer, announce
 from synoptic.engine.stopping import Interrupted, NonFiniteLoss, Worsened, stop_signal
+from synoptic.machine import is_out_of_memory
 from synoptic.methods.base import Task
 from synoptic.types import ALONE, Batch, Group
 
@@ -141,7 +142,7 @@ def _memory_told(config: TrainConfig, out: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         setting = f"batch={config.batch}, accumulate={config.accumulate}"
         mend = f"raise accumulate or lower batch{_beside_a_change(out)}"
@@ -151,11 +152,6 @@ def _memory_told(config: TrainConfig, out: Path) -> Iterator[None]:
 def _beside_a_change(out: Path) -> str:
     """What a changed setting takes besides: a run that has checkpoints does not go on under another one."""
     return ", with overwrite=true or another out=" if any((out / "checkpoints").glob("step_*.pt")) else ""
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On a GPU the error has a class of its own, on a CPU it has only words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _way_on(config: TrainConfig) -> str:

@@ -65,7 +65,7 @@ def distillation(
         group: the processes among which a batch is shared.
     Returns:
         Scalar: the cross entropy of the student with the teacher's choices, the mean of both ways.
-    Source: the distillation loss in open_clip's code.
+    Source: `DistillClipLoss` of open_clip (github.com/mlfoundations/open_clip, src/open_clip/loss.py).
     """
     with torch.autocast(images.device.type, enabled=False):
         student = _sides(*_pairs(_unit(images), _unit(texts), group, "local"))

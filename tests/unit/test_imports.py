@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "methods": ("models", "losses", "types", "config", "data", "machine"),
     "methods.teachers": ("models", "losses", "types", "config", "data", "weights", "predict"),
     "methods.start": ("models", "weights", "predict"),
-    "engine": ("types", "config", "files", "methods.base"),
+    "engine": ("machine", "types", "config", "files", "methods.base"),
     "engine.distributed": ("types", "children", "machine", "methods.base"),
     "evaluation": ("types", "data"),
     "run": (
