@@ -42,6 +42,8 @@ def backward(terms: dict[str, torch.Tensor]) -> float:
 
 
 def test_a_bias_comes_with_the_loss_that_needs_it() -> None:
-    assert task_of("clip", 1).model.logit_bias is None
-    model = task_of("siglip", 1).model
+    plain, task = task_of("clip", 1), task_of("siglip", 1)
+    assert plain.model.logit_bias is None and plain.expected_losses().keys() == {"contrastive"}
+    assert not task.expected_losses()
+    model = task.model
     assert (model.logit_bias.item(), model.logit_scale.exp().item()) == pytest.approx((-10.0, 10.0))
