@@ -47,6 +47,7 @@ FULL = Recipe(
         "text_width": 128,
         "text_depth": 2,
         "text_heads": 2,
+        "context": 32,
         "evaluate_every": 260,
         "loader.validation": 0.05,
     },

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field as Bound
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from synoptic.config import AreaSpan, OptimConfig, TrainConfig
+from synoptic.config import AreaSpan, OptimConfig, Share, TrainConfig
 from synoptic.data.draws import Draws
 from synoptic.data.sources import Source
 from synoptic.data.transforms import RandomCrop
@@ -26,14 +27,39 @@ from synoptic.methods.base import (
     of_bands,
     resolve_common,
 )
-from synoptic.models.clip import CLIP_MEAN, CLIP_STD, Clip, ClipConfig
+from synoptic.methods.start import (
+    LoadOptions,
+    architecture,
+    fingerprint,
+    given_backbone,
+    given_sizes,
+    given_tokenizer,
+    given_towers,
+)
+from synoptic.methods.teachers import Teacher, load_teacher, words_of
+from synoptic.models import resnet
+from synoptic.models.clip import (
+    TEXT_OF,
+    Clip,
+    ClipConfig,
+    Towers,
+    clip_config,
+    most_heads,
+    picture_encoder,
+    text_size,
+)
+from synoptic.models.resnet import ResNetConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
-from synoptic.models.vit import vit_config
+from synoptic.models.vit import ViTConfig
 from synoptic.types import Batch, present
 
 SMALLEST_VOCABULARY = 258  # all bytes, start and end
 LARGEST_LOGIT_SCALE = math.log(100.0)  # CLIP sec. 2.5: logits are never scaled by more than 100
+CONTEXT: dict[Towers, int] = {"clip": 77, "siglip": 64}  # as published
+LOOKED_AT = 10_000  # captions whose length is looked at before the first step
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,28 +67,67 @@ class ClipTrainConfig(TrainConfig):
     """Contrastive training on captioned pictures.
 
     Attributes:
+        init: a MODEL to go on with: a CLIP or SigLIP with its words, or of any other model the picture encoder alone.
+        load: what the file in `init` does not say itself.
+        towers: "clip" has a text encoder that is read at a text's end; "siglip" one that sees whole texts, and a
+            picture encoder that pools by attention; None takes those of `init`, or CLIP's.
         embedding: width of the space shared by pictures and words.
-        text_width, text_depth, text_heads: of the text transformer; None follows the picture encoder.
+        text_width, text_depth, text_heads: of the text transformer; None takes the published one of `model`, or one in
+            proportion to it.
+        tokenizer: CLIP's vocabulary file, a tokenizer.json, or `hf:owner/name`; None learns one from the captions.
         vocabulary: most tokens of the byte-pair encoding learned from the captions; the bytes alone are 258 with the
             marks of start and end.
-        context: most tokens of a caption, start and end among them.
+        context: most tokens of a caption, start and end among them; None takes 77, with SigLIP's towers 64.
+        too_long: what becomes of captions of more tokens: they are cut, or end the run with an error.
         crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
+        flip: share of the crops that are mirrored, for captions that tell no left from right.
         loss: "clip" lets each picture pick its caption among those of the batch, "siglip" judges every pair by itself,
-            which small batches bear better.
+            which small batches bear better; None takes that of the towers.
         gathering: how processes share what the loss of CLIP compares: "local" compares the own pairs with all, "whole"
             all with all in each process, "detached" as well, and sends no gradients around.
+        teacher: a CLIP that knows words, whose choices among the captions and pictures of a batch are learned as well.
+        distillation: weight of that beside the loss of the captions.
     """
 
+    init: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
+    towers: Towers | None = None
     embedding: PositiveInt | None = None
     text_width: PositiveInt | None = None
     text_depth: PositiveInt | None = None
     text_heads: PositiveInt | None = None
+    tokenizer: str | None = None
     vocabulary: Annotated[int, Bound(ge=SMALLEST_VOCABULARY)] = 8192
-    context: Annotated[int, Bound(ge=3)] = 32
+    context: Annotated[int, Bound(ge=3)] | None = None
+    too_long: Literal["cut", "error"] = "cut"
     crop_scale: AreaSpan = (0.9, 1.0)
-    loss: Literal["clip", "siglip"] = "clip"
+    flip: Share = 0.0
+    loss: Literal["clip", "siglip"] | None = None
     gathering: contrastive.Gathering = "local"
+    teacher: str | None = None
+    distillation: PositiveFloat = 1.0
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.2, betas=(0.9, 0.98), clip=1.0))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Embeddings of pictures and of their captions.
+
+    Attributes:
+        images, texts: (B, C) float32 at least.
+        taught: those of a teacher, in its own space; None without one.
+    """
+
+    images: Tensor
+    texts: Tensor
+    taught: Pairs | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[Pairs]) -> Pairs:
+        """Several parts of a batch as one."""
+        taught = [part.taught for part in parts if part.taught is not None]
+        images, texts = (torch.cat([getattr(part, kind) for part in parts]) for kind in ("images", "texts"))
+        return Pairs(images, texts, Pairs.joined(taught) if taught else None)
 
 
 class ClipTask(Task):
@@ -71,15 +136,18 @@ class ClipTask(Task):
     Args:
         config: resolved configuration.
         model: the two towers and the tokenizer.
+        teacher: of another Clip; None learns from the captions alone.
     """
 
-    def __init__(self, config: ClipTrainConfig, model: Clip):
+    def __init__(self, config: ClipTrainConfig, model: Clip, teacher: Teacher | None = None):
         super().__init__()
         assert config.size is not None and model.tokenizer is not None
         self.config = config
         self.model = model
         self.tokenizer = model.tokenizer
-        self.crop = RandomCrop((config.size,), scale=config.crop_scale)
+        self._teacher = [] if teacher is None else [teacher]  # in a list: no submodule, neither trained nor saved
+        sizes = {config.size, *(each.size for each in self._teacher)}
+        self.crop = RandomCrop(tuple(sorted(sizes)), scale=config.crop_scale, flip=config.flip)
         if config.accumulate > 1:
             self.whole_batches, self.passes = True, 1 + config.accumulate
 
@@ -88,49 +156,83 @@ class ClipTask(Task):
         return max(self.crop.sizes)
 
     def facts(self) -> dict[str, str]:
-        return facts_of_bands(self.config, present(self.model.config.image))
+        given = {} if self.config.init is None else {"init.weights": fingerprint(self.model)}
+        taught = {"teacher.weights": self._teacher[0].fingerprint()} if self._teacher else {}
+        bands = {} if self.model.config.image is None else facts_of_bands(self.config, self.model.config.image)
+        return {**given, **taught, **bands}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> ClipTask:  # the teacher follows to the student's device
+        for teacher in self._teacher:
+            teacher._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         counts = torch.tensor([len(captions) for captions in batch.captions])
         chosen = Draws(seed, present(batch.position)).integers("caption", counts)
         texts = [captions[place] for captions, place in zip(batch.captions, chosen.tolist(), strict=True)]
-        return replace(self.crop(batch, seed), tokens=self.tokenizer(texts))  # on the host, where they are packed
+        tokens = self.tokenizer(texts, too_long=self.config.too_long)  # on the host, where they are packed
+        return replace(self.crop(batch, seed), tokens=tokens, captions=tuple((text,) for text in texts))
 
     def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
         if not self.whole_batches:
-            yield self.terms(*self.embed(batch))
+            yield self.terms(self.embed(batch))
             return
         yield from self.cached(batch.split(self.config.accumulate))
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch) -> Pairs:
+        """What the towers say of a batch, and what a teacher does."""
+        return Pairs(*self.towers(batch), self.taught(batch))
+
+    def towers(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, C) of the pictures and of their captions, float32 at least."""
-        found = (self.model(batch.crops[0]).summary, self.model.encode_text(present(batch.tokens)))
+        seen = self.model(self.view(batch, present(self.config.size))).summary
+        found = (seen, self.model.encode_text(present(batch.tokens)))
         images, texts = (vectors.to(torch.promote_types(vectors.dtype, torch.float32)) for vectors in found)
         return images, texts
 
-    def terms(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+    def taught(self, batch: Batch) -> Pairs | None:
+        """The same of the teacher."""
+        if not self._teacher:
+            return None
+        (teacher,) = self._teacher
+        texts = [text for texts in batch.captions for text in texts]
+        return Pairs(present(teacher(self.view(batch, teacher.size)).summary), teacher.encode_text(texts))
+
+    def view(self, batch: Batch, size: int) -> Tensor:
+        """The crops of that size."""
+        return batch.crops[self.crop.sizes.index(size)]
+
+    def terms(self, pairs: Pairs) -> dict[str, Tensor]:
         """The loss of the whole batch, over all processes, and what is told beside it."""
-        scale = self.model.logit_scale
-        if self.model.logit_bias is not None:
-            loss = contrastive.siglip(images, texts, scale, self.model.logit_bias, self.group)
+        scale, bias = self.model.logit_scale, self.model.logit_bias
+        if self.config.loss == "siglip":
+            loss = contrastive.siglip(pairs.images, pairs.texts, scale, present(bias), self.group)
         else:
-            loss = contrastive.clip(images, texts, scale, self.group, self.config.gathering)
-        return {"loss": loss, "contrastive": loss.detach(), "logit_scale": scale.detach().exp()}
+            loss = contrastive.clip(pairs.images, pairs.texts, scale, self.group, self.config.gathering)
+        terms = {"contrastive": loss.detach()}
+        if pairs.taught:
+            told = (pairs.taught.images, pairs.taught.texts, self._teacher[0].model.logit_scale)
+            choices = contrastive.distillation(pairs.images, pairs.texts, scale, *told, self.group)
+            loss = loss + self.config.distillation * choices
+            terms["distillation"] = choices.detach()
+        return {"loss": loss, **terms, "logit_scale": scale.detach().exp()}
 
     def cached(self, parts: Sequence[Batch]) -> Iterator[dict[str, Tensor]]:
         """The loss of a batch that is never in memory as a whole, but for its embeddings.
 
         These are found without gradients first, and the loss with gradients for them; then each part is embedded anew,
         and hands what its embeddings were asked for down to the weights (Gao et al. 2021, "GradCache", arXiv
-        2101.06983). The gradients are those of the whole batch at once, since nothing in the towers is drawn by chance.
+        2101.06983). The gradients are those of the whole batch at once, since nothing in the towers is drawn by chance;
+        only a ResNet's norms see the statistics of a part.
         """
         with torch.no_grad():
-            found = [self.embed(part) for part in parts]
-        images, texts = (torch.cat(kind).requires_grad_() for kind in zip(*found, strict=True))
-        yield self.terms(images, texts)
+            whole = Pairs.joined([self.embed(part) for part in parts])
+        images, texts = whole.images.requires_grad_(), whole.texts.requires_grad_()
+        yield self.terms(whole)
         asked = [present(kind.grad).split([len(part) for part in parts]) for kind in (images, texts)]
         for part, *gradients in zip(parts, *asked, strict=True):
-            handed = torch.stack([(one * g).sum() for one, g in zip(self.embed(part), gradients, strict=True)]).sum()
+            again = self.towers(part)
+            handed = torch.stack([(one * g).sum() for one, g in zip(again, gradients, strict=True)]).sum()
             # Of no value itself. Every process looks for a gradient of every weight in the last part.
             unused = sum(parameter.sum() for parameter in self.scalars()) * 0.0
             yield {"loss": handed - handed.detach() + unused}
@@ -148,7 +250,8 @@ class ClipTask(Task):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        self.model.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
+        if self.config.loss == "clip":  # SigLIP's own grows beyond
+            self.model.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def shard_units(self) -> Iterator[nn.Module]:
         yield from self.model.image.blocks
@@ -159,49 +262,148 @@ class ClipTask(Task):
 
 
 def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
-    """Fills what is None: learning rate 5e-4 (CLIP, table 20), 32 epochs, a text tower in proportion to the ViT."""
-    config = resolve_common(config, samples, lr=5e-4, epochs=32, size=224)
-    check_tiles("size", present(config.size), config.model)
-    image = vit_config(config.model)
-    # CLIP's text towers are two thirds as wide as their ViT; 64 channels a head.
-    width = config.text_width or max(round(image.width * 2 / 3 / 64), 1) * 64
-    heads = config.text_heads or next(heads for heads in range(max(width // 64, 1), 0, -1) if width % heads == 0)
+    """Fills what is None: learning rate 5e-4 (CLIP, table 20), for given towers 1e-5, and 32 epochs."""
+    given = None if config.init is None else given_sizes(config.init, config.load)
+    encoder = _encoder(config, given)
+    by_name = config.init is None and isinstance(encoder, ViTConfig)
+    size = 224 if by_name else encoder.image_size
+    config = resolve_common(config, samples, lr=5e-4 if given is None else 1e-5, epochs=32, size=size)
+    if config.init is not None:
+        config = replace(config, model=config.init)
+    check_tiles("size", present(config.size), config.model, encoder.patch_size)
+    if config.init is not None and encoder.channels != config.channels:
+        raise ValueError(f"init={config.init}: reads {encoder.channels} bands, not channels={config.channels}")
+    if isinstance(encoder, ResNetConfig) and config.bands is not None:
+        raise ValueError(f"model={config.model}: reads RGB of 8 bits; take a vit_* for pictures of other bands or bits")
+    return _as_given(config, given) if given else _sized(config, encoder)
+
+
+def _encoder(config: ClipTrainConfig, given: ClipConfig | None) -> ViTConfig | ResNetConfig:
+    """The architecture of the picture encoder, before anything is said of the pictures."""
+    if given is not None:
+        return given.encoder
+    if config.init is None and config.model in resnet.NAMES:
+        if config.towers == "siglip":
+            raise ValueError(f"model={config.model}: SigLIP's towers pool a ViT; take a vit_*, or towers=clip")
+        return resnet.resnet_config(config.model)
+    if config.init is not None and config.towers == "siglip":
+        raise ValueError(f"towers=siglip: init={config.init} is no SigLIP; leave towers out, or init")
+    return architecture(config.model, config.init, config.load)
+
+
+def _as_given(config: ClipTrainConfig, given: ClipConfig) -> ClipTrainConfig:
+    """The sizes of given towers, which cannot be others."""
+    text = given.text
+    known: dict[str, Any] = {
+        "towers": "clip" if text.read_at == "end" else "siglip",
+        "loss": "siglip" if given.bias else "clip",
+        "embedding": text.embedding,
+        "text_width": text.width,
+        "text_depth": text.depth,
+        "text_heads": text.heads,
+        "context": text.context,
+    }
+    for key, value in {**known, "tokenizer": None}.items():
+        typed = getattr(config, key)
+        if typed not in (None, value):
+            raise ValueError(f"{key}={typed}: init={config.init} brings its own ({key}={value}); leave it out")
+    return replace(config, **known)
+
+
+def _sized(config: ClipTrainConfig, encoder: ViTConfig | ResNetConfig) -> ClipTrainConfig:
+    """The published sizes of the text tower, or those in proportion, where the user gave none."""
+    towers: Towers = config.towers or "clip"
+    usual = text_size(config.model, encoder, towers)
+    width = config.text_width or usual.width
+    heads = config.text_heads or (usual.heads if width == usual.width else most_heads(width))
     if width % heads:
         raise ValueError(f"text_heads={heads}: does not divide text_width={width}")
     return replace(
         config,
-        embedding=config.embedding or width,
+        towers=towers,
+        loss=config.loss or towers,
+        embedding=config.embedding or usual.embedding,
         text_width=width,
-        text_depth=config.text_depth or min(image.depth, 12),
+        text_depth=config.text_depth or usual.depth,
         text_heads=heads,
+        context=config.context or CONTEXT[towers],
     )
 
 
 def build(config: ClipTrainConfig, source: Source) -> ClipTask:
-    """The task for a resolved configuration, its tokenizer learned from the captions of `source`."""
+    """The task for a resolved configuration; a tokenizer that is not given is learned from the captions of `source`."""
     if not any(source.captions):
         raise ValueError(
             f"data={config.data}: no captions to learn words from; give a captions JSON or a folder with one"
         )
-    tokenizer = Tokenizer.learn(
-        (text for texts in source.captions for text in texts), config.vocabulary, config.context
-    )
+    model = None if config.init is None else given_towers(config.init, config.load)
+    if model is None:
+        model = _fresh(config, source)
+    elif model.tokenizer is None:
+        raise ValueError(f"init={config.init}: came without a vocabulary; name it with load.vocabulary=FILE")
+    _look_at_lengths(present(model.tokenizer), source, config)
+    return ClipTask(config, model.requires_grad_().train(), _teacher(config))
+
+
+def _fresh(config: ClipTrainConfig, source: Source) -> Clip:
+    """Towers of random weights, but for a picture encoder that may be given."""
+    towers: Towers = present(config.towers)
+    context = present(config.context)
+    if config.tokenizer is not None:
+        tokenizer = given_tokenizer(config.tokenizer, context, towers)
+    else:
+        captions = (text for texts in source.captions for text in texts)
+        tokenizer = Tokenizer.learn(captions, config.vocabulary, context, siglip=towers == "siglip")
+    size = text_size(config.model, _encoder(config, None), towers)
     text = TextConfig(
         vocabulary=tokenizer.vocabulary,
-        context=config.context,
+        context=tokenizer.context,
         end=tokenizer.end,
         width=present(config.text_width),
         depth=present(config.text_depth),
         heads=present(config.text_heads),
+        hidden=size.hidden if config.text_width == size.width else None,
         embedding=present(config.embedding),
+        **TEXT_OF[towers],
     )
-    pixels = of_bands(config, source) or {"mean": CLIP_MEAN, "std": CLIP_STD}
-    image = vit_config(config.model, image_size=config.size, **pixels)
-    # CLIP changes the ViT by a norm before its blocks (sec. 2.4). A convolutional stem has norms of its own, and with
-    # one more it learned less in a short run: zero-shot 0.78 against 0.88 (docs/log.md).
-    image = replace(image, pre_norm=image.stem == "patch")
-    return ClipTask(config, Clip(ClipConfig(image=image, text=text, bias=config.loss == "siglip"), tokenizer))
+    bias = config.loss == "siglip"
+    if config.init is None:
+        pixels = of_bands(config, source)
+        image = picture_encoder(config.model, towers, present(config.size), present(config.embedding), **pixels)
+        return Clip(clip_config(image, text, bias), tokenizer)
+    backbone = given_backbone(config.init, config.load, mask_token=False)
+    if not backbone.summary_width:
+        raise ValueError(f"init={config.init}: has no summary of a picture, which is what words are compared with")
+    model = Clip(clip_config(backbone.config, text, bias), tokenizer)
+    model.image.load_state_dict(backbone.state_dict())
+    return model
 
+
+def _look_at_lengths(tokenizer: Tokenizer, source: Source, config: ClipTrainConfig) -> None:
+    """Tells how many captions are longer than the context, or refuses them, before the first step."""
+    every = max(len(source) // LOOKED_AT, 1)
+    captions = [text for texts in source.captions[::every] for text in texts][:LOOKED_AT]
+    room = tokenizer.room
+    long = [text for text, ids in zip(captions, tokenizer.encode(captions), strict=True) if len(ids) > room]
+    if not long:
+        return
+    told = f"{len(long)} of {len(captions)} captions looked at have more than {room} tokens, such as {long[0][:60]!r}"
+    if config.too_long == "error":
+        raise ValueError(f"data={config.data}: {told}; shorten them, raise context=, or give too_long=cut")
+    log.warning("%s: they lose their ends (context=%d)", told, tokenizer.context)
+
+
+def _teacher(config: ClipTrainConfig) -> Teacher | None:
+    if config.teacher is None:
+        return None
+    teacher = load_teacher(config.teacher, config.channels)
+    if words_of(teacher.model) is None:
+        raise ValueError(f"teacher={config.teacher}: knows no words; take a CLIP or SigLIP with its vocabulary")
+    return teacher
+
+
+# SigLIP sec. 4: small batches too, the second moment of Adam over fewer steps.
+SIGLIP: dict[str, Any] = {"towers": "siglip", "optim.lr": 1e-3, "optim.weight_decay": 1e-4, "optim.betas": (0.9, 0.95)}
 
 METHOD = Method(
     name="clip",
@@ -209,7 +411,16 @@ METHOD = Method(
     config=ClipTrainConfig,
     resolve=resolve,
     build=build,
-    presets={},
+    presets={"siglip": SIGLIP},
     captions=True,
-    unused=(Unused("with loss=siglip", ("gathering",), lambda config: config.loss == "siglip"),),
+    unused=(
+        Unused("with the loss of SigLIP", ("gathering",), lambda config: "siglip" in (config.loss, config.towers)),
+        Unused("with SigLIP's towers, whose width it is", ("embedding",), lambda config: config.towers == "siglip"),
+        Unused(
+            "beside init=, which has an architecture of its own", ("model",), lambda config: config.init is not None
+        ),
+        Unused("without init=", ("load",), lambda config: config.init is None),
+        Unused("beside tokenizer=", ("vocabulary",), lambda config: config.tokenizer is not None),
+        Unused("without teacher=", ("distillation",), lambda config: config.teacher is None),
+    ),
 )

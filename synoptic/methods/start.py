@@ -9,15 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from synoptic.models.adaptors import Student
-from synoptic.models.clip import Clip
-from synoptic.models.vit import NAMES, ViT, ViTConfig, vit_config
+from synoptic.models.clip import Clip, ClipConfig, Towers
+from synoptic.models.tokenizers import Tokenizer
+from synoptic.models.vit import ViT, ViTConfig, vit_config
 from synoptic.predict import load
+from synoptic.weights import zoo
 from synoptic.weights.folder import weights_hash
 from synoptic.weights.options import LoadOptions
+from synoptic.weights.words import fetch_tokenizer, read_tokenizer
 
-__all__ = ["LoadOptions", "architecture", "fingerprint", "given_backbone", "tell_if_untrained"]
+__all__ = [
+    "LoadOptions",
+    "architecture",
+    "fingerprint",
+    "given_backbone",
+    "given_sizes",
+    "given_tokenizer",
+    "given_towers",
+    "tell_if_untrained",
+]
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +82,40 @@ def given_backbone(init: str, options: LoadOptions, **changes: Any) -> ViT:
 
 def tell_if_untrained(key: str, model: str) -> None:
     """Warns where what should have learned is an architecture of this library, whose weights are random."""
-    if model in NAMES:
+    if model in zoo.NAMES:
         log.warning("%s=%s is an architecture with random weights; give a run, a weights file or a folder", key, model)
 
 
-def fingerprint(vit: ViT) -> str:
+def given_towers(init: str, options: LoadOptions) -> Clip | None:
+    """The CLIP or SigLIP of a MODEL, with both of its towers; None where it is something else."""
+    model = load(init, "cpu", **asdict(options)).model
+    return model if isinstance(model, Clip) else None
+
+
+@lru_cache(maxsize=4)
+def given_sizes(init: str, options: LoadOptions) -> ClipConfig | None:
+    """The configuration of the CLIP or SigLIP of a MODEL; None where it is something else."""
+    model = given_towers(init, options)
+    return None if model is None else model.config
+
+
+def given_tokenizer(spec: str, context: int, towers: Towers) -> Tokenizer:
+    """The tokenizer that a file holds, or a model on the Hub (`hf:owner/name`).
+
+    Raises:
+        ValueError: there is none, or it is of another kind than the towers read.
+    """
+    place = fetch_tokenizer(spec[3:]) if spec.startswith("hf:") else Path(spec).expanduser()
+    tokenizer = read_tokenizer(place, context, towers)
+    if tokenizer.full != (towers == "siglip"):
+        kind = "SigLIP's towers" if tokenizer.full else "CLIP's towers"
+        raise ValueError(f"tokenizer={spec}: its rows are made for {kind}, not for towers={towers}")
+    return tokenizer
+
+
+def fingerprint(model: nn.Module) -> str:
     """Tells its weights from any others."""
-    return weights_hash(vit)
+    return weights_hash(model)
 
 
 def _trunk(init: str, options: LoadOptions) -> ViT:

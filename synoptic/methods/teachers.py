@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:  # (B, C, size, size) -> float32 features
         return self.model(images).float()
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:  # n of them -> (n, C) float32
+        return self.model.encode_text(self.model.tokenizer(texts)).float()
 
     def fingerprint(self) -> str:
         """Tells its weights from those of any other model."""

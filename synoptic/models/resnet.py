@@ -7,7 +7,8 @@ Zhang 2019 (arXiv 1904.11486).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,9 +55,38 @@ class ResNetConfig:
             raise ValueError(f"mean={self.mean} and std={self.std} should be three values each, those of std above 0")
 
     @property
+    def patch_size(self) -> int:
+        """Pixels from one cell of the last map to the next."""
+        return STRIDE
+
+    @property
+    def channels(self) -> int:
+        """Bands of the pictures."""
+        return len(self.mean)
+
+    @property
     def channels_out(self) -> int:
         """Channels of the last map."""
         return self.width * 8 * EXPANSION
+
+
+# blocks of the stages, width, channels of the summary, image_size (CLIP, table 20)
+_SIZES: dict[str, tuple[tuple[int, int, int, int], int, int, int]] = {
+    "rn50": ((3, 4, 6, 3), 64, 1024, 224),
+    "rn101": ((3, 4, 23, 3), 64, 512, 224),
+    "rn50x4": ((4, 6, 10, 6), 80, 640, 288),
+    "rn50x16": ((6, 8, 18, 8), 96, 768, 384),
+    "rn50x64": ((3, 15, 36, 10), 128, 1024, 448),
+}
+NAMES: tuple[str, ...] = tuple(_SIZES)
+
+
+def resnet_config(name: str, **changes: Any) -> ResNetConfig:
+    """The configuration of a built-in architecture, one of `NAMES`, with `changes` to its fields."""
+    blocks, width, embedding, image_size = _SIZES[name]
+    heads = width * 8 * EXPANSION // 64  # of 64 channels, as in CLIP's transformers
+    config = ResNetConfig(blocks=blocks, width=width, heads=heads, embedding=embedding, image_size=image_size)
+    return replace(config, **changes)
 
 
 class Bottleneck(nn.Module):

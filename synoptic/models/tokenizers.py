@@ -58,8 +58,18 @@ class Tokenizer:
         self.end = self._id(end)
 
     @classmethod
-    def learn(cls, captions: Iterable[str], vocabulary: int = 4096, context: int = 32) -> Tokenizer:
-        """Learns a byte-level BPE of at most `vocabulary` tokens, case folded; any text can be written in it."""
+    def learn(
+        cls, captions: Iterable[str], vocabulary: int = 4096, context: int = 32, *, siglip: bool = False
+    ) -> Tokenizer:
+        """Learns a byte-level BPE of at most `vocabulary` tokens, case folded; any text can be written in it.
+
+        Args:
+            captions: to learn from.
+            vocabulary: the bytes alone are 256, start and end two more.
+            context: the longest row.
+            siglip: whether texts lose their punctuation first, and rows are full and begin with the text.
+        """
+        marks: dict[str, Any] = {"start": None, "clean": "siglip", "full": True} if siglip else {}
         engine = Engine(models.BPE())
         engine.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip()])
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -70,8 +80,8 @@ class Tokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        engine.train_from_iterator(captions, trainer)
-        return cls(engine.to_str(), context)
+        engine.train_from_iterator(map(CLEANINGS[marks.get("clean", "none")], captions), trainer)
+        return cls(engine.to_str(), context, **marks)
 
     @classmethod
     def clip(cls, lines: Sequence[str], context: int = 77) -> Tokenizer:
@@ -111,6 +121,16 @@ class Tokenizer:
         """Number of ids."""
         return self._engine.get_vocab_size()
 
+    @property
+    def full(self) -> bool:
+        """Whether all rows are as long as the context."""
+        return bool(self._marks["full"])
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a text itself, beside start and end."""
+        return self.context - 1 - (self.start is not None)
+
     def __call__(self, texts: Sequence[str], *, too_long: Literal["cut", "error"] = "cut") -> Tensor:
         """(n, L) int64, L the longest row or the whole context; shorter rows are filled with end tokens.
 
@@ -121,13 +141,13 @@ class Tokenizer:
             ValueError: for the first text that is too long, where that is an error.
         """
         begin = [] if self.start is None else [self.start]
-        room = self.context - len(begin) - 1
+        room = self.room
         rows = []
         for text, ids in zip(texts, self.encode(texts), strict=True):
             if len(ids) > room and too_long == "error":
                 raise ValueError(f"{text[:60]!r} has {len(ids)} tokens, more than the {room} that there is room for")
             rows.append([*begin, *ids[:room], self.end])
-        length = self.context if self._marks["full"] else max(map(len, rows), default=0)
+        length = self.context if self.full else max(map(len, rows), default=0)
         tokens = torch.full((len(rows), length), self.end, dtype=torch.long)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from synoptic.config import from_dict, load_json, nearest, to_dict
 from synoptic.models.adaptors import Student, StudentConfig
 from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.resnet import ResNet, ResNetConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
@@ -73,6 +74,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "vit": Kind(ViTConfig, ViT, lambda config, tokenizers: ViT(config)),
+    "resnet": Kind(ResNetConfig, ResNet, lambda config, tokenizers: ResNet(config)),
     "clip": Kind(ClipConfig, Clip, lambda config, tokenizers: Clip(config, tokenizers.get(""))),
     "student": Kind(StudentConfig, Student, Student),
 }
@@ -327,13 +329,20 @@ model.embed(["a.jpg"])  # (1, {summary}) float32, L2-normalised
 ```
 """
 
+_CALLED = {
+    "vit": "vision transformer",
+    "resnet": "ResNet of CLIP",
+    "clip": "CLIP",
+    "student": "student of several teachers",
+}
+
 
 def _card(model: Any, preprocess: Preprocess, record: Record) -> str:
     """The model card, in Markdown."""
     parts = [
         _CARD.format(
             name=record.name,
-            kind={"vit": "vision transformer", "clip": "CLIP", "student": "student of several teachers"}[record.kind],
+            kind=_CALLED[record.kind],
             parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
             size=preprocess.size,
             mode={"crop": "the largest centred square", "squash": "the whole picture"}[preprocess.mode],

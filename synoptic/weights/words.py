@@ -6,12 +6,15 @@ import gzip
 import json
 from pathlib import Path
 
+from synoptic.models.clip import Towers
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import END, START, Tokenizer
 from synoptic.weights.options import LoadOptions
 
 MERGES = "bpe_simple_vocab_16e6.txt"  # of OpenAI, which it packs with gzip
+LARGEST = 16_000_000  # bytes of an unpacked vocabulary; that of CLIP has 3.2 million
 _SIGLIP_END = "</s>"
+_HUB_FILE = "tokenizer.json"
 
 
 def find_tokenizer(path: Path, text: TextConfig, options: LoadOptions) -> Tokenizer | None:
@@ -27,12 +30,7 @@ def find_tokenizer(path: Path, text: TextConfig, options: LoadOptions) -> Tokeni
     place = _place(path, options)
     if place is None:
         return None
-    try:
-        found = _definition(place, text) if place.suffix == ".json" else Tokenizer.clip(_lines(place), text.context)
-    except OSError as error:
-        raise ValueError(f"{place}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # the engine raises plain Exception on a definition that it cannot read
-        raise ValueError(f"{place}: is no vocabulary ({error})") from None
+    found = read_tokenizer(place, text.context, "siglip" if text.read_at == "last" else "clip")
     if (found.vocabulary, found.end) != (text.vocabulary, text.end):
         raise ValueError(
             f"{place}: {found.vocabulary:,} tokens, of which {found.end} ends a text, do not fit a model of "
@@ -41,23 +39,70 @@ def find_tokenizer(path: Path, text: TextConfig, options: LoadOptions) -> Tokeni
     return found
 
 
+def read_tokenizer(place: Path, context: int, towers: Towers) -> Tokenizer:
+    """A tokenizer from a file.
+
+    Args:
+        place: CLIP's vocabulary, as OpenAI packs it or as `merges.txt`; or a `tokenizer.json`, that of a weights folder
+            of this library, or of Hugging Face.
+        context: most tokens of a text.
+        towers: those of SigLIP read rows that end, and are filled, with its own token.
+    Raises:
+        ValueError: the file cannot be read, or is none of these.
+    """
+    try:
+        if place.suffix == ".json":
+            return _definition(place.read_text(encoding="utf-8"), context, towers)
+        if towers == "siglip":
+            raise ValueError("SigLIP's towers read a tokenizer.json")
+        return Tokenizer.clip(_lines(place), context)
+    except OSError as error:
+        raise ValueError(f"{place}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # the engine raises plain Exception on a definition that it cannot read
+        raise ValueError(f"{place}: is no vocabulary ({error})") from None
+
+
+def fetch_tokenizer(repository: str) -> Path:
+    """The `tokenizer.json` of a model on the Hub, from the cache on this machine where it lies there.
+
+    Args:
+        repository: as `owner/name`.
+    Raises:
+        ValueError: it cannot be had, naming what to do without a network.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, _HUB_FILE))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        mend = f"download its {_HUB_FILE} elsewhere, and give the file in place of hf:{repository}"
+        raise ValueError(f"hf:{repository}: no {_HUB_FILE} can be had ({reason}); {mend}") from None
+
+
 def _place(path: Path, options: LoadOptions) -> Path | None:
     if options.vocabulary is not None:
         return Path(options.vocabulary).expanduser()
     folder = path if path.is_dir() else path.parent
-    names = ("tokenizer.json", "merges.txt") if path.is_dir() else (f"{MERGES}.gz", MERGES)
+    names = (_HUB_FILE, "merges.txt") if path.is_dir() else (f"{MERGES}.gz", MERGES)
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _lines(path: Path) -> list[str]:
-    content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").split("\n")
+    if path.suffix != ".gz":
+        return path.read_text(encoding="utf-8").split("\n")
+    with gzip.open(path) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+    return content.decode("utf-8").split("\n")
 
 
-def _definition(path: Path, text: TextConfig) -> Tokenizer:
-    """A tokenizer of the library `tokenizers`, as Hugging Face keeps it."""
-    definition = path.read_text(encoding="utf-8")
-    if text.read_at == "last":
-        return Tokenizer(definition, text.context, start=None, end=_SIGLIP_END, clean="siglip", full=True)
-    json.loads(definition)
-    return Tokenizer(definition, text.context, start=START, end=END, clean="clip")
+def _definition(content: str, context: int, towers: Towers) -> Tokenizer:
+    """A tokenizer of the library `tokenizers`, as this library or Hugging Face keeps it."""
+    if "tokenizer" in json.loads(content):
+        return Tokenizer.from_json(content)
+    if towers == "siglip":
+        return Tokenizer(content, context, start=None, end=_SIGLIP_END, clean="siglip", full=True)
+    return Tokenizer(content, context, start=START, end=END, clean="clip")

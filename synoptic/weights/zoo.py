@@ -13,12 +13,15 @@ from pathlib import Path
 from torch import nn
 
 from synoptic.config import load_json, nearest
-from synoptic.models.vit import NAMES, ViT, vit_config
+from synoptic.models import resnet, vit
+from synoptic.models.resnet import ResNet, resnet_config
+from synoptic.models.vit import ViT, vit_config
 from synoptic.types import Preprocess
 from synoptic.weights import formats
 from synoptic.weights.folder import CONFIG, Record, load_folder, shapes_alone
 from synoptic.weights.options import LoadOptions
 
+NAMES = (*vit.NAMES, *resnet.NAMES)
 FORMS = (
     "a name that `synoptic models` lists, a run folder, a weights folder of this library or of Hugging Face, "
     "or a weights file of DINO or DINOv2"
@@ -58,10 +61,7 @@ def list_models(pattern: str = "") -> list[ModelRecord]:
     names = [name for name in NAMES if fnmatchcase(name, wanted)]
     if not names:
         raise ValueError(f"no model matches {pattern!r}{nearest(pattern, NAMES)}")
-    return [
-        ModelRecord(name, "features", _parameters(name), vit_config(name).image_size, "Apache-2.0", True)
-        for name in names
-    ]
+    return [ModelRecord(name, "features", _parameters(name), _image_size(name), "Apache-2.0", True) for name in names]
 
 
 def resolve(model: str | Path) -> str | Path:
@@ -102,7 +102,7 @@ def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modu
         raise ValueError(f"{model}: says itself what {', '.join(given)}= should be; leave that out")
     if isinstance(place, Path):
         return load_folder(place)
-    return build(place).eval(), Preprocess(vit_config(place).image_size), Record("vit", place)
+    return build(place).eval(), Preprocess(_image_size(place)), Record("vit" if place in vit.NAMES else "resnet", place)
 
 
 def validation_share(model: str | Path, data: str) -> float | None:
@@ -133,12 +133,16 @@ def build(name: str) -> nn.Module:
     Raises:
         ValueError: for a name that `list_models` does not know.
     """
-    return ViT(vit_config(name))
+    return ResNet(resnet_config(name)) if name in resnet.NAMES else ViT(vit_config(name))
 
 
 def _place(data: str) -> str:
     """One spelling of a path, and of what else a DIR argument may be."""
     return os.path.realpath(os.path.expanduser(data))
+
+
+def _image_size(name: str) -> int:
+    return (resnet_config(name) if name in resnet.NAMES else vit_config(name)).image_size
 
 
 @cache

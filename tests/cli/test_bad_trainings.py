@@ -90,7 +90,7 @@ def test_a_mistake_about_given_weights_is_one_line(
         ("dino epochs=3", "epochs decides nothing beside steps="),
         ("dino size=32 crops.global_size=16", "size decides nothing beside another crops.global_size"),
         ("clip epochs=3", "epochs decides nothing beside steps="),
-        ("clip loss=siglip gathering=whole", "gathering decides nothing with loss=siglip"),
+        ("clip loss=siglip gathering=whole", "gathering decides nothing with the loss of SigLIP"),
         ("dino max_drop=0.5", "max_drop decides nothing without init="),
         ("dino load.heads=3", "load.heads decides nothing without init="),
         ("dino queue=8", "queue decides nothing where centring is not sinkhorn"),

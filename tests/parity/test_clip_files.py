@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 import synoptic
 from synoptic.losses import contrastive
+from synoptic.models.clip import TEXT_OF, Clip, clip_config, picture_encoder, text_size
+from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.weights import formats
 from synoptic.weights.convert import from_ours, to_ours
+from synoptic.weights.folder import shapes_alone
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.reading import read_parts
 
@@ -110,6 +115,59 @@ def test_ids_are_those_of_clips_code(fixtures_dir: Path, data_dir: Path) -> None
     for row, ids in zip(tokenizer(strings), record["in/token_ids_full_vocabulary"].tolist(), strict=True):
         length = ids.index(tokenizer.end) + 1
         assert row[:length].tolist() == ids[:length]
+
+
+# a released file: our name for its architecture, side of its pictures, our towers
+RELEASED = {
+    "clip": {
+        **{name: (name.lower(), size, "clip") for name, size in (("RN50", 224), ("RN101", 224), ("RN50x4", 288))},
+        **{name: (name.lower(), size, "clip") for name, size in (("RN50x16", 384), ("RN50x64", 448))},
+        "ViT-B/32": ("vit_b32", 224, "clip"),
+        "ViT-B/16": ("vit_b16", 224, "clip"),
+        "ViT-L/14": ("vit_l14", 224, "clip"),
+        "ViT-L/14@336px": ("vit_l14", 336, "clip"),
+    },
+    "open_clip": {
+        "ViT-B-32": ("vit_b32", 224, "clip"),
+        "ViT-B-16": ("vit_b16", 224, "clip"),
+        "ViT-L-14": ("vit_l14", 224, "clip"),
+        "ViT-H-14": ("vit_h14", 224, "clip"),
+        "ViT-B-16-SigLIP": ("vit_b16", 224, "siglip"),
+    },
+}
+
+
+@pytest.mark.parametrize("family", RELEASED)
+def test_released_files_are_known_and_are_our_architectures(family: str, fixtures_dir: Path) -> None:
+    """Every key of every full-size file is mapped, and what a training of that name begins with has the same shapes."""
+    manifest = json.loads((fixtures_dir / family / "manifest.json").read_text())
+    assert manifest.keys() == RELEASED[family].keys()
+    for name, (ours, size, towers) in RELEASED[family].items():
+        state = {key: torch.empty(shape, device="meta") for key, shape in manifest[name].items()}
+        options = LoadOptions(activation=None if towers == "siglip" else "gelu")
+        found = formats.identify({"": state}, {}, options, name)
+        text = found.config.text
+        encoder = picture_encoder(ours, towers, size, text.embedding)
+        usual = text_size(ours, encoder, towers)
+        assert (text.width, text.depth, text.heads, text.embedding) == (
+            *(usual.width, usual.depth, usual.heads, usual.embedding),
+        )
+        vocabulary = {"vocabulary": text.vocabulary, "context": text.context, "end": text.end}
+        sizes = {"width": usual.width, "depth": usual.depth, "heads": usual.heads, "embedding": usual.embedding}
+        config = clip_config(encoder, TextConfig(**vocabulary, **sizes, **TEXT_OF[towers]), towers == "siglip")
+        with shapes_alone():
+            state_of_ours, state_of_file = Clip(config, None).state_dict(), Clip(found.config, None).state_dict()
+        assert shapes(state_of_file) == shapes(state_of_ours) == shapes(found.state)
+        assert found.config.encoder.heads == encoder.heads and found.config.bias is (towers == "siglip")
+        if towers == "clip" and found.config.image is not None:
+            assert replace(found.config.image, hidden=encoder.hidden) == encoder
+        back = from_ours(state_of_ours, found.format.table)
+        assert shapes(back) == {key: shape for key, shape in shapes(state).items() if key in back}
+        assert state.keys() - back.keys() <= {"input_resolution", "context_length", "vocab_size"}
+
+
+def shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 CLIP = {

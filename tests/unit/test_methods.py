@@ -108,8 +108,10 @@ def test_clip_draws_one_caption_a_picture_by_its_position_alone(clip_task: clip.
 
 
 def test_clip_starts_near_ln_b_and_never_scales_by_more_than_100(clip_task: clip.ClipTask) -> None:
-    terms = backward(clip_task, batch_of())
-    assert float(terms["contrastive"]) == pytest.approx(math.log(4), rel=0.5)
+    with torch.no_grad():
+        clip_task.model.logit_scale.zero_()  # the space is narrow, where chance is much louder than in a real one
+    terms = backward(clip_task, batch_of(16))
+    assert float(terms["contrastive"]) == pytest.approx(math.log(16), rel=0.1)
     with torch.no_grad():
         clip_task.model.logit_scale.fill_(9.0)
     clip_task.after_step(0.0)

@@ -21,7 +21,7 @@ from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
-from synoptic.models.vit import NAMES, ViT, ViTConfig
+from synoptic.models.vit import ViT, ViTConfig
 from synoptic.types import Preprocess
 from synoptic.weights import zoo
 from synoptic.weights.convert import (
@@ -312,11 +312,12 @@ def test_the_hash_tells_weights_apart(tmp_path: Path) -> None:
 
 def test_the_list_of_models() -> None:
     records = zoo.list_models()
-    assert [record.name for record in records] == list(NAMES)
+    assert [record.name for record in records] == list(zoo.NAMES)
     by_name = {record.name: record for record in records}
     assert by_name["vit_b16"].parameters == 85_798_656
     assert (by_name["vit_b16"].resolution, by_name["vit_mini16"].resolution) == (224, 96)
     assert all(record.local and record.licence and record.task for record in records)
+    assert (by_name["rn50x4"].resolution, by_name["rn50x4"].task) == (288, "features")
     assert [record.name for record in zoo.list_models("mini")] == ["vit_mini8", "vit_mini16"]
     assert [record.name for record in zoo.list_models("vit_?16")] == [
         "vit_s16",
