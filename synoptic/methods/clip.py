@@ -146,14 +146,14 @@ class ClipTask(Task):
         self.model = model
         self.tokenizer = model.tokenizer
         self._teacher = [] if teacher is None else [teacher]  # in a list: no submodule, neither trained nor saved
-        sizes = {config.size, *(each.size for each in self._teacher)}
-        self.crop = RandomCrop(tuple(sorted(sizes)), scale=config.crop_scale, flip=config.flip)
+        self.sizes = tuple(sorted({config.size, *(each.size for each in self._teacher)}))
+        self.crop = RandomCrop(self.sizes, scale=config.crop_scale, flip=config.flip)
         if config.accumulate > 1:
             self.whole_batches, self.passes = True, 1 + config.accumulate
 
     @property
     def reads(self) -> int:
-        return max(self.crop.sizes)
+        return max(self.sizes)
 
     def facts(self) -> dict[str, str]:
         given = {} if self.config.init is None else {"init.weights": fingerprint(self.model)}
@@ -200,7 +200,7 @@ class ClipTask(Task):
 
     def view(self, batch: Batch, size: int) -> Tensor:
         """The crops of that size."""
-        return batch.crops[self.crop.sizes.index(size)]
+        return batch.crops[self.sizes.index(size)]
 
     def terms(self, pairs: Pairs) -> dict[str, Tensor]:
         """The loss of the whole batch, over all processes, and what is told beside it."""

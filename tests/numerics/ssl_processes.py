@@ -18,6 +18,7 @@ from synoptic.config import from_dict
 from synoptic.data.sources import Source
 from synoptic.engine import checkpoint, distributed, loop
 from synoptic.methods import get_method
+from synoptic.methods.teachers import Teacher
 from synoptic.types import Batch, Group
 
 BATCH = 8
@@ -44,7 +45,11 @@ CASES: dict[str, dict[str, Any]] = {
     "clip-detached": {"gathering": "detached"},
     "clip-siglip": {"loss": "siglip"},
     "clip-parts": {"accumulate": 2},
+    "clip-taught": {},
 }
+
+
+PICTURES = Source(Path("p"), [Path("a.jpg")], captions=[("a cone 1 2 3 cubes",)])
 
 
 class _Killed(Exception):
@@ -95,9 +100,9 @@ def main() -> None:
     config = replace(config, device="cpu")
     with distributed.joined("cpu") as group:
         torch.manual_seed(0)
-        task: Any = recipe.build(
-            config, Source(Path("p"), [Path("a.jpg")], captions=[("a cone 1 2 3 cubes",)])
-        ).double()
+        task: Any = recipe.build(config, PICTURES).double()
+        if case == "clip-taught":
+            task._teacher.append(Teacher(recipe.build(config, PICTURES).model.double(), config.size))
         task.crop = task.multi_crop = crops_of
         task.high_resolution = partial(crops_of, scale=2)
         if steps < config.steps:
