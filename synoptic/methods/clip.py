@@ -414,7 +414,7 @@ METHOD = Method(
     presets={"siglip": SIGLIP},
     captions=True,
     unused=(
-        Unused("with the loss of SigLIP", ("gathering",), lambda config: "siglip" in (config.loss, config.towers)),
+        Unused("with the loss of SigLIP", ("gathering",), lambda config: (config.loss or config.towers) == "siglip"),
         Unused("with SigLIP's towers, whose width it is", ("embedding",), lambda config: config.towers == "siglip"),
         Unused(
             "beside init=, which has an architecture of its own", ("model",), lambda config: config.init is not None
