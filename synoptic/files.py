@@ -50,6 +50,11 @@ def write_text(path: Path, text: str) -> None:
         write_atomically(path, lambda file: file.write(content))
 
 
+def cache_folder(kind: str) -> Path:
+    """Where files lie that can be made again: `$XDG_CACHE_HOME/synoptic/KIND`, by default in `~/.cache`."""
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "synoptic" / kind
+
+
 def check_file(path: Path) -> None:
     """Sees to it that a file can be written, before work is done for it; makes its folder.
 

@@ -8,6 +8,7 @@ and stay as they are; the network's per-band statistics bring them to one scale.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Callable
@@ -23,10 +24,12 @@ from synoptic.data.pictures import (
     FORMATS,
     MAX_VALUES,
     PictureError,
+    Stored,
     check_size,
     convert,
     guarded,
     orientation_of,
+    unpacked,
 )
 from synoptic.data.resample import resized_crop
 
@@ -56,7 +59,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def read_bands(picture: str | Path | Image.Image, channels: int, longest: int | None = None) -> np.ndarray:
+def read_bands(picture: Stored | Image.Image, channels: int, longest: int | None = None) -> np.ndarray:
     """Reads a picture with all its bands at its full depth, upright.
 
     TIFF: the samples of the first page, interleaved or in planes; where pages have one sample each, the pages of the
@@ -67,7 +70,7 @@ def read_bands(picture: str | Path | Image.Image, channels: int, longest: int | 
     Values, and those that are missing: see `to_bands`; a TIFF may name a value that stands for missing ones (GDAL's).
 
     Args:
-        picture: a path, or a Pillow picture.
+        picture: a path, a member of an archive, or a Pillow picture.
         channels: bands that it must have; of a grey one, three are made where three are wanted.
         longest: pixels that the longer side is reduced to (bicubic, antialiased); smaller pictures stay as they are.
 
@@ -119,16 +122,16 @@ def to_bands(name: str, values: np.ndarray, missing: float | None, channels: int
     return bands if count == channels else np.repeat(bands, channels, axis=2)
 
 
-def bits_of(path: str | Path) -> tuple[int, bool]:
+def bits_of(picture: Stored) -> tuple[int, bool]:
     """How many bits a sample of a picture has that Pillow reads, and whether the picture is grey, by its header alone.
 
     Told of PNG and TIFF; whatever else is read as 8-bit RGB counts as that.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    file = unpacked(picture)
+    with Image.open(file, formats=FORMATS) as image:
         grey = len(image.getbands()) == 1
         if image.format == "PNG":
-            with open(path, "rb") as file:
-                return file.read(32)[_PNG_BITS], grey
+            return _head(file)[_PNG_BITS], grey
         samples = getattr(image, "tag_v2", {}).get(_BITS, (8,))
         return max(samples if isinstance(samples, tuple) else (samples,)), grey
 
@@ -174,42 +177,54 @@ def _reduced(bands: np.ndarray, longest: int | None) -> np.ndarray:
     return small[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def _stored(name: str, picture: str | Path | Image.Image, channels: int) -> tuple[np.ndarray, float | None]:
+_File = str | Path | io.BytesIO
+
+
+def _head(file: _File) -> bytes:
+    """Its first bytes, which tell what it is."""
+    if isinstance(file, io.BytesIO):
+        return file.getvalue()[:32]
+    with open(file, "rb") as opened:
+        return opened.read(32)
+
+
+def _stored(name: str, picture: Stored | Image.Image, channels: int) -> tuple[np.ndarray, float | None]:
     """The pixels of a picture (H, W, C), upright, as they are stored, and what stands for missing ones."""
     if isinstance(picture, Image.Image):
         return _from_pillow(name, picture), None
-    with open(picture, "rb") as file:
-        start = file.read(32)
+    file = unpacked(picture)
+    start = _head(file)
     if start.startswith(_NPY):
-        return _from_array(name, picture, channels), None
+        return _from_array(name, file, channels), None
     if start.startswith(_TIFF):
-        return _from_tiff(name, picture, channels)
-    with Image.open(picture, formats=FORMATS) as image:
+        return _from_tiff(name, file, channels)
+    with Image.open(file, formats=FORMATS) as image:
         if image.format == "PNG" and start[_PNG_BITS] == 16:
-            return _from_png(name, picture, image), None
+            return _from_png(name, file, image), None
         if len(image.getbands()) > 1 and image.format not in _EIGHT_BITS:
             raise PictureError(name, f"colour in {image.format} may have more than 8 bits: write it as TIFF or PNG")
         return _from_pillow(name, image), None
 
 
-def _from_array(name: str, path: str | Path, channels: int) -> np.ndarray:
-    stored = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped, so that its size is known before it is read
+def _from_array(name: str, file: _File, channels: int) -> np.ndarray:
+    # Mapped where it is a file, so that its size is known before it is read; in memory it has been read.
+    stored = np.load(file, mmap_mode=None if isinstance(file, io.BytesIO) else "r", allow_pickle=False)
     values = bands_last(stored, channels)
     if values.ndim == 3:
         check_size(name, values.shape[1], values.shape[0], values.shape[2])
     return values
 
 
-def _from_tiff(name: str, path: str | Path, channels: int) -> tuple[np.ndarray, float | None]:
+def _from_tiff(name: str, file: _File, channels: int) -> tuple[np.ndarray, float | None]:
     from tifffile import TiffFile  # here, since only pictures of full depth need it
 
-    with TiffFile(path) as file:
-        first: Any = file.pages[0]
+    with TiffFile(file) as opened:
+        first: Any = opened.pages[0]
         if not _is_plain(first):
-            return _from_painted_tiff(name, path, first), None
+            return _from_painted_tiff(name, file, first), None
         pages = [first]
         if first.samplesperpixel == 1 and channels > 1:
-            pages = [page for page in file.pages if (page.shape, page.dtype) == (first.shape, first.dtype)]
+            pages = [page for page in opened.pages if (page.shape, page.dtype) == (first.shape, first.dtype)]
         check_size(name, first.imagewidth, first.imagelength, first.samplesperpixel * len(pages))
         if math.prod(first.chunks) > MAX_VALUES:
             raise PictureError(name, f"too large: tiles of {first.chunks}")
@@ -224,12 +239,12 @@ def _is_plain(page: Any) -> bool:
     return page.compression in _COMPRESSIONS and page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB)
 
 
-def _from_painted_tiff(name: str, path: str | Path, page: Any) -> np.ndarray:
+def _from_painted_tiff(name: str, file: _File, page: Any) -> np.ndarray:
     """A TIFF whose pixels are made for eyes: by a palette, as YCbCr, by fax or JPEG."""
     image = None
     if page.bitspersample <= 8 and page.compression in (*_COMPRESSIONS, *_PILLOWS):
         with suppress(UnidentifiedImageError):
-            image = Image.open(path, formats=("TIFF",))
+            image = Image.open(file, formats=("TIFF",))
     if image is None:
         kind = f"compression {page.compression:d}, photometric interpretation {page.photometric:d}"
         stored = f"{page.samplesperpixel} x {page.bitspersample} bits with {kind}"
@@ -247,12 +262,13 @@ def _page(page: Any) -> np.ndarray:
     return np.moveaxis(values, 0, 2) if page.axes == "SYX" else np.atleast_3d(values)
 
 
-def _from_png(name: str, path: str | Path, image: Image.Image) -> np.ndarray:
+def _from_png(name: str, file: _File, image: Image.Image) -> np.ndarray:
     """A PNG of 16 bits, of which Pillow keeps 8 where it has colour."""
     from imagecodecs import png_decode  # here, as tifffile
 
     check_size(name, *image.size, 4)
-    return _upright(np.atleast_3d(png_decode(Path(path).read_bytes())), orientation_of(image))
+    content = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+    return _upright(np.atleast_3d(png_decode(content)), orientation_of(image))
 
 
 def _from_pillow(name: str, image: Image.Image) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -16,6 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from synoptic.data.members import LARGEST, Member
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +68,8 @@ class PictureError(ValueError):
         return f"{path}: {self.reason}"
 
 
-Readable = str | Path | BinaryIO | Image.Image
+Stored = str | Path | Member
+Readable = Stored | BinaryIO | Image.Image
 NO_PICTURE = "not a picture"
 
 
@@ -76,7 +80,7 @@ def read_picture(picture: Readable, longest: int | None = None) -> np.ndarray:
     the smallest of the usual ranges that holds them (see `to_rgb`).
 
     Args:
-        picture: a path, an open binary file, or a Pillow picture.
+        picture: a path, a member of an archive, an open binary file, or a Pillow picture.
         longest: pixels that the longer side is reduced to (bicubic, antialiased); smaller pictures stay as they are.
 
     Returns:
@@ -97,7 +101,7 @@ def guarded(
     """What `read` makes of a picture, given its name; whatever it raises becomes a PictureError.
 
     Args:
-        picture: a path is looked at first: it must be a file that holds something.
+        picture: a path, or a member of an archive, is looked at first: it must be a file that holds something.
         read: may raise anything.
         unknown: the reason where Pillow does not know what the file is.
         broken: the reason where a reader says itself, as `{}`, what it cannot read.
@@ -106,8 +110,8 @@ def guarded(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # readers warn of metadata that decoding does not need
-            if isinstance(picture, (str, Path)):
-                _check_regular(name)
+            if isinstance(picture, (str, Path, Member)):
+                check_stored(picture)
             return read(name)
     except PictureError:
         raise
@@ -248,9 +252,14 @@ def _read_rgb(name: str, picture: Readable, longest: int | None) -> np.ndarray:
     if isinstance(picture, Image.Image):
         check_size(name, *picture.size)
         return _decode(picture, longest)
-    with Image.open(picture, formats=FORMATS) as image:
+    with Image.open(unpacked(picture) if isinstance(picture, Member) else picture, formats=FORMATS) as image:
         check_size(name, *image.size)
         return _decode(image, longest, _draft(image, longest))
+
+
+def unpacked(picture: Stored) -> str | Path | io.BytesIO:
+    """What readers of files take: a path as it is, a member of an archive as a file in memory."""
+    return io.BytesIO(picture.read_bytes()) if isinstance(picture, Member) else picture
 
 
 def _draft(image: Image.Image, longest: int | None) -> tuple[float, float, float, float] | None:
@@ -326,7 +335,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def name_of(picture: Readable) -> str:
     """What a picture is called in messages."""
-    if isinstance(picture, (str, Path)):
+    if isinstance(picture, (str, Path, Member)):
         return str(picture)
     return str(getattr(picture, "filename", "") or getattr(picture, "name", "") or "picture")
 
@@ -345,12 +354,25 @@ def check_size(name: str, width: int, height: int, bands: int = 3) -> None:
         raise PictureError(name, f"too large: {width} x {height} pixels of {bands} bands")
 
 
-def _check_regular(name: str) -> None:
-    status = os.stat(name)
+def check_stored(picture: Stored) -> None:
+    """Refuses what is no file, and files that hold nothing or, in an archive, more than memory should.
+
+    Raises:
+        PictureError: see above.
+        OSError: there is no such file.
+    """
+    size = picture.size if isinstance(picture, Member) else _size_of_file(picture)
+    if size == 0:
+        raise PictureError(str(picture), "empty file")
+    if isinstance(picture, Member) and size > LARGEST:
+        raise PictureError(str(picture), f"too large: {size / 1e9:.1f} GB in an archive")
+
+
+def _size_of_file(path: str | Path) -> int:
+    status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise PictureError(name, "not a file")
-    if status.st_size == 0:
-        raise PictureError(name, "empty file")
+        raise PictureError(str(path), "not a file")
+    return status.st_size
 
 
 def _too_large(pixels: int) -> str:

@@ -11,14 +11,19 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from synoptic.data.bands import read_bands
+from synoptic.data.captions import captions_beside, described, is_describing
 from synoptic.data.listing import expand, list_images, missing, pictures_in
+from synoptic.data.members import Member
 from synoptic.data.pictures import PictureError, UnreadableLog, read_picture
+from synoptic.data.shard_names import is_shard, named_shards, shards_in
+from synoptic.data.shards import keys_of, read_shards
+from synoptic.files import cache_folder
 
 __all__ = ["Source", "concatenate", "list_images", "open_source", "parts_of", "share_errors"]
 
@@ -36,7 +41,7 @@ class Source:
 
     Args:
         root: what the paths are below; names the source in messages.
-        paths: the picture files.
+        paths: the pictures: files, or members of archives.
         classes: names of the classes; empty without labels.
         labels: (n,) int64 class of each picture, or None.
         captions: any number of captions a picture.
@@ -47,7 +52,7 @@ class Source:
     def __init__(
         self,
         root: Path,
-        paths: Sequence[Path],
+        paths: Sequence[Path | Member],
         classes: Sequence[str] = (),
         labels: np.ndarray | None = None,
         captions: Sequence[tuple[str, ...]] | None = None,
@@ -55,12 +60,12 @@ class Source:
         keys: Sequence[str] | None = None,
     ):
         self.root = root
-        self.paths = list(paths)
+        self.paths: list[Path | Member] = list(paths)
         self.classes = tuple(classes)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.captions = [()] * len(self.paths) if captions is None else list(captions)
         self.masks = None if masks is None else list(masks)
-        self.keys = _keys(self.paths, root) if keys is None else list(keys)
+        self.keys = _keys(paths, root) if keys is None else list(keys)
         self.errors: UnreadableLog | PartOfLog = UnreadableLog(str(root), len(self.paths))
 
     def __len__(self) -> int:
@@ -140,9 +145,9 @@ class Source:
         return digest.hexdigest()[:16]
 
 
-def _bytes_of(path: Path) -> int | None:
+def _bytes_of(path: Path | Member) -> int | None:
     try:
-        return path.stat().st_size
+        return path.size if isinstance(path, Member) else path.stat().st_size
     except OSError:  # told when it is read
         return None
 
@@ -213,26 +218,44 @@ def concatenate(sources: Sequence[Source]) -> Source:
     )
 
 
-def open_source(spec: str, split: str = "train", *, captions: bool = False, validation: float = 0.1) -> Source:
+def open_source(
+    spec: str,
+    split: str = "train",
+    *,
+    captions: bool = False,
+    validation: float = 0.1,
+    images: str | None = None,
+) -> Source:
     """Opens what a DIR argument names.
 
     Args:
         spec: a folder of pictures; a data set (a folder with `train/` inside, and `validation/`, `val/` or `test/`);
-            a captions or instances JSON of COCO's form, whose pictures are in `images/` beside it; `scenes:` with
-            settings (`scenes:count=2000,size=96,objects=1,seed=0`); or several of them, comma-separated.
+            a captions or instances JSON of COCO's form; a table of paths and captions (`.csv`, `.tsv`, `.parquet`);
+            WebDataset shards (`x-{000..009}.tar`, a glob, a folder of them); `scenes:` with settings
+            (`scenes:count=2000,size=96,objects=1,seed=0`); or several of them, comma-separated.
         split: train, validation, test, or all: everything but the test part.
         captions: keep only pictures that have captions.
         validation: share of the training pictures, in (0, 1), set apart for validation where the set has no such part.
             It depends on the pictures' names alone.
+        images: the folder that the names in a JSON or a table are relative to, or one for each of several, in their
+            order, comma-separated; None takes `images/` beside a JSON, and the folder that a table is in.
 
     Raises:
-        ValueError: nothing there, no picture, no such part, or no captions where they are asked for.
+        ValueError: nothing there, no picture, no such part, no captions where they are asked for, or `images` where
+            there is nothing that it says something of.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split} is none of {', '.join(SPLITS)}")
     if not 0 < validation < 1:
         raise ValueError(f"loader.validation={validation:g} is no share above 0 and below 1")
-    return concatenate([_open(part, split, captions, validation) for part in _split_spec(spec)])
+    sets = _split_spec(spec)
+    folders = _picture_folders(sets, images)
+    return concatenate(
+        [
+            _open(part, _parts(part, folder), split, captions, validation)
+            for part, folder in zip(sets, folders, strict=True)
+        ]
+    )
 
 
 def parts_of(spec: str) -> tuple[str, ...]:
@@ -241,14 +264,31 @@ def parts_of(spec: str) -> tuple[str, ...]:
     return tuple(name for name in _FOLDERS if all(name in parts for parts in found))
 
 
-def _split_spec(spec: str) -> list[str]:
-    """The sets of a comma-separated list; a comma may also belong to a path or to the settings of `scenes:`."""
+def _picture_folders(sets: Sequence[str], images: str | None) -> list[Path | None]:
+    """Where the pictures of each set lie, as far as `images` says so."""
+    if images is None:
+        return [None] * len(sets)
+    given = [expand(folder) for folder in _split_spec(images, "images")]
+    asking = [number for number, part in enumerate(sets) if is_describing(expand(part))]
+    if not asking:
+        raise ValueError(
+            f"images={images}: only a captions JSON or a table asks for it, and data has none; leave it out"
+        )
+    if len(given) not in (1, len(asking)):
+        counts = f"names {len(given)} folders for the {len(asking)} captions files in data"
+        raise ValueError(f"images={images}: {counts}; give one for all, or one for each")
+    folders = dict(zip(asking, given * len(asking) if len(given) == 1 else given, strict=True))
+    return [folders.get(number) for number in range(len(sets))]
+
+
+def _split_spec(spec: str, key: str = "data") -> list[str]:
+    """The sets of a comma-separated list; a comma may also belong to a path, to braces, or to settings of `scenes:`."""
     if not spec.strip():
-        raise ValueError("data is empty: name a folder of pictures")
+        raise ValueError(f"{key} is empty: name a folder of pictures")
     if os.path.exists(expand(spec)):
         return [spec]
     parts: list[str] = []
-    for piece in (piece.strip() for piece in spec.split(",")):
+    for piece in (piece.strip() for piece in re.split(r",(?![^{}]*\})", spec)):
         joined = f"{parts[-1]},{piece}" if parts else ""
         is_setting = joined.startswith(_SCENES) and re.fullmatch(r"\w+=\S*", piece)
         if joined and (is_setting or os.path.exists(expand(joined))):
@@ -258,8 +298,8 @@ def _split_spec(spec: str) -> list[str]:
     return parts
 
 
-def _open(spec: str, split: str, captions: bool, validation: float) -> Source:
-    source = _take(spec, _parts(spec), split, validation)
+def _open(spec: str, parts: _Parts, split: str, captions: bool, validation: float) -> Source:
+    source = _take(spec, parts, split, validation)
     if not captions:
         return source
     captioned = [index for index, texts in enumerate(source.captions) if texts]
@@ -300,17 +340,19 @@ def _composed(key: str) -> str:
     return unicodedata.normalize("NFC", key)
 
 
-def _keys(paths: Sequence[Path], root: Path) -> list[str]:
+def _keys(paths: Sequence[Path | Member], root: Path) -> list[str]:
     """What tells pictures apart wherever their folder lies: their paths below it, with slashes."""
     start = len((root / "x").as_posix()) - 1
-    return [path.as_posix()[start:] for path in paths]
+    return [str(path).replace(os.sep, "/")[start:] for path in paths]
 
 
-def _parts(spec: str) -> _Parts:
-    """How to open each part of one set."""
+def _parts(spec: str, images: Path | None = None) -> _Parts:
+    """How to open each part of one set; `images` says where the pictures that a file names lie."""
+    if shards := named_shards(spec):
+        return {"train": partial(_open_shards, spec, shards)}
     path = _scenes(spec) if spec.startswith(_SCENES) else expand(spec)
     if os.path.isfile(path):
-        return {"train": partial(_open_json, path)}
+        return {"train": partial(_open_file, path, images)}
     if not os.path.isdir(path):
         raise missing(path)
     folders = _split_folders(path)
@@ -334,7 +376,7 @@ def _scenes(spec: str) -> Path:
             raise ValueError(f"{spec}: {setting} is none of count=N, size=PIXELS, objects=1..6, seed=N")
     config = scenes.SceneConfig(**settings)
     few, many = config.objects
-    cache = expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "synoptic" / "scenes"
+    cache = cache_folder("scenes")
     folder = cache / f"v{scenes.FORMAT}-count{config.count}-size{config.size}-objects{few}..{many}-seed{config.seed}"
     if not folder.exists():
         logger.info("drawing %d scenes into %s", config.count, folder)
@@ -358,42 +400,53 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _open_folder(folder: Path, train: Path | None = None) -> Source:
     """One folder of pictures; a class has the number that it has in `train`, even where a part lacks some classes."""
+    known = () if train in (None, folder) else _open_folder(train).classes
+    if shards := shards_in(folder):
+        return _open_shards(str(folder), shards, known)
     root = folder / "images" if (folder / "images").is_dir() else folder
     paths = pictures_in(root)
     keys = _keys(paths, root)
-    classes, labels = _classes(keys, () if train in (None, folder) else _open_folder(train).classes)
+    classes, labels = _classes(_class_folders(keys), known)
     masks = _masks(keys, folder / "masks") if root != folder and (folder / "masks").is_dir() else None
-    captions = _captions(keys, folder / "captions.json") if (folder / "captions.json").is_file() else None
+    captions = captions_beside(keys, folder / "captions.json") if (folder / "captions.json").is_file() else None
     return Source(root, paths, classes, labels, captions, masks)
 
 
-def _captions(keys: Sequence[str], path: Path) -> list[tuple[str, ...]]:
-    texts = _read_coco(path)
-    captions = [texts.pop(key, ()) for key in keys]
-    if texts:
-        logger.warning("%s lists %d pictures that are not there, such as %s", path, len(texts), next(iter(texts)))
-    return captions
+def _open_file(path: Path, images: Path | None) -> Source:
+    """The pictures that a file names, or those in a shard."""
+    if is_shard(path):
+        return _open_shards(str(path), [path])
+    if not is_describing(path):
+        forms = "a captions file (.json, .csv, .tsv, .parquet) or shards (.tar)"
+        raise ValueError(f"{path} is a file: data is a folder of pictures, {forms}")
+    found = described(path, images)
+    return Source(found.root, found.paths, captions=found.captions, keys=found.keys)
 
 
-def _open_json(path: Path) -> Source:
-    if path.suffix.lower() != ".json":
-        raise ValueError(f"{path} is a file: data is a folder of pictures or a captions JSON")
-    captions = _read_coco(path)
-    root = path.parent / "images"
-    if not root.is_dir():
-        raise ValueError(f"{path} describes pictures in {root}, which is not there")
-    names = sorted(captions)
-    return Source(root, [root / name for name in names], captions=[captions[name] for name in names])
+def _open_shards(spec: str, shards: Sequence[Path], known: Sequence[str] = ()) -> Source:
+    """Pictures in shards, in the order of their names there; classes where every picture has one."""
+    samples = read_shards(spec, shards)
+    classes, labels = _classes([sample.label for sample in samples], known)
+    captions = [sample.captions for sample in samples]
+    root = shards[0] if len(shards) == 1 else expand(spec)
+    return Source(root, [sample.picture for sample in samples], classes, labels, captions, keys=keys_of(samples))
 
 
-def _classes(keys: Sequence[str], known: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray | None]:
+def _class_folders(keys: Sequence[str]) -> list[str | None]:
     """Class folders: where every picture lies exactly one folder deep, the folder is its class."""
     if any(key.count("/") != 1 for key in keys):
+        return [None] * len(keys)
+    return [key.partition("/")[0] for key in keys]
+
+
+def _classes(names: Sequence[str | None], known: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """The classes, those that are known first, and the number of each picture's; none where a picture has none."""
+    named = [name for name in names if name is not None]
+    if len(named) < len(names):
         return (), None
-    folders = [key.partition("/")[0] for key in keys]
-    classes = (*known, *sorted(set(folders) - set(known)))
+    classes = (*known, *sorted(set(named) - set(known)))
     number = {name: index for index, name in enumerate(classes)}
-    return classes, np.array([number[name] for name in folders], dtype=np.int64)
+    return classes, np.array([number[name] for name in named], dtype=np.int64)
 
 
 def _masks(keys: Sequence[str], folder: Path) -> list[Path]:
@@ -404,42 +457,12 @@ def _masks(keys: Sequence[str], folder: Path) -> list[Path]:
     return masks
 
 
-def _read_coco(path: Path) -> dict[str, tuple[str, ...]]:
-    """The captions of every picture that a JSON of COCO's form lists, by its file name; () where it has none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    try:
-        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        notes = [(names.get(note["image_id"]), note.get("caption")) for note in content.get("annotations", ())]
-    except (KeyError, TypeError, AttributeError):
-        form = "images (id, file_name) and annotations (image_id, caption), as COCO's have"
-        raise ValueError(f"{path} is no captions JSON, which holds {form}; data may also be a folder") from None
-    if not names:
-        raise ValueError(f"{path} lists no picture")
-    captions: dict[str, list[str]] = {name: [] for name in names.values()}
-    for name, caption in notes:
-        if name is not None and isinstance(caption, str) and caption.strip():
-            captions[name].append(caption.strip())
-    strays = sum(name is None for name, _ in notes)
-    if strays:
-        logger.warning("%s: %d annotations belong to pictures that it does not list", path, strays)
-    return {_inside(name, path): tuple(texts) for name, texts in captions.items()}
-
-
-def _inside(name: str, where: Path) -> str:
-    """A file name that stays below its folder, since a data set may come from anywhere."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"{where}: file_name {name!r} points outside its folder")
-    return path.as_posix()
-
-
 def _no_captions(spec: str) -> str:
     path = expand(spec)
-    if path.is_file():
-        return f"{spec} has no captions: none of its annotations has one"
+    if path.is_file() and not is_shard(path):
+        return f"{spec} has no captions: none of its {'annotations' if path.suffix == '.json' else 'rows'} has one"
+    if named_shards(spec) or is_shard(path) or (path.is_dir() and shards_in(path)):
+        return f"{spec} has no captions: none of its pictures has a .txt, or a .json with caption or text, beside it"
     others = [str(other) for other in sorted(path.glob("*captions*.json"))] if path.is_dir() else []
     if others:
         return f"{spec} has no captions for its pictures; name a captions file as data: {' or '.join(others)}"

@@ -38,7 +38,7 @@ def seen_pairs(source: Source) -> tuple[np.ndarray, tuple[str, ...]]:
             name = f"{annotation['attributes']['colour']} {shapes[annotation['category_id']]}"
             objects[annotation["image_id"]].append(name)
         found = {image["file_name"]: objects[image["id"]] for image in instances["images"]}
-        shown = [found[path.relative_to(source.root).as_posix()] for path in source.paths]
+        shown = [found[key] for key in source.keys]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source.root.parent}/instances.json does not describe its pictures: {error!r}") from None
     for path, names_shown in zip(source.paths, shown, strict=True):
