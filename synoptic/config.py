@@ -115,8 +115,11 @@ class TrainConfig:
     """One training run; what every method understands.
 
     Attributes:
-        data: a folder of pictures (with class folders or not), a folder with `train/` inside, or a captions JSON;
-            several, comma-separated.
+        data: a folder of pictures (with class folders or not), a folder with `train/` inside, a captions file (.json
+            in COCO's form, .csv, .tsv, .parquet), or WebDataset shards (`x-{000..009}.tar`, a folder of them); several,
+            comma-separated.
+        images: the folder that the names in a captions file are relative to, or one for each of several such files,
+            comma-separated; None takes `images/` beside a JSON, and the folder that a table is in.
         out: the run folder.
         model: architecture to train (`synoptic models` lists them).
         size: side of the training pictures in pixels; None takes the method's.
@@ -146,6 +149,7 @@ class TrainConfig:
     """
 
     data: str
+    images: str | None = None
     out: str
     model: str = "vit_s16"
     size: PositiveInt | None = None

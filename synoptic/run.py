@@ -268,6 +268,7 @@ def evaluate(
     data: str,
     out: Path | str | None = None,
     adaptor: str | None = None,
+    images: str | None = None,
 ) -> dict[str, float]:
     """Scores of a model on the test part of a data set, or for want of one on its validation part (with a warning).
 
@@ -279,6 +280,7 @@ def evaluate(
         out: JSON file for the scores, which also names the part that was judged and the adaptor.
         adaptor: the teacher in whose space a student is judged, needed for `zeroshot` where several know words; None
             takes the model's own space.
+        images: the folder that the names in a captions file are relative to.
     Raises:
         ValueError: for an unknown evaluation or adaptor, and for data that lack what an evaluation needs.
     """
@@ -292,7 +294,7 @@ def evaluate(
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
     part = judged_part(data, share)
     # All are built first: mistakes show at once.
-    evaluators = build_evaluators(on, data, part, adaptor=adaptor, validation=share)
+    evaluators = build_evaluators(on, data, part, adaptor=adaptor, validation=share, images=images)
     answers = [evaluator.run(vision) for evaluator in evaluators]
     scores = {name: score for answer in answers for name, score in answer}
     if file is not None:
@@ -305,7 +307,8 @@ def _resolve(recipe: Method, config: Any) -> tuple[Source, Any]:
     """The training pictures, and the configuration with everything derived from them and from the machine."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: PyTorch finds no GPU that it can use; give device=cpu, or leave it out")
-    source = open_source(config.data, "train", captions=recipe.captions, validation=config.loader.validation)
+    share = config.loader.validation
+    source = open_source(config.data, "train", captions=recipe.captions, validation=share, images=config.images)
     source.allow_unreadable(config.loader.unreadable)
     config = recipe.resolve(config, len(source))
     _check_batch(config)
@@ -391,7 +394,7 @@ def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Eva
     """
     if source.labels is None and (not recipe.rankme or len(source) < 2):
         return []
-    validation = open_source(config.data, "validation", validation=config.loader.validation)
+    validation = open_source(config.data, "validation", validation=config.loader.validation, images=config.images)
     share_errors([source, validation])
     queries = validation.sample(QUERIES)
     labelled = source.labels is not None and validation.labels is not None and len(source.classes) > 1

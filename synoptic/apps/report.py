@@ -121,8 +121,10 @@ def _seen(runs: Sequence[Run]) -> list[Section]:
     models = {name: model for name, model in models.items() if model.preprocess.bands == bands}  # which see the same
     share = first.config["loader"]["validation"]
     try:
-        train = open_source(first.config["data"], "train", validation=share)
-        validation = open_source(first.config["data"], "validation", validation=share)
+        data, images = first.config["data"], first.config.get("images")
+        train, validation = (
+            open_source(data, part, validation=share, images=images) for part in ("train", "validation")
+        )
     except ValueError as error:  # a run outlives its pictures
         return [Section("Pictures", [f"None can be shown: {error}"], [])]
     sections = [_patches(runs, models, validation), _neighbours(models, train, validation)]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -177,7 +177,8 @@ class EvaluateOptions:
         on: evaluations, comma-separated: knn asks the nearest training pictures, linear and logistic classifiers of
             the features, retrieval the nearest test pictures, zeroshot words, segmentation a linear probe of the
             patches, and attention whether the foreground is looked at.
-        data: a folder with `train/` and `test/` inside.
+        data: a folder with `train/` and `test/` inside, or anything else that trains.
+        images: the folder that the names in a captions file are relative to.
         adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
         out: JSON file for the scores.
         load: what a weights file of other makers does not say itself.
@@ -186,6 +187,7 @@ class EvaluateOptions:
     model: str
     on: tuple[Literal["knn", "linear", "logistic", "retrieval", "zeroshot", "segmentation", "attention"], ...]
     data: str
+    images: str | None = None
     adaptor: str | None = None
     out: str | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -196,7 +198,12 @@ def evaluate(options: EvaluateOptions) -> None:
     from synoptic.run import evaluate
 
     scores = evaluate(
-        _model(options.model, options.load), options.on, options.data, _file(options.out), options.adaptor
+        _model(options.model, options.load),
+        options.on,
+        options.data,
+        _file(options.out),
+        options.adaptor,
+        options.images,
     )
     _print_rows(["score", "value"], list(scores.items()))
 
@@ -257,6 +264,40 @@ def report(options: ReportOptions) -> None:
     print(page)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """WebDataset shards of pictures with their captions and classes, none of them encoded anew.
+
+    Attributes:
+        data: anything that trains: a folder, a captions file, shards, several of them comma-separated.
+        out: the shards, such as `x-{000..009}.tar`; the same command goes on where it was stopped.
+        images: the folder that the names in a captions file are relative to.
+        split: the part that is packed: all but the test part, or train, validation or test alone.
+        seed: decides the order.
+        overwrite: replaces other files of these names.
+    """
+
+    data: str
+    out: str
+    images: str | None = None
+    split: Literal["all", "train", "validation", "test"] = "all"
+    seed: NonNegativeInt = 0
+    overwrite: bool = False
+
+
+def pack(options: PackOptions) -> None:
+    """Pictures, captions and classes into WebDataset shards."""
+    from synoptic.data.packing import pack
+    from synoptic.data.sources import open_source
+
+    source = open_source(options.data, options.split, images=options.images)
+    with _bar("packing") as advance:
+        shards = pack(source, options.out, options.seed, options.overwrite, progress=advance)
+    told = f"{len(source) - len(source.errors)} pictures in {len(shards)} shards, {shards[0]}"
+    print(told if len(shards) == 1 else f"{told} to {shards[-1].name}")
+    _tell_left_out(len(source.errors))
+
+
 SIMPLE_VERBS = (
     OptionsVerb(demo, DemoOptions),
     OptionsVerb(models, ModelsOptions, "pattern"),
@@ -265,6 +306,7 @@ SIMPLE_VERBS = (
     OptionsVerb(classify, ClassifyOptions, "images"),
     OptionsVerb(evaluate, EvaluateOptions, "model"),
     OptionsVerb(figures, FiguresOptions, "images"),
+    OptionsVerb(pack, PackOptions, "data"),
     OptionsVerb(report, ReportOptions, "runs"),
 )
 

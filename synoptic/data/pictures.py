@@ -354,8 +354,9 @@ def check_size(name: str, width: int, height: int, bands: int = 3) -> None:
         raise PictureError(name, f"too large: {width} x {height} pixels of {bands} bands")
 
 
-def check_stored(picture: Stored) -> None:
-    """Refuses what is no file, and files that hold nothing or, in an archive, more than memory should.
+def check_stored(picture: Stored) -> int:
+    """The bytes of a picture; refused are what is no file, and files that hold nothing or, in an archive, more than
+    memory should.
 
     Raises:
         PictureError: see above.
@@ -366,6 +367,7 @@ def check_stored(picture: Stored) -> None:
         raise PictureError(str(picture), "empty file")
     if isinstance(picture, Member) and size > LARGEST:
         raise PictureError(str(picture), f"too large: {size / 1e9:.1f} GB in an archive")
+    return size
 
 
 def _size_of_file(path: str | Path) -> int:

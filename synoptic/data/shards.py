@@ -33,6 +33,7 @@ LARGEST_HEADER = 1 << 20  # bytes of the names and attributes of a member
 LABELS = ("label", "class", "class_name")  # keys of a sample's JSON that name its class
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # WebDataset's: up to the first dot behind the last slash
+_RESERVED = re.compile(r"__[^/]*__($|/)")  # what WebDataset keeps for itself
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _TEXTS = ("txt", "json", "cls")
 
@@ -149,7 +150,7 @@ def _found(path: Path) -> dict[str, Any]:
         named = _KEY.fullmatch(member.name.removeprefix("./"))
         if not member.isreg() or member.sparse is not None:
             left_out["links and other members that are no files"] += not member.isdir()
-        elif named and not member.name.startswith("__"):  # what WebDataset keeps for itself
+        elif named and not _RESERVED.match(member.name):
             _gather(groups.setdefault(named[1], {}), named[2].lower(), member, left_out)
     with path.open("rb") as file:
         samples = [sample for group in groups.values() if (sample := _sample(group, file, left_out))]

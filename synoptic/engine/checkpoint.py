@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 # floats are summed, `devices` also what stochastic depth draws: the weights are others, and as good, which beats
 # refusing to go on with a run on another machine. `data` may lie elsewhere by now: what it holds is among the facts.
 FREE = (
-    *("data", "out", "device", "devices", "threads", "compile", "recompute", "epochs"),
+    *("data", "images", "out", "device", "devices", "threads", "compile", "recompute", "epochs"),
     *("log_every", "checkpoint_every", "evaluate_every", "resume", "overwrite"),
     *("guard", "max_drop"),
 )

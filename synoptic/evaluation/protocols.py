@@ -107,6 +107,7 @@ def build_evaluators(
     *,
     adaptor: str | None = None,
     validation: float | None = None,
+    images: str | None = None,
 ) -> list[Evaluator[EncodesText]]:
     """Evaluations of a data set; those that read a vector of each picture are joined to one, which looks at each once.
 
@@ -118,6 +119,7 @@ def build_evaluators(
             space that has them.
         validation: share of the training pictures set apart where the data have no validation part; that of the
             model's run keeps the pictures that it was trained on out of the judged ones.
+        images: the folder that the names in a captions file are relative to.
     Raises:
         ValueError: for an unknown name, and for data that lack what an evaluation needs.
     """
@@ -129,7 +131,7 @@ def build_evaluators(
             raise ValueError(f"on={name}: no such evaluation; there are {', '.join(EVALUATIONS)}")
     part = part or judged_part(data, validation)
     share = SET_APART if validation is None else validation
-    train, judged = (open_source(data, each, validation=share) for each in ("train", part))
+    train, judged = (open_source(data, each, validation=share, images=images) for each in ("train", part))
     evaluators = [EVALUATIONS[name](train, judged, adaptor) for name in wanted]
     recognisers = [each for each in evaluators if isinstance(each, Recogniser)]
     if len(recognisers) < 2:
