@@ -288,13 +288,15 @@ class PackOptions:
 def pack(options: PackOptions) -> None:
     """Pictures, captions and classes into WebDataset shards."""
     from synoptic.data.packing import pack
-    from synoptic.data.sources import open_source
+    from synoptic.data.sources import open_source, parts_of
 
     source = open_source(options.data, options.split, images=options.images)
+    if options.split == "all" and "test" in parts_of(options.data):
+        print("the test part is left out: split=test packs it", file=sys.stderr)
     with _bar("packing") as advance:
         shards = pack(source, options.out, options.seed, options.overwrite, progress=advance)
-    told = f"{len(source) - len(source.errors)} pictures in {len(shards)} shards, {shards[0]}"
-    print(told if len(shards) == 1 else f"{told} to {shards[-1].name}")
+    last = f" to {shards[-1].name}, {len(shards)} shards" if len(shards) > 1 else ""
+    print(f"{len(source) - len(source.errors)} pictures in {shards[0]}{last}")
     _tell_left_out(len(source.errors))
 
 

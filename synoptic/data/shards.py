@@ -81,11 +81,12 @@ def read_shards(title: str, paths: Sequence[Path]) -> list[Sample]:
     shards = [read_shard(path) for path in paths]
     samples = list(chain.from_iterable(shard.samples for shard in shards))
     cut = [path for path, shard in zip(paths, shards, strict=True) if shard.is_cut]
-    end = f"{len(cut)} of {len(paths)} shards cut short, such as {cut[0]}" if cut else ""
     if not samples:
-        raise ValueError(f"{title}: holds no picture with a name such as 0001.jpg{f'; {end}' if cut else ''}")
-    if cut:
-        tell_once(f"{title}: {end}; the {len(samples)} pictures before the cuts are used")
+        where = f" before the place where {cut[0]} is cut short" if cut else ""
+        raise ValueError(f"{title} holds no picture with a name such as 0001.jpg{where}")
+    for path, shard in zip(paths, shards, strict=True):
+        if shard.is_cut:
+            tell_once(f"{path} is cut short: the {len(shard.samples)} pictures before are used, what followed is lost")
     left_out = sum((Counter(shard.left_out) for shard in shards), Counter[str]())
     if left_out:
         told = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
@@ -175,8 +176,7 @@ def _sample(group: Mapping[str, tuple[str, int, int]], file: BinaryIO, left_out:
     about = _about(texts.get("json"), left_out)
     said = [texts.get("txt"), *chain.from_iterable(_listed(about.get(name)) for name in CAPTIONS)]
     captions = dict.fromkeys(cleaned(said))  # many shards say the same in both
-    if not captions and any(isinstance(text, str) for text in said):
-        left_out["empty captions"] += 1
+    left_out["empty captions"] += sum(isinstance(text, str) and not text.strip() for text in said)
     label = next((about[name] for name in LABELS if isinstance(about.get(name), str)), texts.get("cls"))
     return where, list(captions), (label and label.strip()) or None
 
@@ -235,12 +235,14 @@ def _members(path: Path, file: _Headers) -> tuple[list[tarfile.TarInfo], bool]:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 last = found[-1].offset_data if found else -1
-                if member.offset_data <= last or member.offset_data + member.size > length:
+                is_whole = member.size >= 0 and member.offset_data + member.size <= length
+                if member.offset_data <= last or not is_whole:
                     return found, True
                 found.append(member)
             file.seek(archive.offset)
             return found, file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE)
     except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
         if not found:
-            raise ValueError(f"{path} is no tar archive, or is cut short in its first file ({error})") from None
+            told = f"{path} is no tar archive, or has nothing before it is cut short ({error})"
+            raise ValueError(f"{told}; fetch it anew, or leave it out") from None
         return found, True

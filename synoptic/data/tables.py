@@ -45,7 +45,7 @@ def read_table(path: Path) -> list[Row]:
 
 def _text_rows(path: Path) -> list[Row]:
     text = _text(path)
-    delimiter, names, texts = _layout(path, io.StringIO(text.lstrip("\r\n")).readline().rstrip("\n"))
+    delimiter, names, texts = _layout(path, io.StringIO(text.lstrip("\r\n"), newline=None).readline().rstrip("\n"))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     wrong: list[str] = []
@@ -81,6 +81,8 @@ def _layout(path: Path, first: str) -> tuple[str, int, int]:
     Raises:
         ValueError: there is none, showing the line.
     """
+    if not first:
+        raise ValueError(f"{path} is empty")
     for delimiter in DELIMITERS:
         names, texts = _columns(next(csv.reader([first], delimiter=delimiter), []))
         if names is not None and texts is not None:

@@ -1,7 +1,9 @@
 """Small sets of pictures as users have them."""
 
+import io
 import json
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +39,22 @@ def tiff(path: Path, values: np.ndarray, planar: bool = False, **options: Any) -
         values = np.moveaxis(values, 2, 0) if planar else values
     tifffile.imwrite(path, values, photometric="minisblack", **samples, **options)
     return path
+
+
+def shard(path: Path, members: Mapping[str, bytes | str], **options: Any) -> Path:
+    """A tar archive of members in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as archive:
+        for name, content in members.items():
+            content = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def png(number: int = 0, size: tuple[int, int] = (10, 8)) -> bytes:
+    """A plain picture, as `fill` draws them."""
+    file = io.BytesIO()
+    Image.new("RGB", size, (number % 256, 0, 0)).save(file, "PNG")
+    return file.getvalue()

@@ -256,9 +256,9 @@ def test_captions_asked_for_but_not_there(tmp_path):
     ("spec", "message"),
     [
         ("", "data is empty"),
-        ("{here}/pictures.zip", "is a file: data is a folder of pictures or a captions JSON"),
+        ("{here}/pictures.zip", "is a file: data is a folder of pictures, a captions file"),
         ("{here}/config.json", r"config.json is no captions JSON, .*; data may also be a folder"),
-        ("{here}/lone.json", r"lone.json describes pictures in .*images, which is not there"),
+        ("{here}/lone.json", r"lone.json describes pictures in .*images, which is not there; images=DIR says"),
         ("scenes:count=abc", "count=abc is none of count=N, size=PIXELS"),
         ("scenes:shapes=3", "shapes=3 is none of count=N"),
         ("scenes:objects=9", "objects"),
