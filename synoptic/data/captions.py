@@ -37,8 +37,8 @@ class Described:
 
 
 def is_describing(path: Path) -> bool:
-    """Whether a file is one that names pictures, so that `images=` says where these lie."""
-    return path.suffix.lower() in DESCRIBING and os.path.isfile(path)
+    """Whether a path is that of a file that names pictures, so that `images=` says where these lie."""
+    return path.suffix.lower() in DESCRIBING and not os.path.isdir(path)
 
 
 def described(path: Path, images: Path | None = None) -> Described:

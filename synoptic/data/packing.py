@@ -55,12 +55,12 @@ def pack(
         ValueError: there are other files in their place, more of them than pictures, or names that are no shards';
             or more of the pictures cannot be read than are allowed.
     """
-    paths = _targets(out, len(source))
-    marks = [f"synoptic pack {_digest(source, seed, number, len(paths))}" for number in range(len(paths))]
+    paths = _targets(out, source)
+    made_of = _digest(source, seed)
+    marks = {path: f"synoptic pack {made_of} {number} of {len(paths)}" for number, path in enumerate(paths)}
     there = {path for path in paths if path.exists() and not overwrite}
-    for path, mark in zip(paths, marks, strict=True):
-        if path in there and _mark_of(path) != mark:
-            raise ValueError(f"out={out}: {path} holds something else; overwrite=true replaces it")
+    if others := [path for path in paths if path in there and _mark_of(path) != marks[path]]:
+        raise ValueError(f"out={out}: {others[0]} holds something else; overwrite=true replaces it")
     if source.masks is not None:
         logger.warning("%s: its masks are not packed, since shards have no place for them", source.root)
     order = np.random.default_rng(seed).permutation(len(source)).tolist()
@@ -68,36 +68,45 @@ def pack(
     with ExitStack() as holding:
         for folder in {path.parent for path in paths}:
             holding.enter_context(sole_writer(folder))
-        for number, (path, mark) in enumerate(zip(paths, marks, strict=True)):
+        for number, path in enumerate(paths):
             start, end = (place * len(order) // len(paths) for place in (number, number + 1))
             if path not in there:
-                write_atomically(path, partial(_write, members=_members(source, order[start:end], keys), mark=mark))
-            progress(end, len(order))
+                places = _told(range(start, end), progress, len(order))
+                members = _members(source, (order[place] for place in places), keys)
+                write_atomically(path, partial(_write, members=members, mark=marks[path]))
     return paths
 
 
-def _targets(out: str, count: int) -> list[Path]:
+def _told(places: range, progress: Callable[[int, int], None], total: int) -> Iterator[int]:
+    """The places, each told as done when the next one is asked for."""
+    for place in places:
+        yield place
+        progress(place + 1, total)
+
+
+def _targets(out: str, source: Source) -> list[Path]:
+    """The shards that `out` names, none of which is one of those that are read."""
     paths = braces(out)
     for path in paths:
         if path.suffix.lower() != ".tar":
             raise ValueError(f"out={out}: shards are .tar files, as in x-{{000..009}}.tar")
     if len(set(paths)) < len(paths):
         raise ValueError(f"out={out}: names a file twice")
-    if len(paths) > count:
-        raise ValueError(f"out={out}: names {len(paths)} shards for {count} pictures; give fewer")
+    if len(paths) > len(source):
+        raise ValueError(f"out={out}: names {len(paths)} shards for {len(source)} pictures; give fewer")
+    read = {archive.resolve() for archive in {place.archive for place in source.paths if isinstance(place, Member)}}
+    if read.intersection(path.resolve() for path in paths):
+        raise ValueError(f"out={out}: is where the pictures are read from; give another place")
     for folder_of in {path.parent: path for path in paths}.values():
         check_file(folder_of)
     return paths
 
 
-def _digest(source: Source, seed: int, number: int, count: int) -> str:
-    """What a shard is made of; its content is a function of it."""
-    made = [FORMAT, source.fingerprint(captions=True), list(source.classes), _labels(source), seed, number, count]
-    return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
-
-
-def _labels(source: Source) -> list[int] | None:
-    return None if source.labels is None else source.labels.tolist()
+def _digest(source: Source, seed: int) -> str:
+    """What shards are made of; their contents are a function of it, and of how many there are."""
+    labels = None if source.labels is None else source.labels.tolist()
+    made_of = [FORMAT, source.fingerprint(captions=True), list(source.classes), labels, seed]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
 
 
 def _mark_of(path: Path) -> str | None:
@@ -176,4 +185,4 @@ def _about(source: Source, index: int) -> dict[str, str]:
         number = int(source.labels[index])
         about["label"] = source.classes[number]
         found["cls"] = str(number)
-    return found | ({"json": json.dumps(about, ensure_ascii=False)} if about else {})
+    return found | ({"json": json.dumps(about)} if about else {})

@@ -32,7 +32,9 @@ LARGEST_TEXT = 1 << 20  # bytes of a caption, and of what else is said of a pict
 LARGEST_HEADER = 1 << 20  # bytes of the names and attributes of a member
 LABELS = ("label", "class", "class_name")  # keys of a sample's JSON that name its class
 
-_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # WebDataset's: up to the first dot behind the last slash
+_KEY = re.compile(
+    r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL
+)  # WebDataset's: up to the first dot behind the last slash
 _RESERVED = re.compile(r"__[^/]*__($|/)")  # what WebDataset keeps for itself
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _TEXTS = ("txt", "json", "cls")
@@ -136,9 +138,7 @@ def _into_cache(cached: Path, content: Mapping[str, Any]) -> None:
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cached, lambda file: file.write(json.dumps(content).encode()))
     except OSError as error:
-        logger.info(
-            "where the pictures of a shard lie is found anew each time: %s cannot be written (%s)", cached, error
-        )
+        logger.info("shards are looked through each time anew: %s cannot be written (%s)", cached, error)
 
 
 def _found(path: Path) -> dict[str, Any]:
@@ -225,9 +225,7 @@ def _members(path: Path, file: _Headers) -> tuple[list[tarfile.TarInfo], bool]:
     start = file.read(tarfile.BLOCKSIZE)
     tool = next((tool for mark, tool in _COMPRESSED.items() if start.startswith(mark)), None)
     if tool:
-        raise ValueError(
-            f"{path} is compressed, and pictures in it cannot be found at random: unpack it ({tool} {path})"
-        )
+        raise ValueError(f"{path} is compressed, so that no picture can be found in it alone: unpack it with {tool}")
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
     found: list[tarfile.TarInfo] = []

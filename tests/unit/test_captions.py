@@ -142,6 +142,7 @@ def test_images_of_several_sets(folder):
     [
         ("{0}/c.csv", "{0}/imags", r"images=.*/imags does not exist; did you mean .*/images\?"),
         ("{0}/c.csv", "", "images is empty"),
+        ("{0}/d.csv", "{0}/images", "d.csv does not exist; did you mean .*c.csv"),
         ("{0}/images", "{0}/images", "only a captions JSON or a table asks for it, and data has none; leave it out"),
         ("{0}/c.csv", "{0}/images,{0}/images/a", "names 2 folders for the 1 captions files in data; give one for all"),
     ],
