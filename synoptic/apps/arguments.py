@@ -29,7 +29,7 @@ class Words:
 
     Attributes:
         plain: the words without a key, in order.
-        values: key -> text; of a key given twice the last text holds.
+        values: key -> text; of a key given twice the last text holds, but for shards (see `_one_of`).
         flags: what stands behind `--`.
     """
 
@@ -105,7 +105,9 @@ def split(arguments: Sequence[str], flags: Iterable[str] = ()) -> Words:
     Raises:
         ValueError: a word begins with `-` and is none of the flags.
     """
-    plain, values, found = [], {}, set()
+    plain: list[str] = []
+    values: dict[str, list[str]] = {}
+    found = set()
     known = {"--help": "help", "-h": "help"} | {f"--{name}": name for name in flags}
     for word in arguments:
         pair = _KEY_VALUE.fullmatch(word)
@@ -117,10 +119,28 @@ def split(arguments: Sequence[str], flags: Iterable[str] = ()) -> Words:
                 raise ValueError(f"{word}: did you mean {meant[0]}?")
             raise ValueError(f"{word}: keys are typed without dashes, as in {key or 'key'}=VALUE")
         elif pair:
-            values[pair[1]] = pair[2]
+            values.setdefault(pair[1], []).append(pair[2])
         else:
             plain.append(word)
-    return Words(tuple(plain), values, frozenset(found))
+    shards = len(plain) > 1 and _are_shards(plain)
+    typed_once = {key: _one_of(texts) for key, texts in values.items()}
+    return Words((_one_of(plain),) if shards else tuple(plain), typed_once, frozenset(found))
+
+
+def _one_of(texts: Sequence[str]) -> str:
+    """The text of a key: the last one given, but all shards where a shell made several words of their pattern.
+
+    `out=x-{0..2}.tar` reaches us as `out=x-0.tar out=x-1.tar out=x-2.tar`, unless it is quoted.
+    """
+    if len(texts) == 1 or not _are_shards(texts):
+        return texts[-1]
+    from synoptic.data.shard_names import pattern_of  # here, since it is slow to import
+
+    return pattern_of(texts)
+
+
+def _are_shards(texts: Sequence[str]) -> bool:
+    return all(text.endswith(".tar") for text in texts)
 
 
 def typed(kind: type, values: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +16,7 @@ ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # the 
 MOST = 1_000_000
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_LAST_NUMBER = re.compile(r"\d+$")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -70,6 +71,17 @@ def braces(pattern: str) -> list[Path]:
     if len(names) > MOST:
         raise ValueError(f"{pattern}: means more than {MOST:,} shards")
     return [expand(name) for name in names]
+
+
+def pattern_of(names: Sequence[str]) -> str:
+    """The pattern that means these names of shards, as a user typed it before a shell made several words of it."""
+    stems = [name.removesuffix(ENDINGS[0]) for name in names]
+    first, last = (_LAST_NUMBER.search(stem) for stem in (stems[0], stems[-1]))
+    if first and last and int(first[0]) < int(last[0]):
+        counted = f"{stems[0][: first.start()]}{{{first[0]}..{last[0]}}}{ENDINGS[0]}"
+        if list(islice(_expanded(counted), len(names) + 1)) == list(names):
+            return counted
+    return f"{{{','.join(stems)}}}{ENDINGS[0]}"
 
 
 def _expanded(pattern: str) -> Iterator[str]:

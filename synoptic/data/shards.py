@@ -174,11 +174,15 @@ def _sample(group: Mapping[str, tuple[str, int, int]], file: BinaryIO, left_out:
         return None
     texts = {kind: _text(group[kind], file, left_out) for kind in _TEXTS if kind in group}
     about = _about(texts.get("json"), left_out)
-    said = [texts.get("txt"), *chain.from_iterable(_listed(about.get(name)) for name in CAPTIONS)]
-    captions = dict.fromkeys(cleaned(said))  # many shards say the same in both
-    left_out["empty captions"] += sum(isinstance(text, str) and not text.strip() for text in said)
+    listed = next((_listed(about[name]) for name in CAPTIONS if name in about), [])
+    alone, captions = cleaned([texts.get("txt")]), cleaned(listed)
+    if not set(alone) <= set(captions):  # many shards say the same in both
+        captions = (*alone, *captions)
+    left_out["empty captions"] += sum(
+        isinstance(text, str) and not text.strip() for text in (texts.get("txt"), *listed)
+    )
     label = next((about[name] for name in LABELS if isinstance(about.get(name), str)), texts.get("cls"))
-    return where, list(captions), (label and label.strip()) or None
+    return where, captions, (label and label.strip()) or None
 
 
 def _text(member: tuple[str, int, int], file: BinaryIO, left_out: Counter[str]) -> str | None:

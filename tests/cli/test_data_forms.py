@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 
 from synoptic.apps import cli
 from synoptic.data.sources import open_source
@@ -23,7 +24,8 @@ FORMS = {
     "parquet": "data=c.parquet",
     "shards": "data=shards/x-{00..02}.tar",
     "workers": "data=shards loader.workers=2",
-    "both": "data=shards/x-0*.tar",
+    "glob": "data=shards/x-0*.tar",
+    "webdataset": "data=written",
 }
 
 
@@ -33,7 +35,7 @@ def typed(command: str) -> int:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Captioned pictures as a folder with a JSON, as tables, and as shards that `synoptic pack` wrote."""
+    """Captioned pictures as a folder with a JSON, as tables, and as shards of `synoptic pack` and of WebDataset."""
     folder = tmp_path_factory.mktemp("forms")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -41,6 +43,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "drawn" / "train").rename(folder / "set")
         assert typed("pack set/captions.json out=shards/x-{00..02}.tar") == 0
         source = open_source("set/captions.json", "all")
+        Path("written").mkdir()
+        with webdataset.ShardWriter("written/%d.tar", maxcount=15, encoder=False, verbose=0) as writer:
+            for path, texts in zip(source.paths, source.captions, strict=True):
+                about = json.dumps({"caption": texts}).encode()
+                writer.write({"__key__": Path(path.name).stem, "jpg": path.read_bytes(), "json": about})
         rows = [(key, text) for key, texts in zip(source.keys, source.captions, strict=True) for text in texts]
         for name, delimiter in (("c.csv", ","), ("c.tsv", "\t")):
             with open(name, "w", newline="") as file:
@@ -106,6 +113,21 @@ def test_where_the_pictures_lie_is_asked_of_evaluations_and_reports_too(
     assert "None can be shown" not in (workshop / "runs" / "images" / "report.html").read_text()
     assert typed("evaluate runs/images on=knn data=c.csv images=set/images") == 2  # for want of classes alone
     assert "has no labels" in capsys.readouterr().err
+
+
+def test_a_shell_may_make_several_words_of_a_pattern(
+    workshop: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bash does so, also behind a `=`; the last word alone would be one shard of three."""
+    monkeypatch.chdir(workshop)
+    shards = [f"shards/x-0{number}.tar" for number in range(3)]
+    assert cli.main(["pack", *shards, *(f"out=bash-{number}.tar" for number in range(2))]) == 0
+    assert capsys.readouterr().out == "40 pictures in bash-0.tar to bash-1.tar, 2 shards\n"
+    words = [*CLIP.split(), *(f"data={shard}" for shard in shards), "out=runs/bash"]
+    assert cli.main(words) == 0
+    weights = [run / "weights" / "model.safetensors" for run in (trained, workshop / "runs" / "bash")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert json.loads((workshop / "runs" / "bash" / "config.json").read_text())["data"] == "shards/x-{00..02}.tar"
 
 
 def test_pack_tells_what_it_wrote(

@@ -54,7 +54,7 @@ def test_what_is_packed_comes_back(folder):
 
 def test_the_same_batches_come_of_folders_tables_and_shards(folder):
     """So a run that was begun with the one goes on with the other."""
-    captions = {name: [f"of {name}", *texts] for name, texts in CAPTIONS.items()}
+    captions = {name: [f"of {name}", *texts, f"of {name}"] for name, texts in CAPTIONS.items()}
     pack(opened(coco(folder / "captions.json", captions)), f"{folder}/new/x-{{0..2}}.tar")
     rows = [(name, text) for name, texts in captions.items() for text in texts]
     (folder / "c.csv").write_text("path,text\n" + "".join(f"{name},{text}\n" for name, text in rows))

@@ -21,7 +21,7 @@ from synoptic.data.loader import Loader
 from synoptic.data.look import tell_depth
 from synoptic.data.members import Member
 from synoptic.data.pictures import PictureError
-from synoptic.data.shard_names import braces
+from synoptic.data.shard_names import braces, pattern_of
 from synoptic.data.sources import Source, open_source, parts_of
 
 
@@ -45,16 +45,16 @@ def samples(*names: str) -> dict[str, bytes | str]:
 def test_pictures_captions_and_classes(tmp_path):
     members = {
         "a/2.PNG": png(2),
-        "a/2.json": json.dumps({"caption": ["two", "zwei"], "label": "cat", "width": 10}),
+        "a/2.json": json.dumps({"caption": ["two", "zwei", "two"], "label": "cat", "width": 10}),
         "a/2.cls": "0",
         "b.x/1.png": png(1),
         "b.x/1.txt": "\ufeff one\n",
-        "b.x/1.json": json.dumps({"text": "one", "title": "eins"}),
+        "b.x/1.json": json.dumps({"text": ["one", "eins"], "title": "of a page"}),
         "b.x/1.cls": "7\n",
     }
     source = opened(shard(tmp_path / "x.tar", members))
     assert source.keys == ["a/2.PNG", "b.x/1.png"]
-    assert source.captions == [("two", "zwei"), ("one", "eins")]
+    assert source.captions == [("two", "zwei", "two"), ("one", "eins")]
     assert source.classes == ("7", "cat") and source.labels.tolist() == [1, 0]
     assert [source.read(index)[0, 0, 0] for index in range(2)] == [2, 1]
     assert source.name(1) == f"{tmp_path}/x.tar/b.x/1.png" and source.paths[1].name == "1.png"
@@ -176,6 +176,14 @@ def test_all_bands_and_all_bits(tmp_path, caplog):
 )
 def test_braces(pattern, names):
     assert [str(path) for path in braces(pattern)] == names
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["x-{000..012}.tar", "x-{8..11}.tar", "a1/x{00..99}.tar", "{a-7-of-9,a-8-of-9}.tar", "{b,a}.tar", "{7,3,9}.tar"],
+)
+def test_the_pattern_behind_names_that_a_shell_made(pattern):
+    assert pattern_of([str(path) for path in braces(pattern)]) == pattern
 
 
 @pytest.mark.parametrize(
