@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from synoptic.config import from_dict
 from synoptic.data.inputs import Pictures, is_single, read_batches
-from synoptic.data.words import sentence
+from synoptic.data.prompts import Labels, Templates, class_prompts
 from synoptic.models.adaptors import Student
 from synoptic.models.vit import ViT
+from synoptic.text_encoder import TextEncoder
 from synoptic.types import Features, Preprocess
 from synoptic.weights import zoo
 from synoptic.weights.folder import save_folder, text_towers
 from synoptic.weights.options import LoadOptions
-from synoptic.weights.words import MERGES
+from synoptic.zeroshot import ZeroShotHead
 
 
 def load(model: str | Path, device: str | torch.device = "auto", **options: Any) -> VisionModel:
@@ -100,7 +101,7 @@ class VisionModel:
         Raises:
             ValueError: for a model that knows no words, or knows them in several spaces.
         """
-        return self._text_tower(None)[0]
+        return self._words(None).adaptor
 
     @property
     def device(self) -> torch.device:
@@ -208,8 +209,8 @@ class VisionModel:
     def classify(
         self,
         inputs: Pictures,
-        labels: Sequence[str],
-        templates: Sequence[str] = ("a {}",),
+        labels: Labels,
+        templates: Templates = ("a {}",),
         adaptor: str | None = None,
         batch_size: int = 64,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
@@ -217,33 +218,50 @@ class VisionModel:
 
         Args:
             inputs: see `features`.
-            labels: the classes in words.
-            templates: sentences in which `{}` stands for a label, and "a {}" for one after "a" or "an"; a class lies
-                in the middle of its sentences. The best ones say what the captions that the model learned from say
-                ("a photo of a {}"); "{}" takes the labels as they are.
-            adaptor: the student's teacher whose words are used; needed where several know words.
+            labels, templates, adaptor: see `zero_shot_head`.
         Returns:
             [{"label", "score"}, ...] with the highest score first; scores sum to one. For a single picture one such
             list, for a folder, glob, stack or list of pictures one a picture.
         Raises:
-            ValueError: see `embed`; and for a model that knows no words, no labels, or a template without `{}`.
+            ValueError: see `embed` and `zero_shot_head`.
         """
-        _check_words(labels, templates)
-        space, tower = self._text_tower(adaptor)
-        sentences = [sentence(template, label) for label in labels for template in templates]
-        words = self.encode_text(sentences, adaptor).reshape(len(labels), len(templates), -1)  # (n, t, C)
-        classes = F.normalize(torch.from_numpy(words).mean(1), dim=1)
-        pictures = torch.from_numpy(self.embed(inputs, space, batch_size))
-        scores = (tower.logit_scale.detach().cpu().float().exp() * pictures @ classes.T).softmax(1)  # (N, n)
-        ranked = [_ranked(row, labels) for row in scores.tolist()]
+        head = self.zero_shot_head(labels, templates, adaptor)
+        ranked = head.ranked(torch.from_numpy(self.embed(inputs, head.adaptor, batch_size)))
         return ranked[0] if is_single(inputs) else ranked
 
-    @torch.no_grad()
+    def zero_shot_head(
+        self,
+        labels: Labels,
+        templates: Templates = ("a {}",),
+        adaptor: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ZeroShotHead:
+        """A classifier made of words, for any number of embeddings: `head.ranked(torch.from_numpy(model.embed(...)))`.
+
+        One of many prompts is kept on disk, by all that decides it, and read the next time.
+
+        Args:
+            labels: the classes in words, at least two; or class -> its prompts; or a class file, a line a class: its
+                name, then its prompts with commas between them. A class without prompts takes the templates.
+            templates: sentences in which `{}` stands for a label, and "a {}" for one after "a" or "an"; "7" or "80" for
+                those published with CLIP; or a file with one a line. A class lies in the middle of its sentences. The
+                best ones say what the captions that the model learned from say ("a photo of a {}"); "{}" takes the
+                labels as they are.
+            adaptor: the student's teacher whose words are used; needed where several know words.
+            progress: told how many of how many prompts are done.
+        Raises:
+            ValueError: for a model that knows no words or came without a vocabulary, and see `class_prompts`.
+        """
+        words = self._words(adaptor)
+        prompts = class_prompts(labels, templates)
+        classes = words.directions(list(prompts.values()), progress)
+        return ZeroShotHead(tuple(prompts), classes, words.scale, words.adaptor)
+
     def encode_text(self, texts: Sequence[str], adaptor: str | None = None, batch_size: int = 256) -> np.ndarray:
         """One vector a text, in the space of the pictures' summary, or of the summary of the adaptor that knows words.
 
         Args:
-            texts: any words; what does not fit the model's context is cut off.
+            texts: any words; what does not fit the model's context is cut off, and how many were is told as a warning.
             adaptor: the student's teacher whose words are used; needed where several know words.
         Returns:
             (n, C) float32, L2-normalised.
@@ -252,13 +270,17 @@ class VisionModel:
         """
         if isinstance(texts, str) or not texts:
             raise ValueError(f'expected a list of texts such as ["a cat"], got {texts!r}')
-        _, tower = self._text_tower(adaptor)
-        if tower.tokenizer is None:
-            raise ValueError(
-                f"{self.name} came without a vocabulary: load it with load.vocabulary=FILE (CLIP's is {MERGES}.gz)"
-            )
-        chunks = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-        return np.concatenate([_unit(tower.encode_text(tower.tokenizer(chunk).to(self.device))) for chunk in chunks])
+        return self._words(adaptor).encode(texts, batch_size).numpy()
+
+    def logit_scale(self, adaptor: str | None = None) -> float:
+        """What cosines of pictures and words are multiplied by before a softmax, as in the model's training.
+
+        Args:
+            adaptor: see `encode_text`.
+        Raises:
+            ValueError: for a model that knows no words.
+        """
+        return self._words(adaptor).scale
 
     def save(self, folder: str | Path) -> None:
         """Writes a weights folder that `load` reads; one that lies there already is replaced.
@@ -279,8 +301,8 @@ class VisionModel:
         inside = (self.model, *(getattr(self.model, name, None) for name in ("backbone", "image")))
         return next((part for part in inside if isinstance(part, ViT)), None)
 
-    def _text_tower(self, adaptor: str | None) -> tuple[str | None, Any]:
-        """The adaptor that knows words (None for the model itself), and the part that encodes them."""
+    def _words(self, adaptor: str | None) -> TextEncoder:
+        """The part that encodes words; of a student that of the adaptor, None standing for the only one that does."""
         towers = text_towers(self.model)
         if not towers:
             raise ValueError(f"{self.name} knows no words: take a CLIP, or a student of a CLIP")
@@ -290,21 +312,7 @@ class VisionModel:
             wrong = "knows words in several spaces" if adaptor is None else f"knows no words as {adaptor!r}"
             names = ", ".join(filter(None, towers))
             raise ValueError(f"{self.name} {wrong}; {f'choose adaptor= from {names}' if names else 'take no adaptor='}")
-        return adaptor or None, towers[adaptor]
-
-
-def _check_words(labels: Sequence[str], templates: Sequence[str]) -> None:
-    if isinstance(labels, str) or not labels:
-        raise ValueError(f'labels should be a list such as ["cat", "dog"], not {labels!r}')
-    if isinstance(templates, str) or not templates or not all("{}" in template for template in templates):
-        raise ValueError(
-            f'templates should be a list of sentences with {{}} in them, such as "a {{}}", not {templates!r}'
-        )
-
-
-def _ranked(scores: list[float], labels: Sequence[str]) -> list[dict[str, Any]]:
-    answers = [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
-    return sorted(answers, key=lambda answer: answer["score"], reverse=True)
+        return TextEncoder(towers[adaptor], adaptor or None, self.name)
 
 
 def _unit(vectors: Tensor) -> np.ndarray:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import torch
 
 from synoptic.apps.reading import Reading
-from synoptic.files import check_file, write_text
+from synoptic.data.listing import expand
+from synoptic.data.prompts import SETS, Labels, Templates, class_prompts
+from synoptic.files import check_file, write_atomically
 from synoptic.predict import VisionModel, load
+from synoptic.zeroshot import ZeroShotHead
 
-Labelled = dict[str, list[dict[str, Any]]]
+Answers = Sequence[Mapping[str, Any]]  # {"label", "score"} each, the highest score first
+Progress = Callable[[int, int], None]
 
 
 def classify(
@@ -21,42 +29,87 @@ def classify(
     templates: Sequence[str] = ("a {}",),
     adaptor: str | None = None,
     out: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Labelled, int]:
-    """How well each label fits each picture.
+    k: int | None = None,
+    progress: Progress | None = None,
+    preparing: Progress | None = None,
+) -> tuple[dict[str, Answers], int]:
+    """How well labels fit each picture.
 
     Args:
         images: a file, folder (any depth), glob or `.txt` list.
         model: a MODEL that knows words, or one that is loaded.
-        labels: the classes in words.
-        templates: sentences in which `{}` stands for a label.
+        labels: the classes in words, or the name of one class file.
+        templates: sentences in which `{}` stands for a label, or one of "7" and "80", or the name of one file of them.
         adaptor: a student's teacher whose words are used; needed where several know words.
-        out: JSON file for the answer.
+        out: JSON file, picture -> its labels and scores, or CSV file of picture, label, score.
+        k: labels of each picture that are told and written, the likeliest; None tells one and writes all.
         progress: told how many of how many pictures are done.
+        preparing: told how many of how many prompts are done, before the first picture.
     Returns:
         path -> [{"label", "score"}, ...] with the highest score first; and how many pictures could not be read, which
         are named in the log and left out.
     Raises:
-        ValueError: no pictures, no such model, no labels, a template without `{}`, or none of the pictures can be read.
+        ValueError: no pictures, no such model, see `VisionModel.zero_shot_head`, or none of the pictures can be read.
     """
-    _check(labels, templates)
+    classes, sentences = typed_labels(labels), typed_templates(templates)
+    class_prompts(classes, sentences)  # mistakes in what was typed show before a model is loaded
     reading = Reading(images, progress)
     if out is not None:
         check_file(out)
     vision = model if isinstance(model, VisionModel) else load(model)
-    found: Labelled = {}
+    head = vision.zero_shot_head(classes, sentences, adaptor, preparing)
+    if out is None:
+        return dict(_ranked(reading, vision, head, k or 1)), reading.left_out
+    told: dict[str, Answers] = {}
+
+    def ranked() -> Iterator[tuple[str, Answers]]:
+        for path, answers in _ranked(reading, vision, head, k):
+            told[path] = answers[: k or 1]
+            yield path, answers
+
+    write = _write_csv if out.suffix.lower() == ".csv" else _write_json
+    write_atomically(out, lambda file: write(file, ranked()))
+    return told, reading.left_out
+
+
+def typed_labels(labels: Sequence[str]) -> Labels:
+    """What `labels=` means: classes, or a class file where a single word is the name of one."""
+    if len(labels) == 1 and (Path(labels[0]).suffix in (".csv", ".txt") or expand(labels[0]).is_file()):
+        return expand(labels[0])
+    return labels
+
+
+def typed_templates(templates: Sequence[str]) -> Templates:
+    """What `templates=` means: sentences, a set of them, or a file where a single word has no place for a label."""
+    if len(templates) == 1 and (templates[0] in SETS or expand(templates[0]).is_file()):
+        return templates[0]
+    return templates
+
+
+def _ranked(reading: Reading, vision: VisionModel, head: ZeroShotHead, k: int | None) -> Iterator[tuple[str, Answers]]:
     for batch in reading.batches(vision):
-        ranked: Any = vision.classify(batch.images, labels, templates, adaptor)  # a list a picture of the stack
-        found.update(zip(map(str, batch.inputs), ranked, strict=True))
-    if out is not None:
-        write_text(out, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    return found, reading.left_out
+        answers = head.ranked(torch.from_numpy(vision.embed(batch.images, head.adaptor)), k)
+        yield from zip(map(str, batch.inputs), answers, strict=True)
 
 
-def _check(labels: Sequence[str], templates: Sequence[str]) -> None:
-    """Tells mistakes in the words of the command line."""
-    if not all(labels) or not labels:
-        raise ValueError(f'labels={",".join(labels)}: give classes in words, comma-separated, as in labels="cat,dog"')
-    if not all("{}" in template for template in templates) or not templates:
-        given = ",".join(templates)
-        raise ValueError(f'templates={given}: {{}} should stand for the label in each, as in templates="a {{}}"')
+def _write_json(file: IO[bytes], ranked: Iterable[tuple[str, Answers]]) -> None:
+    """An object with a line a picture, written as they come: many pictures times many labels fill a memory."""
+    before = "{\n"
+    for path, answers in ranked:
+        pair = f"{json.dumps(path, ensure_ascii=False)}: {json.dumps(answers, ensure_ascii=False)}"
+        file.write(f"{before}{pair}".encode(errors="backslashreplace"))  # a file's name may be any bytes
+        before = ",\n"
+    file.write(b"\n}\n")
+
+
+def _write_csv(file: IO[bytes], ranked: Iterable[tuple[str, Answers]]) -> None:
+    """A line for each label of each picture, the likeliest first."""
+    file.write(_csv([["picture", "label", "score"]]))
+    for path, answers in ranked:
+        file.write(_csv([path, answer["label"], answer["score"]] for answer in answers))
+
+
+def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue().encode(errors="backslashreplace")

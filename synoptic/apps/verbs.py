@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from synoptic.apps.arguments import OptionsVerb
@@ -133,10 +133,13 @@ class ClassifyOptions:
     Attributes:
         images: a file, a folder (any depth), a glob, or a .txt list.
         model: a name from `synoptic models`, a run folder, or a weights file or folder.
-        labels: the classes in words, comma-separated.
-        templates: sentences in which `{}` stands for a label, comma-separated.
+        labels: the classes in words, comma-separated, or a .csv or .txt file with a line a class: its name, then its
+            prompts with commas between them; one without prompts takes the templates.
+        templates: sentences in which `{}` stands for a label, comma-separated; 7 or 80 for those published with CLIP;
+            or a file with one a line.
         adaptor: the teacher of a student whose words are used; needed where several know words.
-        out: JSON file for the scores of all labels of every picture.
+        k: labels told of each picture, the likeliest first; None tells one, and writes all into `out`.
+        out: .json file, picture to its labels and scores, or .csv file with a line for each of them.
         load: what a weights file of other makers does not say itself.
     """
 
@@ -145,6 +148,7 @@ class ClassifyOptions:
     labels: tuple[str, ...]
     templates: tuple[str, ...] = ("a {}",)
     adaptor: str | None = None
+    k: PositiveInt | None = None
     out: str | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
 
@@ -153,18 +157,20 @@ def classify(options: ClassifyOptions) -> None:
     """The label in words that fits each picture best."""
     from synoptic.apps.labelling import classify
 
-    with _bar("classifying") as advance:
-        scores, left_out = classify(
+    with _bars("reading the prompts", "classifying") as (prepare, advance):
+        answers, left_out = classify(
             options.images,
             _model(options.model, options.load),
             options.labels,
             options.templates,
             options.adaptor,
             _file(options.out),
+            options.k,
             progress=advance,
+            preparing=prepare,
         )
-    best = [[path, labels[0]["label"], labels[0]["score"]] for path, labels in scores.items()]
-    _print_rows(["picture", "label", "score"], best)
+    rows = [[path, answer["label"], answer["score"]] for path, best in answers.items() for answer in best]
+    _print_rows(["picture", "label", "score"], rows)
     _tell_left_out(left_out)
 
 
@@ -337,12 +343,21 @@ def _tell_left_out(count: int) -> None:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere: to be told how many of how many are done."""
+def _bars(*names: str) -> Iterator[list[Callable[[int, int], None]]]:
+    """Progress bars on a terminal, nothing elsewhere: each to be told how many of how many are done, and shown then."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def bar(task: TaskID) -> Callable[[int, int], None]:
+            return lambda done, total: bars.update(task, completed=done, total=total, visible=True)
+
+        yield [bar(bars.add_task(name, total=None, visible=False)) for name in names]
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    with _bars(name) as (bar,):
+        yield bar
 
 
 def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
