@@ -103,6 +103,11 @@ class VisionModel:
         """
         return self._words(None).adaptor
 
+    def speaks(self, adaptor: str | None = None) -> bool:
+        """Whether it knows words in the adaptor's space; without one, whether it does so in a single space."""
+        towers = text_towers(self.model)
+        return len(towers) == 1 if adaptor is None else adaptor in towers
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""

@@ -29,7 +29,8 @@ from synoptic.data.look import look, tell_depth
 from synoptic.data.sources import Source, open_source, share_errors
 from synoptic.engine import checkpoint, distributed, loop
 from synoptic.engine.stopping import Worsened
-from synoptic.evaluation.protocols import build_evaluators, judged_part
+from synoptic.evaluation.captions import CaptionRetrieval
+from synoptic.evaluation.protocols import build_evaluators, judged_part, named
 from synoptic.evaluation.recognition import KNN
 from synoptic.evaluation.spread import RankMe
 from synoptic.files import LOCK, check_file, is_ours, sole_writer, write_text
@@ -37,7 +38,7 @@ from synoptic.machine import cores, memory, peak_memory, processor
 from synoptic.methods import get_method
 from synoptic.methods.base import Collapsed, Method, Task
 from synoptic.predict import VisionModel, load
-from synoptic.types import EncodesImages, Evaluator, Group, Preprocess, present
+from synoptic.types import Evaluator, Group, Preprocess, present
 from synoptic.weights import zoo
 from synoptic.weights.folder import CONFIG, is_weights_folder, save_folder
 
@@ -270,7 +271,7 @@ def evaluate(
     adaptor: str | None = None,
     images: str | None = None,
 ) -> dict[str, float]:
-    """Scores of a model on the test part of a data set, or for want of one on its validation part (with a warning).
+    """Scores of a model on the test part of a data set, or for want of one on what `judged_part` says (with a warning).
 
     Args:
         model: a MODEL or one that is loaded.
@@ -292,9 +293,10 @@ def evaluate(
         has = f"choose from {', '.join(vision.adaptors)}" if vision.adaptors else f"{vision.name} has none"
         raise ValueError(f"adaptor={adaptor}: no such adaptor; {has}")
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
-    part = judged_part(data, share)
+    wanted = named(on)
+    part = judged_part(data, share, wanted)
     # All are built first: mistakes show at once.
-    evaluators = build_evaluators(on, data, part, adaptor=adaptor, validation=share, images=images)
+    evaluators = build_evaluators(wanted, data, part, adaptor=adaptor, validation=share, images=images)
     answers = [evaluator.run(vision) for evaluator in evaluators]
     scores = {name: score for answer in answers for name, score in answer}
     if file is not None:
@@ -386,19 +388,22 @@ def _with_metric(config: Any, score: str, judged: bool) -> Any:
     return replace(config, checkpoint=replace(config.checkpoint, metric=score if judged else None))
 
 
-def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Evaluator[EncodesImages]]:
+def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Evaluator[Any]]:
     """What judges the model while it trains: k-NN of the validation part among training pictures, where there are
-    labels to vote with; for methods that learn without labels also the effective rank of its embeddings.
+    labels to vote with; for methods that learn without labels also the effective rank of its embeddings, and for those
+    that learn from captions retrieval both ways.
 
     Pictures of both parts that cannot be read are listed together.
     """
-    if source.labels is None and (not recipe.rankme or len(source) < 2):
+    if (source.labels is None and not (recipe.rankme or recipe.captions)) or len(source) < 2:
         return []
     validation = open_source(config.data, "validation", validation=config.loader.validation, images=config.images)
     share_errors([source, validation])
     queries = validation.sample(QUERIES)
     labelled = source.labels is not None and validation.labels is not None and len(source.classes) > 1
-    found: list[Evaluator[EncodesImages]] = [KNN(source.sample(BANK), queries)] if labelled else []
+    found: list[Evaluator[Any]] = [KNN(source.sample(BANK), queries)] if labelled else []
+    if recipe.captions and sum(map(bool, queries.captions)) >= FEWEST:
+        found.append(CaptionRetrieval(queries, bounds=False))
     if not recipe.rankme:
         return found
     # A rank needs no pictures that were set apart; few of them say nothing of it.
@@ -406,7 +411,7 @@ def _evaluators(recipe: Method, config: TrainConfig, source: Source) -> list[Eva
     return [*found, RankMe(ranked)] if len(ranked) >= FEWEST else found
 
 
-def _judges_steadily(evaluators: Sequence[Evaluator[EncodesImages]]) -> bool:
+def _judges_steadily(evaluators: Sequence[Evaluator[Any]]) -> bool:
     """Whether the score that decides, the first one, is found from enough pictures that none alone moves it much."""
     return bool(evaluators) and not (isinstance(evaluators[0], KNN) and len(evaluators[0].queries) < FEWEST)
 
@@ -416,7 +421,7 @@ def _preprocess(task: Task, config: TrainConfig) -> Preprocess:
     return Preprocess(task.resolution or present(config.size), bands=config.bands)
 
 
-def _judge(evaluators: Sequence[Evaluator[EncodesImages]], preprocess: Preprocess, name: str) -> loop.Evaluate | None:
+def _judge(evaluators: Sequence[Evaluator[Any]], preprocess: Preprocess, name: str) -> loop.Evaluate | None:
     """All their scores of a network in training; None where there are none."""
 
     def scores(model: nn.Module) -> Mapping[str, float]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,20 +61,19 @@ class TextEncoder:
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """(n, C) float32 on the CPU, L2-normalised; tells as a warning how many texts were cut."""
         vectors, cut = self._encode(texts, batch_size)
-        self._tell(cut, len(texts))
+        _tell(self.name, self.tokenizer.context, cut, len(texts))
         return vectors
 
     def directions(self, prompts: Sequence[Sequence[str]], progress: Progress | None = None) -> Tensor:
         """The direction of each class, as `class_embeddings` finds it; of many prompts they are kept on disk."""
-        count, cache = sum(map(len, prompts)), Cache("classes")
-        if count <= FEW:
+        if sum(map(len, prompts)) <= FEW:
             return self._directions(prompts, progress)
-        digest = self._digest(prompts)
-        kept = cache.load(digest)
-        if kept is not None:
-            return torch.from_numpy(kept)
+        kept, digest = Cache("classes"), self._digest(prompts)
+        before = kept.load(digest)
+        if before is not None:
+            return torch.from_numpy(before)
         found = self._directions(prompts, progress)
-        cache.save(digest, found.numpy())
+        kept.save(digest, found.numpy())
         return found
 
     def _directions(self, prompts: Sequence[Sequence[str]], progress: Progress | None) -> Tensor:
@@ -86,7 +86,7 @@ class TextEncoder:
             return vectors
 
         found = class_embeddings(encode, prompts, progress)
-        self._tell(cut, sum(map(len, prompts)))
+        _tell(self.name, self.tokenizer.context, cut, sum(map(len, prompts)))
         return found
 
     def _digest(self, prompts: Sequence[Sequence[str]]) -> str:
@@ -108,10 +108,11 @@ class TextEncoder:
             vectors.append(F.normalize(self.tower.encode_text(tokens).float(), dim=-1).cpu())
         return torch.cat(vectors), cut
 
-    def _tell(self, cut: int, count: int) -> None:
-        if cut:
-            told = "%s reads texts of up to %d tokens: %d of %d are longer and were cut"
-            log.warning(told, self.name, self.tokenizer.context, cut, count)
+
+@cache  # a run asks about the same captions at every evaluation
+def _tell(name: str, context: int, cut: int, count: int) -> None:
+    if cut:
+        log.warning("%s reads texts of up to %d tokens: %d of %d are longer and were cut", name, context, cut, count)
 
 
 def _cut(tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor) -> int:

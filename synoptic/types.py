@@ -246,6 +246,19 @@ class EncodesText(EncodesImages, Protocol):
         """(n, C) float32 in that space, or in the adaptor's given, L2-normalised."""
         ...
 
+    def logit_scale(self, adaptor: str | None = None) -> float:
+        """What cosines are multiplied by there before a softmax."""
+        ...
+
+
+@runtime_checkable
+class Speaks(Protocol):
+    """Capability of a model that can be asked whether it knows words."""
+
+    def speaks(self, adaptor: str | None = None) -> bool:
+        """Whether it knows words in the adaptor's space; without one, whether it does so in a single space."""
+        ...
+
 
 Capability = TypeVar("Capability", bound=EncodesImages, contravariant=True)
 

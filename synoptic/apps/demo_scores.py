@@ -102,7 +102,7 @@ def chance(demo: Demo) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     pixels = np.bincount(np.concatenate([read_mask(path).ravel() for path in multi.masks]))
     scores = {
         "knn": 1 / len(single.classes),
-        "zeroshot": 1 / len(zeroshot(single).prompts),
+        "zeroshot": 1 / zeroshot(single).seen,
         "segmentation_miou": float(pixels.max() / pixels.sum() / np.count_nonzero(pixels)),
     }
     return scores, {}

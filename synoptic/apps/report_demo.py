@@ -37,7 +37,6 @@ from synoptic.apps.report_parts import (
     Run,
     configurations,
     duration,
-    interval,
     patch_columns,
     patch_gallery,
     percent,
@@ -50,6 +49,7 @@ from synoptic.apps.report_parts import (
 from synoptic.config import load_json
 from synoptic.data.sources import Source, open_source
 from synoptic.evaluation.dense import read_mask
+from synoptic.evaluation.intervals import interval
 from synoptic.evaluation.protocols import SCENE_TEMPLATES, prompts
 from synoptic.evaluation.scenes import seen_pairs
 from synoptic.predict import VisionModel, load

@@ -9,18 +9,20 @@ from typing import Literal
 from synoptic.data.sources import Source, open_source, parts_of
 from synoptic.data.words import sentence, with_article
 from synoptic.evaluation.attention import AttentionOverlap
+from synoptic.evaluation.captions import CaptionRetrieval
 from synoptic.evaluation.dense import Segmentation
 from synoptic.evaluation.features import Space
 from synoptic.evaluation.linear import Linear
 from synoptic.evaluation.logistic import Logistic
 from synoptic.evaluation.recognition import KNN, Recogniser, Together, ZeroShot
 from synoptic.evaluation.retrieval import Retrieval
-from synoptic.evaluation.scenes import is_scenes, seen_pairs
+from synoptic.evaluation.scenes import is_scenes, pairs
 from synoptic.types import EncodesText, Evaluator
 
 logger = logging.getLogger(__name__)
 
-Part = Literal["test", "validation"]
+Part = Literal["test", "validation", "all"]
+Built = Sequence[Evaluator[EncodesText]]
 
 SET_APART = 0.1  # of the training pictures, for validation, as runs do unless told otherwise
 NEIGHBOURS = (10, 20, 100, 200)  # for which k-NN scores are published (DINO, DINOv2)
@@ -31,7 +33,8 @@ SCENE_TEMPLATES = ("{}", "a picture of {}", "a photo of {}", "there is {}")  # a
 def zeroshot(source: Source, adaptor: str | None = None) -> ZeroShot:
     """Zero-shot classification of pictures in class folders, whose names are the prompts.
 
-    Scenes of one object are asked about the pairs of colour and shape that their training pictures show.
+    Scenes of one object are asked about the pairs of colour and shape that their training pictures show, and apart
+    about all pairs.
 
     Args:
         source: the pictures.
@@ -40,12 +43,31 @@ def zeroshot(source: Source, adaptor: str | None = None) -> ZeroShot:
         ValueError: for pictures without labels.
     """
     if is_scenes(source):
-        labels, names = seen_pairs(source)
-        return ZeroShot(source, labels, prompts(names, SCENE_TEMPLATES), adaptor)
+        shown = pairs(source)
+        return ZeroShot(source, shown.labels, prompts(shown.names, SCENE_TEMPLATES), adaptor, shown.seen)
     if source.labels is None:
         raise ValueError(f"{source.root} has no labels: put its pictures into folders named after their classes")
     names = tuple(name.replace("_", " ") for name in source.classes)
     return ZeroShot(source, source.labels, prompts(names, TEMPLATES), adaptor)
+
+
+def retrieval(source: Source, adaptor: str | None = None) -> Built:
+    """Retrieval by what is known of the pictures: those of a class find each other, captions and pictures each other.
+
+    Where there are classes, too, a model that knows no words is not asked about the captions.
+
+    Args:
+        source: the pictures.
+        adaptor: of a student, the teacher in whose space it is judged.
+    Raises:
+        ValueError: they have neither classes nor captions, or too few.
+    """
+    captioned = any(source.captions)
+    if not captioned and source.labels is None:
+        raise ValueError(f"{source.root} has neither labels nor captions: retrieval needs class folders or captions")
+    pictures = [] if source.labels is None else [Retrieval(source, adaptor)]
+    words = [CaptionRetrieval(source, adaptor, optional=bool(pictures))] if captioned else []
+    return [*pictures, *words]
 
 
 def prompts(names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
@@ -54,37 +76,61 @@ def prompts(names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
 
 
 # Each is built from the training part, the part to judge by, and the adaptor in whose space a student is judged.
-EVALUATIONS: dict[str, Callable[[Source, Source, str | None], Evaluator[EncodesText]]] = {
-    "knn": lambda train, judged, adaptor: KNN(train, judged, spaces=(Space(adaptor),), besides=NEIGHBOURS),
-    "linear": Linear,
-    "logistic": Logistic,
-    "retrieval": lambda train, judged, adaptor: Retrieval(judged, adaptor),
-    "zeroshot": lambda train, judged, adaptor: zeroshot(judged, adaptor),
-    "segmentation": Segmentation,
-    "attention": lambda train, judged, adaptor: AttentionOverlap(judged, adaptor),
+EVALUATIONS: dict[str, Callable[[Source, Source, str | None], Built]] = {
+    "knn": lambda train, judged, adaptor: [KNN(train, judged, spaces=(Space(adaptor),), besides=NEIGHBOURS)],
+    "linear": lambda *parts: [Linear(*parts)],
+    "logistic": lambda *parts: [Logistic(*parts)],
+    "retrieval": lambda train, judged, adaptor: retrieval(judged, adaptor),
+    "zeroshot": lambda train, judged, adaptor: [zeroshot(judged, adaptor)],
+    "segmentation": lambda *parts: [Segmentation(*parts)],
+    "attention": lambda train, judged, adaptor: [AttentionOverlap(judged, adaptor)],
 }
+LEARN = frozenset({"knn", "linear", "logistic", "segmentation"})  # from the training part
 
 
-def judged_part(data: str, validation: float | None = None) -> Part:
+def named(names: Iterable[str] | str) -> list[str]:
+    """Evaluations by name, each once.
+
+    Args:
+        names: of EVALUATIONS; a text may name several, with commas between them.
+    Raises:
+        ValueError: one is unknown, or there is none.
+    """
+    wanted = list(dict.fromkeys(names.split(",") if isinstance(names, str) else names))
+    if not wanted:
+        raise ValueError(f"on=: names no evaluation; give some of {', '.join(EVALUATIONS)}")
+    for name in wanted:
+        if name not in EVALUATIONS:
+            raise ValueError(f"on={name}: no such evaluation; there are {', '.join(EVALUATIONS)}")
+    return wanted
+
+
+def judged_part(data: str, validation: float | None = None, names: Iterable[str] = LEARN) -> Part:
     """The part of a data set to judge models by: its test part, or for want of one its validation part.
 
-    What is judged by in place of a test part, and whether models may have been trained on it, is told as a warning.
+    Data without any parts are judged as a whole where nothing is learned from them and no run is known to have been
+    trained on them. What is judged by in place of a test part, and whether models may have been trained on it, is told
+    as a warning.
 
     Args:
         data: a folder with `train/` and `test/` inside, or any other DIR.
         validation: the share of its training pictures that the model's run set apart, where that is known.
+        names: of the evaluations.
     """
     parts = parts_of(data)
     if "test" in parts:
         return "test"
+    part: Part = "validation"
     if "validation" in parts:
         by = "its validation part"
     elif validation is not None:
         by = f"the {validation:.3g} of its pictures that the model's run set apart for validation"
+    elif LEARN.isdisjoint(names):
+        by, part = "all of its pictures, on which the model may have been trained", "all"
     else:
         by = f"{SET_APART:.3g} of its pictures, on which the model may have been trained"
     logger.warning("%s has no test part: judging by %s", data, by)
-    return "validation"
+    return part
 
 
 def build_evaluator(
@@ -95,8 +141,8 @@ def build_evaluator(
     adaptor: str | None = None,
     validation: float | None = None,
 ) -> Evaluator[EncodesText]:
-    """An evaluation of a data set; see `build_evaluators`."""
-    (evaluator,) = build_evaluators([name], data, part, adaptor=adaptor, validation=validation)
+    """The first evaluator of a data set; see `build_evaluators`."""
+    evaluator, *_ = build_evaluators([name], data, part, adaptor=adaptor, validation=validation)
     return evaluator
 
 
@@ -123,16 +169,12 @@ def build_evaluators(
     Raises:
         ValueError: for an unknown name, and for data that lack what an evaluation needs.
     """
-    wanted = list(dict.fromkeys(names.split(",") if isinstance(names, str) else names))
-    if not wanted:
-        raise ValueError(f"on=: names no evaluation; give some of {', '.join(EVALUATIONS)}")
-    for name in wanted:
-        if name not in EVALUATIONS:
-            raise ValueError(f"on={name}: no such evaluation; there are {', '.join(EVALUATIONS)}")
-    part = part or judged_part(data, validation)
+    wanted = named(names)
+    part = part or judged_part(data, validation, wanted)
     share = SET_APART if validation is None else validation
-    train, judged = (open_source(data, each, validation=share, images=images) for each in ("train", part))
-    evaluators = [EVALUATIONS[name](train, judged, adaptor) for name in wanted]
+    judged = open_source(data, part, validation=share, images=images)
+    train = judged if LEARN.isdisjoint(wanted) else open_source(data, "train", validation=share, images=images)
+    evaluators = [each for name in wanted for each in EVALUATIONS[name](train, judged, adaptor)]
     recognisers = [each for each in evaluators if isinstance(each, Recogniser)]
     if len(recognisers) < 2:
         return evaluators

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from synoptic.data.sources import Source
+from synoptic.evaluation.calibration import Calibration, calibration
 from synoptic.evaluation.features import Embeddings, Space, embed
 from synoptic.types import EncodesImages, EncodesText
+from synoptic.zeroshot import class_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,15 @@ class Recognised:
         """Share of the pictures whose class is among the `within` likeliest."""
         ranked = np.argsort(-self.scores, axis=1, kind="stable")[:, :within]
         return float((ranked == self.truth[:, None]).any(1).mean())
+
+    def of(self, which: np.ndarray) -> Recognised:
+        """The pictures that (Q,) bool names."""
+        return Recognised(self.index[which], self.truth[which], self.scores[which])
+
+    def among(self, classes: int) -> Recognised:
+        """The pictures of the first classes, with these alone to choose from."""
+        found = self.of(self.truth < classes)
+        return Recognised(found.index, found.truth, found.scores[:, :classes])
 
 
 class Recogniser(ABC):
@@ -198,57 +208,65 @@ class KNN(Recogniser):
         return Recognised(queries.index, self._query_labels[queries.index], votes, neighbours)
 
 
-def class_embeddings(
-    encode_text: Callable[[Sequence[str]], np.ndarray | Tensor], prompts: Sequence[Sequence[str]]
-) -> Tensor:
-    """The mean direction of each class's prompts (CLIP sec. 3.1.4, arXiv 2103.00020).
-
-    Args:
-        encode_text: texts to their (n, C) embeddings.
-        prompts: for each class one or more.
-    Returns:
-        (classes, C) float32 on the CPU, L2-normalised.
-    """
-    texts = [text for group in prompts for text in group]
-    vectors = F.normalize(torch.as_tensor(encode_text(texts)).cpu().float(), dim=1)
-    groups = vectors.split([len(group) for group in prompts])
-    return F.normalize(torch.stack([group.mean(0) for group in groups]), dim=1)
-
-
 class ZeroShot:
     """Classification by words alone: the class whose prompts lie nearest to the picture (CLIP sec. 3.1).
 
     Yields "zeroshot", the share of the pictures whose class is the nearest; with more than five classes also
-    "zeroshot_top5".
+    "zeroshot_top5"; and "zeroshot_ece", the expected calibration error of a softmax at the model's logit scale. All of
+    these are of the seen classes. Where others are held out, "zeroshot_seen" and "zeroshot_unseen" are the shares of
+    the pictures of either with all classes to choose from.
 
     Args:
         source: the pictures.
         labels: (len(source),) int64, the class of each; pictures of class -1 are not asked about.
         prompts: for each class one prompt or several.
         adaptor: of a student, the teacher whose words are used; needed where several know words.
+        seen: how many of the classes, the first ones, training shows; None counts all.
     Raises:
-        ValueError: for a class without a prompt, or when no picture has a class.
+        ValueError: for a class without a prompt, or when no picture has a class that is seen.
     """
 
     def __init__(
-        self, source: Source, labels: np.ndarray, prompts: Sequence[Sequence[str]], adaptor: str | None = None
+        self,
+        source: Source,
+        labels: np.ndarray,
+        prompts: Sequence[Sequence[str]],
+        adaptor: str | None = None,
+        seen: int | None = None,
     ):
         self.source, self.labels, self.prompts, self.adaptor = source, np.asarray(labels), prompts, adaptor
+        self.seen = len(prompts) if seen is None else seen
         assert len(self.labels) == len(source), "one label a picture"
         if not all(prompts) or self.labels.max(initial=-1) >= len(prompts):
             raise ValueError(f"{source.root}: every class needs a prompt")
         self._asked = np.flatnonzero(self.labels >= 0).tolist()
-        if not self._asked:
+        if not ((self.labels >= 0) & (self.labels < self.seen)).any():
             raise ValueError(f"{source.root}: none of its pictures shows a class that has prompts")
 
     def run(self, model: EncodesText) -> Iterator[tuple[str, float]]:
-        recognised = self.judge(model)
+        every = self._compare(model)
+        recognised = every.among(self.seen)
         yield "zeroshot", recognised.accuracy()
-        if len(self.prompts) > 5:
+        if self.seen > 5:
             yield "zeroshot_top5", recognised.accuracy(within=5)
+        yield "zeroshot_ece", self.calibration(model, recognised).error
+        if self.seen < len(self.prompts):
+            is_seen = every.truth < self.seen
+            yield "zeroshot_seen", every.of(is_seen).accuracy()
+            if not is_seen.all():
+                yield "zeroshot_unseen", every.of(~is_seen).accuracy()
 
     def judge(self, model: EncodesText) -> Recognised:
-        """Every picture with its cosines to the classes."""
+        """Every picture of a seen class with its cosines to the seen classes."""
+        return self._compare(model).among(self.seen)
+
+    def calibration(self, model: EncodesText, recognised: Recognised) -> Calibration:
+        """How sure the model is of what it says, and how often right."""
+        logits = torch.from_numpy(recognised.scores).float() * model.logit_scale(self.adaptor or model.text_space)
+        return calibration(logits.softmax(1).numpy(), recognised.truth)
+
+    def _compare(self, model: EncodesText) -> Recognised:
+        """Every picture with its cosines to all classes."""
         adaptor = self.adaptor or model.text_space
         classes = class_embeddings(lambda texts: model.encode_text(texts, adaptor), self.prompts)
         space = Space(adaptor)

@@ -15,7 +15,6 @@ from synoptic.data.sources import Source, open_source
 from synoptic.evaluation import linear
 from synoptic.evaluation.features import RawPixels, Space, embed
 from synoptic.evaluation.protocols import build_evaluator, build_evaluators
-from synoptic.evaluation.recognition import Together
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
 from synoptic.run import evaluate
@@ -90,8 +89,8 @@ def test_those_that_read_vectors_are_joined_in_place(data: str):
     names = [type(each).__name__ for each in build_evaluators(["segmentation", "knn", "attention", "linear"], data)]
     assert names == ["Segmentation", "Together", "AttentionOverlap"]
     assert [type(each).__name__ for each in build_evaluators(["knn", "knn"], data)] == ["KNN"]
-    (joined,) = build_evaluators(["retrieval", "logistic"], data)
-    assert isinstance(joined, Together)
+    joined = build_evaluators(["retrieval", "logistic"], data)
+    assert [type(each).__name__ for each in joined] == ["Together", "CaptionRetrieval"]
 
 
 def test_what_a_model_lacks_is_told_before_it_is_shown_a_picture(data: str, monkeypatch: pytest.MonkeyPatch):

@@ -29,8 +29,8 @@ from synoptic.evaluation.protocols import (
     prompts,
     zeroshot,
 )
-from synoptic.evaluation.recognition import KNN, Neighbours, ZeroShot, class_embeddings, nearest, vote
-from synoptic.evaluation.scenes import seen_pairs
+from synoptic.evaluation.recognition import KNN, Neighbours, ZeroShot, nearest, vote
+from synoptic.evaluation.scenes import pairs, seen_pairs
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
@@ -40,6 +40,7 @@ from synoptic.run import evaluate
 from synoptic.types import Features, Preprocess
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (20, 40, 210)}
+ALL_RIGHT = {"zeroshot": 1.0, "zeroshot_ece": pytest.approx(0, abs=1e-6)}  # and sure of it
 WORDS = {name: torch.tensor(rgb, dtype=torch.float32) / 255 for name, rgb in COLOURS.items()}
 
 
@@ -55,6 +56,9 @@ class MeanColour:
     def encode_text(self, texts: Sequence[str], adaptor: str | None = None) -> np.ndarray:
         found = [next(colour for name, colour in WORDS.items() if name in text) for text in texts]
         return F.normalize(torch.stack(found), dim=1).numpy()
+
+    def logit_scale(self, adaptor: str | None = None) -> float:
+        return 100.0
 
 
 class Merged(MeanColour):
@@ -188,7 +192,7 @@ def test_a_model_that_sees_nothing_scores_chance(colours: tuple[Source, Source])
     assert dict(KNN(*colours).run(Blind())) == {"knn": pytest.approx(1 / 3)}
     queries = colours[1]
     zeroshot = ZeroShot(queries, queries.labels, [["red"], ["green"], ["blue"]])
-    assert dict(zeroshot.run(Blind())) == {"zeroshot": pytest.approx(1 / 3)}
+    assert dict(zeroshot.run(Blind()))["zeroshot"] == pytest.approx(1 / 3)
 
 
 def test_spaces_are_judged_in_one_pass(colours: tuple[Source, Source]):
@@ -263,17 +267,11 @@ def test_missing_labels_and_other_classes_are_told(tmp_path: Path, colours: tupl
         KNN(*colours, besides=(10, 0))
 
 
-def test_class_embeddings_are_mean_directions():
-    vectors = {"a": [3.0, 0.0], "b": [0.0, 0.5], "c": [-1.0, 0.0]}
-    classes = class_embeddings(lambda texts: np.array([vectors[text] for text in texts]), [["a", "b"], ["c"]])
-    torch.testing.assert_close(classes, torch.tensor([[0.5**0.5, 0.5**0.5], [-1.0, 0.0]]))
-
-
 def test_zeroshot_takes_the_nearest_class_among_the_asked(colours: tuple[Source, Source]):
     queries = colours[1]  # classes in order: blue, green, red
     sentences = prompts([*queries.classes], ["a photo of {}", "{}"])
     assert sentences[0] == ["a photo of a blue", "a blue"]
-    assert dict(ZeroShot(queries, queries.labels, sentences).run(MeanColour())) == {"zeroshot": 1.0}
+    assert dict(ZeroShot(queries, queries.labels, sentences).run(MeanColour())) == ALL_RIGHT
     labels = np.where(queries.labels == 0, -1, 2)  # green is called red
     recognised = ZeroShot(queries, labels, sentences).judge(MeanColour())
     assert len(recognised.truth) == 12
@@ -284,8 +282,8 @@ def test_zeroshot_takes_the_nearest_class_among_the_asked(colours: tuple[Source,
 def test_zeroshot_of_a_student_asks_in_its_teachers_space(colours: tuple[Source, Source]):
     queries = colours[1]
     sentences = prompts(queries.classes, ["{}"])
-    assert dict(ZeroShot(queries, queries.labels, sentences).run(Merged())) == {"zeroshot": 1.0}
-    assert dict(ZeroShot(queries, queries.labels, sentences, adaptor="clip").run(Merged())) == {"zeroshot": 1.0}
+    assert dict(ZeroShot(queries, queries.labels, sentences).run(Merged())) == ALL_RIGHT
+    assert dict(ZeroShot(queries, queries.labels, sentences, adaptor="clip").run(Merged())) == ALL_RIGHT
 
 
 def test_zeroshot_needs_prompts_and_pictures(colours: tuple[Source, Source]):
@@ -329,6 +327,52 @@ def test_pairs_of_scenes_are_the_seen_ones(single: Path):
     shapes = dict(enumerate(scenes.SHAPES, start=1))
     shown = [f"{a['attributes']['colour']} {shapes[a['category_id']]}" for a in annotations]
     assert (seen_pairs(test)[0] < 0).sum() == sum(name in heldout for name in shown)
+
+
+def test_held_out_pairs_compete_and_are_judged_apart(tmp_path: Path):
+    folder = scenes.write(tmp_path / "x", scenes.SceneConfig(count=200, size=32, objects=(1, 1)), workers=1)
+    source = open_source(str(folder), "test")
+    shown = pairs(source)
+    assert (len(shown.names), shown.seen, len(set(shown.names))) == (80, 64, 80)
+    assert [f"{colour} {shape}" for colour, shape in scenes.HELDOUT_PAIRS] == [*shown.names[64:]]
+    evaluator = zeroshot(source)
+    directions = torch.eye(80)
+
+    class Knowing:
+        """Says of each picture its pair, of the first unseen one another."""
+
+        preprocess, text_space, asked = Preprocess(8), None, 0
+
+        def encode_image(self, images: Tensor) -> Features:
+            rows = directions[shown.labels[self.asked : self.asked + len(images)]].clone()
+            self.asked += len(images)
+            first = int(np.flatnonzero(shown.labels >= 64)[0])
+            rows[first] = directions[0]
+            return Features(rows[:, None], (1, 1), rows)
+
+        def encode_text(self, texts: Sequence[str], adaptor: str | None = None) -> np.ndarray:
+            return directions[[number for number in range(80) for _ in range(len(texts) // 80)]].numpy()
+
+        def logit_scale(self, adaptor: str | None = None) -> float:
+            return 100.0
+
+    unseen = int((shown.labels >= 64).sum())
+    assert 0 < unseen < len(source)
+    assert dict(evaluator.run(Knowing())) == {
+        **ALL_RIGHT,
+        "zeroshot_top5": 1.0,
+        "zeroshot_seen": 1.0,
+        "zeroshot_unseen": (unseen - 1) / unseen,
+    }
+    assert len(evaluator.judge(Knowing()).truth) == len(source) - unseen
+    assert "zeroshot_unseen" not in dict(zeroshot(source.select(np.flatnonzero(shown.labels < 64))).run(Half()))
+
+
+class Half(MeanColour):
+    """Words mean nothing to it."""
+
+    def encode_text(self, texts: Sequence[str], adaptor: str | None = None) -> np.ndarray:
+        return np.ones((len(texts), 3), np.float32)
 
 
 def test_scenes_of_several_objects_have_no_pair(tmp_path: Path):
@@ -381,7 +425,8 @@ def test_a_student_is_asked_in_the_space_of_the_teacher_that_knows_words(single:
     single_prompts = ZeroShot(evaluator.source, evaluator.labels, [[f"a {name}"] for name in names]).judge(student)
     assert [answers[0]["label"] for answers in ranked] == [f"a {names[best]}" for best in single_prompts.predicted]
     scores = dict(evaluator.run(student))
-    assert set(scores) == {"zeroshot", "zeroshot_top5"}
+    assert list(scores) == ["zeroshot", "zeroshot_top5", "zeroshot_ece", "zeroshot_seen"], "none shows an unseen pair"
+    assert scores["zeroshot_seen"] <= scores["zeroshot"], "the unseen pairs compete, too"
     assert scores["zeroshot"] == recognised.accuracy() <= scores["zeroshot_top5"] < 0.8
     with pytest.raises(ValueError, match="'dino'"):
         ZeroShot(evaluator.source, evaluator.labels, [["a"]] * 64, adaptor="dino").judge(student)
@@ -394,7 +439,7 @@ def test_evaluations_by_name(tmp_path: Path, colours: tuple[Source, Source]):
     assert isinstance(evaluator, KNN)
     assert len(evaluator.queries) == 3, "without a test part, a tenth is judged"
     assert not set(evaluator.queries.paths) & set(evaluator.bank.paths)
-    assert dict(build_evaluator("zeroshot", data).run(MeanColour())) == {"zeroshot": 1.0}
+    assert dict(build_evaluator("zeroshot", data).run(MeanColour())) == ALL_RIGHT
     with pytest.raises(ValueError, match=f"on=kmeans: .*{', '.join(EVALUATIONS)}"):
         build_evaluator("kmeans", data)
     with pytest.raises(ValueError, match="has no masks"):
@@ -411,7 +456,8 @@ def test_a_student_is_judged_in_the_space_that_is_named(single: Path, tmp_path: 
         **dict(zeroshot(parts(data)[1], "siglip").run(model)),
     }
     neighbours = [f"knn{k}_siglip" for k in ("", "_10", "_20", "_100", "_200")]
-    assert list(scores) == [*neighbours, "zeroshot", "zeroshot_top5"]
+    words = ["zeroshot", "zeroshot_top5", "zeroshot_ece", "zeroshot_seen"]
+    assert list(scores) == [*neighbours, *words]
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written == {"model": "student", "data": data, "part": "test", "adaptor": "siglip", **scores}
     assert build_evaluator("segmentation", data, adaptor="clip").space == Space("clip")
@@ -475,3 +521,18 @@ def test_the_part_that_is_judged(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     paint(tmp_path / "test", {"red/1.png": COLOURS["red"]})
     assert judged_part(str(tmp_path)) == "test"
     assert not caplog.records
+
+
+def test_data_without_parts_are_judged_whole_where_nothing_is_learned_from_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    paint(tmp_path, {f"{name}/{i}.png": colour for name, colour in COLOURS.items() for i in range(4)})
+    data = str(tmp_path)
+    assert judged_part(data, None, ["zeroshot", "retrieval", "attention"]) == "all"
+    assert "judging by all of its pictures, on which the model may have been trained" in caplog.text
+    for learning in ("knn", "linear", "logistic", "segmentation"):
+        assert judged_part(data, None, ["zeroshot", learning]) == "validation"
+    assert judged_part(data, 0.25, ["zeroshot"]) == "validation", "a run was trained on the rest"
+    evaluator = build_evaluator("zeroshot", data)
+    assert isinstance(evaluator, ZeroShot)
+    assert len(evaluator.source) == 12

@@ -43,8 +43,9 @@ from synoptic.apps.report_page import (
     Section,
     Table,
 )
-from synoptic.apps.report_parts import duration, interval, percent
+from synoptic.apps.report_parts import duration, percent
 from synoptic.data import scenes
+from synoptic.evaluation.intervals import interval
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
