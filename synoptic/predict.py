@@ -287,6 +287,27 @@ class VisionModel:
         """
         return self._words(adaptor).scale
 
+    @torch.no_grad()
+    def similarity(self, images: Tensor, texts: Sequence[str], adaptor: str | None = None) -> Tensor:
+        """How much each patch is like words, each patch taken as if it were all that the picture shows.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1]; H and W are multiples of `stride`.
+            texts: at least one.
+            adaptor: see `encode_text`.
+        Returns:
+            (B, n, h, w) float32 on the CPU, cosines. They lie in a narrow range, not at 0 where nothing is alike: what
+            tells is which are higher than others.
+        Raises:
+            ValueError: see `encode_text` and `__call__`.
+        Source: MaskCLIP, Zhou et al. 2022 (arXiv 2112.01071); see `Clip.encode_patches` and `Student.encode_patches`.
+        """
+        words = torch.from_numpy(self.encode_text(texts, adaptor))
+        space = (self._words(adaptor).adaptor,) if isinstance(self.model, Student) else ()
+        features = self.model.encode_patches(self._placed(images), *space)
+        patches = F.normalize(features.patches.float(), dim=-1).cpu()
+        return (patches @ words.T).transpose(1, 2).unflatten(2, features.grid)
+
     def save(self, folder: str | Path) -> None:
         """Writes a weights folder that `load` reads; one that lies there already is replaced.
 

@@ -94,6 +94,42 @@ def paint_attention(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return matplotlib.colormaps["inferno"](smooth.numpy(), bytes=True)[..., :3]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Which cosine has which colour, one scale for all that is to be compared.
+
+    Attributes:
+        low, high: what is as dark, and as light, as it gets.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, maps: np.ndarray) -> Scale:
+        """From the values of all maps, of any shape; the outermost ones on either side are cut off."""
+        low, high = np.quantile(maps, (OUTLIERS, 1 - OUTLIERS))
+        return cls(float(low), float(high))
+
+    def paint(self, maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Maps of (n, h, w) cosines as (n, height, width, 3) uint8, smooth between the centres of the patches."""
+        span = max(self.high - self.low, NO_SPAN)
+        shares = torch.from_numpy((maps.astype(np.float64) - self.low) / span)
+        smooth = F.interpolate(shares[None], size=size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
+        return _heat(smooth.numpy())
+
+    def bar(self, width: int, height: int) -> np.ndarray:
+        """(height, width, 3) uint8, the colours from low to high."""
+        return _heat(np.tile(np.linspace(0, 1, width), (height, 1)))
+
+
+def _heat(shares: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 of shares in [0, 1], in other colours than attention, which is on a scale of each map's own."""
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](shares, bytes=True)[..., :3]
+
+
 def proper_name(name: str) -> str:
     """What a method, a loss or a teacher is called in pictures and texts, where its name is one of a paper's."""
     return _PROPER.get(name, name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -42,7 +43,29 @@ class Strip:
     name: str = ""
 
 
-def sheet(title: str, note: str, strips: Sequence[Strip], side: int, gap: int, across: int = 1) -> Image.Image:
+@dataclass(frozen=True)
+class Legend:
+    """What the colours of some panels mean.
+
+    Attributes:
+        before, behind: words on either side of the bar.
+        bar: (h, w, 3) uint8, not higher than a line.
+    """
+
+    before: str
+    bar: np.ndarray
+    behind: str
+
+
+def sheet(
+    title: str,
+    note: str,
+    strips: Sequence[Strip],
+    side: int,
+    gap: int,
+    across: int = 1,
+    legend: Legend | None = None,
+) -> Image.Image:
     """Strips of panels under a title.
 
     Args:
@@ -52,6 +75,7 @@ def sheet(title: str, note: str, strips: Sequence[Strip], side: int, gap: int, a
         gap: pixels between panels, and between strips below each other; those beside each other stand three times as
             far apart.
         across: strips beside each other.
+        legend: below the note.
     """
     longest = max(len(strip.panels) for strip in strips)
     width = longest * (side + gap) - gap
@@ -62,7 +86,7 @@ def sheet(title: str, note: str, strips: Sequence[Strip], side: int, gap: int, a
         LINE * shown + side + LINE * any(strip.name for strip in line) + gap
         for line, shown in zip(lines, labelled, strict=True)
     ]
-    top = MARGIN + TITLE + 2 * LINE
+    top = MARGIN + TITLE + (2 if legend is None else 3) * LINE
     canvas = Image.new(
         "RGB",
         (2 * MARGIN + across * (width + 3 * gap) - 3 * gap, top + sum(heights) - gap + MARGIN),
@@ -71,6 +95,8 @@ def sheet(title: str, note: str, strips: Sequence[Strip], side: int, gap: int, a
     draw = ImageDraw.Draw(canvas)
     _write(draw, (MARGIN, MARGIN), title, TITLE, INK, canvas.width - 2 * MARGIN)
     _write(draw, (MARGIN, MARGIN + TITLE + 7), note, SMALL, GREY, canvas.width - 2 * MARGIN)
+    if legend is not None:
+        _explain(canvas, draw, (MARGIN, MARGIN + TITLE + 7 + LINE), legend)
     for line, shown, height in zip(lines, labelled, heights, strict=True):
         for place, strip in enumerate(line):
             _place(canvas, draw, strip, (MARGIN + place * (width + 3 * gap), top), side, gap, shown)
@@ -92,7 +118,7 @@ def _place(
     for place, panel in enumerate(strip.panels):
         x = left + place * (side + gap)
         if labelled:
-            _write(draw, (x, top), panel.label, SMALL, GREY, side)
+            _write(draw, (x, top), panel.label, SMALL, GREY, side, keep="start")
         picture = Image.fromarray(panel.picture)
         canvas.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x, below))
     if strip.name:
@@ -100,13 +126,29 @@ def _place(
         _write(draw, (left, below + side + 4), strip.name, SMALL - 2, GREY, width)
 
 
+def _explain(canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], legend: Legend) -> None:
+    """A legend in one line."""
+    left, top = corner
+    font, (height, width, _) = _font(SMALL), legend.bar.shape
+    draw.text((left, top), legend.before, GREY, font, anchor="la")
+    left += round(draw.textlength(legend.before, font)) + 8
+    canvas.paste(Image.fromarray(legend.bar), (left, top + (SMALL + 4 - height) // 2))
+    draw.text((left + width + 8, top), legend.behind, GREY, font, anchor="la")
+
+
 def _write(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], width: int
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    size: int,
+    colour: tuple[int, int, int],
+    width: int,
+    keep: Literal["start", "end"] = "end",
 ) -> None:
-    """Text in one line; of one that is too long the end, which tells the files of a folder apart."""
+    """Text in one line; of one that is too long its start, or its end, which tells the files of a folder apart."""
     font, cut = _font(size), text
     while draw.textlength(cut, font) > width and len(cut) > 1:
-        cut = f"\N{HORIZONTAL ELLIPSIS}{cut[2:]}"
+        cut = f"\N{HORIZONTAL ELLIPSIS}{cut[2:]}" if keep == "end" else f"{cut[:-2]}\N{HORIZONTAL ELLIPSIS}"
     draw.text(corner, cut, colour, font, anchor="la")
 
 

@@ -216,12 +216,14 @@ def evaluate(options: EvaluateOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FiguresOptions:
-    """What a model sees: a sheet for each picture with its patches as colours and its attention, and a contact sheet.
+    """What a model sees: a sheet for each picture with patches as colours, attention and words, and a contact sheet.
 
     Attributes:
         images: a file, a folder (any depth), a glob, or a .txt list.
         model: a name from `synoptic models`, a run folder, or a weights file or folder.
         out: folder of the figures; the same command goes on where it was stopped.
+        text: words whose likeness to each patch is shown, comma-separated.
+        adaptor: the teacher of a student whose words they are; needed where several know words.
         layer: block whose attention is shown, counted from 0 or, if negative, from the end.
         size: side in pixels at which the model sees pictures, a multiple of its patches; None takes its own, enlarged
             to 12 patches across where it has fewer.
@@ -232,6 +234,8 @@ class FiguresOptions:
     images: str
     model: str
     out: str
+    text: tuple[str, ...] = ()
+    adaptor: str | None = None
     layer: int = -1
     size: PositiveInt | None = None
     overwrite: bool = False
@@ -244,7 +248,17 @@ def figures(options: FiguresOptions) -> None:
 
     out, model = _path(options.out), _model(options.model, options.load)
     with _bar("drawing") as advance:
-        left_out = figures(options.images, model, out, options.layer, options.size, options.overwrite, progress=advance)
+        left_out = figures(
+            options.images,
+            model,
+            out,
+            options.layer,
+            options.size,
+            options.overwrite,
+            progress=advance,
+            texts=options.text,
+            adaptor=options.adaptor,
+        )
     print(out)
     _tell_left_out(left_out)
 

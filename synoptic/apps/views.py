@@ -1,4 +1,4 @@
-"""The verb `figures`: what a model sees in pictures, its patches as colours and the attention of its summary."""
+"""The verb `figures`: what a model sees in pictures: patches as colours, attention, and where they are like words."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from synoptic.apps.figures import PatchColours, paint_attention, proper_name
+from synoptic.apps.figures import PatchColours, Scale, paint_attention, proper_name
 from synoptic.apps.reading import Reading
 from synoptic.apps.report_parts import FINEST
-from synoptic.apps.sheets import Panel, Strip, sheet
+from synoptic.apps.sheets import Legend, Panel, Strip, sheet
 from synoptic.config import load_json
 from synoptic.data.bands import as_rgb
 from synoptic.files import is_ours, write_atomically, write_text
@@ -48,6 +48,7 @@ class Seen:
         grid: (h, w) patches.
         patches: for each of the model's spaces, by label, (h*w, D) float32.
         attention: (heads, h, w) float32, or None where the model has none.
+        similarity: (n, h, w) float32, cosines to the texts, or None without any.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Seen:
     grid: tuple[int, int]
     patches: Mapping[str, np.ndarray]
     attention: np.ndarray | None
+    similarity: np.ndarray | None = None
 
 
 def figures(
@@ -65,15 +67,18 @@ def figures(
     size: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    texts: Sequence[str] = (),
+    adaptor: str | None = None,
 ) -> int:
     """Writes a sheet for each picture, and a contact sheet.
 
     `sheets/` holds a PNG for each picture under the picture's name: the picture as the model sees it; its patches, the
     first three principal components of their features as red, green and blue, in the model's own space and in that of
     each of a student's teachers; and what the summary token looks at, the mean of the heads and each head, registers
-    and the summary itself left out. All pictures share the components, with fixed signs. `contact_sheet.png` shows the
-    pictures side by side, of more than 48 that many, evenly chosen, from which the components are found. `figures.json`
-    says what was drawn.
+    and the summary itself left out; and for each text a map of how much the patches are like it (see
+    `VisionModel.similarity`). All pictures share the components, with fixed signs, and all texts and pictures one scale
+    of cosines. `contact_sheet.png` shows the pictures side by side, of more than 48 that many, evenly chosen, from
+    which components and scale are found. `figures.json` says what was drawn.
 
     Args:
         images: a file, folder (any depth), glob or `.txt` list.
@@ -84,15 +89,19 @@ def figures(
             multiple of its own size that has 12 patches across.
         overwrite: throws away other figures that `out` holds.
         progress: told how many of how many pictures are done.
+        texts: words as they are, such as "a dog".
+        adaptor: a student's teacher whose words are used; needed where several know words.
     Returns:
         How many pictures could not be read; they are named in the log and left out.
     Raises:
-        ValueError: no pictures, no such model, layer or size, or none of the pictures can be read; `out` holds other
-            things, or other figures and `overwrite` is false.
+        ValueError: no pictures, no such model, layer or size, or none of the pictures can be read; texts that are empty
+            or there twice, or for a model without words; `out` holds other things, or other figures and `overwrite` is
+            false.
     """
+    _check_texts(texts)
     reading = Reading(images, progress)
     vision = model if isinstance(model, VisionModel) else load(model)
-    eye = Eye(vision, layer, size)
+    eye = Eye(vision, layer, size, texts, adaptor)
     names = dict(zip(reading.paths, sheet_names(reading.paths), strict=True))
     record = {"images": images, "pictures": _fingerprint(names.values()), **eye.facts}
     goes_on = _check_place(out, record, overwrite)
@@ -121,10 +130,18 @@ class Eye:
         vision: the model.
         layer: block whose attention is asked for.
         size: side in pixels of what it sees, or None; see `figures`.
+        texts: what patches are compared with.
+        adaptor: whose words they are.
+    Raises:
+        ValueError: there are texts, and the model knows no words.
     """
 
-    def __init__(self, vision: VisionModel, layer: int, size: int | None):
-        self.vision, self.layer = vision, layer
+    def __init__(
+        self, vision: VisionModel, layer: int, size: int | None, texts: Sequence[str] = (), adaptor: str | None = None
+    ):
+        self.vision, self.layer, self.texts, self.adaptor = vision, layer, list(texts), adaptor
+        if self.texts:
+            vision.encode_text(self.texts, adaptor)  # a model without words is told before any picture is read
         own = vision.preprocess.size
         self.preprocess = replace(vision.preprocess, size=size or own * -(-FINEST * vision.stride // own))
 
@@ -132,7 +149,8 @@ class Eye:
     def facts(self) -> dict[str, Any]:
         """What decides the figures of a picture."""
         weights = weights_hash(self.vision.model)
-        return {"model": self.vision.name, "weights": weights, "layer": self.layer, "size": self.preprocess.size}
+        facts = {"model": self.vision.name, "weights": weights, "layer": self.layer, "size": self.preprocess.size}
+        return facts | ({"text": self.texts, "adaptor": self.adaptor} if self.texts else {})
 
     def see(self, reading: Reading, paths: Sequence[Path]) -> Iterator[Seen]:
         """Those pictures that can be read, in order."""
@@ -142,6 +160,7 @@ class Eye:
             spaces = {"patches": answer} | {f"as {proper_name(name)}": each for name, each in answer.adaptors.items()}
             patches = {label: features.patches.float().cpu().numpy() for label, features in spaces.items()}
             maps = self.vision.attention(batch.images, self.layer).cpu().numpy() if self.vision.attends else None
+            like = self.vision.similarity(batch.images, self.texts, self.adaptor).numpy() if self.texts else None
             for place, path in enumerate(batch.inputs):
                 yield Seen(
                     Path(str(path)),
@@ -149,6 +168,7 @@ class Eye:
                     answer.grid,
                     {label: array[place] for label, array in patches.items()},
                     None if maps is None else maps[place],
+                    None if like is None else like[place],
                 )
 
     def _picture(self, image: Tensor) -> np.ndarray:
@@ -168,23 +188,27 @@ class Painter:
         self._eye = eye
         self._side = max(SIDE, min(eye.preprocess.size, LARGEST_SIDE))
         self._colours = {label: _colours([seen.patches[label] for seen in first]) for label in first[0].patches}
+        maps = [seen.similarity for seen in first if seen.similarity is not None]
+        self._scale = Scale.of(np.stack(maps)) if maps else None
 
     def sheet(self, name: str, seen: Seen) -> Image.Image:
         """All that is seen in one picture."""
         panels = self._panels(seen)
         heads = () if seen.attention is None else paint_attention(seen.attention, (self._side, self._side))
-        every = [panels, [Panel(f"head {number}", head) for number, head in enumerate(heads, start=1)]]
+        numbered = [Panel(f"head {number}", head) for number, head in enumerate(heads, start=1)]
+        every = [panels, self._words(seen), numbered]
         strips = [Strip(part[start : start + WIDEST]) for part in every for start in range(0, len(part), WIDEST)]
         note = f"{self._eye.vision.name}, {self._note(seen)}"
-        return sheet(_printable(name), note, strips, self._side, gap=12)
+        return sheet(_printable(name), note, strips, self._side, gap=12, legend=self._legend())
 
     def contact_sheet(self, pictures: Mapping[str, Seen], total: int) -> Image.Image:
         """Several of all pictures side by side, each under its name."""
-        strips = [Strip(self._panels(seen), _printable(name)) for name, seen in pictures.items()]
+        strips = [Strip(self._panels(seen) + self._words(seen), _printable(name)) for name, seen in pictures.items()]
         across = min(max(1, ACROSS // len(strips[0].panels)), len(strips))
         count = f"{len(strips)} of {total} pictures" if len(strips) < total else f"{total} pictures"
         note = f"{count}, {self._note(next(iter(pictures.values())))}"
-        return sheet(self._eye.vision.name, note, strips, SMALL_SIDE, gap=6, across=across)
+        title = self._eye.vision.name
+        return sheet(title, note, strips, SMALL_SIDE, gap=6, across=across, legend=self._legend())
 
     def _panels(self, seen: Seen) -> list[Panel]:
         """The picture, its patches in every space, and the mean of the heads' attention."""
@@ -195,6 +219,19 @@ class Painter:
         if seen.attention is not None:
             panels.append(Panel("attention", paint_attention(seen.attention.mean(0, keepdims=True), size)[0]))
         return panels
+
+    def _words(self, seen: Seen) -> list[Panel]:
+        """Where the picture is like each of the texts."""
+        if self._scale is None or seen.similarity is None:
+            return []
+        painted = self._scale.paint(seen.similarity, (self._side, self._side))
+        return [Panel(f"“{text}”", each) for text, each in zip(self._eye.texts, painted, strict=True)]
+
+    def _legend(self) -> Legend | None:
+        if self._scale is None:
+            return None
+        before = f"cosine to the words, one scale for all: {self._scale.low:.2f}"
+        return Legend(before, self._scale.bar(120, 10), f"{self._scale.high:.2f}")
 
     def _note(self, seen: Seen) -> str:
         (height, width), vision = seen.grid, self._eye.vision
@@ -215,6 +252,14 @@ def sheet_names(paths: Sequence[Path]) -> list[str]:
     stems = [os.path.splitext(name)[0] for name in names]
     count = Counter(stem.casefold() for stem in stems)
     return [f"{name if count[stem.casefold()] > 1 else stem}.png" for name, stem in zip(names, stems, strict=True)]
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if not all(text.strip() for text in texts):
+        raise ValueError(f'text={",".join(texts)}: one is empty; give words, comma-separated, as in text="a dog,a bus"')
+    twice = next((text for text, count in Counter(texts).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"text={','.join(texts)}: {twice!r} is there twice; leave one")
 
 
 def _check_place(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:

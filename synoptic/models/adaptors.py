@@ -135,3 +135,19 @@ class Student(nn.Module):
         slots = {name: slot for slot, name in enumerate(self.adaptors)}
         answers = {name: self.adaptors[name](tokens[:, slots[name]], features.patches, features.grid) for name in names}
         return replace(features, adaptors=answers)
+
+    def encode_patches(self, images: Tensor, adaptor: str) -> Features:
+        """Each patch of (B, C, H, W) pictures in the space of a teacher's summaries, where its words lie.
+
+        In the last block every patch looks at itself alone, and then takes the place of the summary token in the
+        adaptor. The adaptor's own patches imitate the teacher's, which lie in no space with words.
+
+        Args:
+            adaptor: one with a summary.
+        Returns:
+            Features, patches (B, h*w, C), not normalised.
+        Source: the last block as in MaskCLIP, Zhou et al. 2022 (arXiv 2112.01071), sec. 3.2.
+        """
+        features, head = self.backbone.alone(images), self.adaptors[adaptor].summary_head
+        assert isinstance(head, MlpHead), "this adaptor has no summary"
+        return Features(head(features.patches), features.grid)

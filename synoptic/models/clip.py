@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from synoptic.models import resnet
 from synoptic.models.initialisation import begin_as_clip, begin_as_siglip
+from synoptic.models.pooling import AttentionPool, MeanAttentionPool
 from synoptic.models.resnet import ResNet, ResNetConfig
 from synoptic.models.text import TextConfig, TextTower
 from synoptic.models.tokenizers import Tokenizer
@@ -195,6 +196,23 @@ class Clip(nn.Module):
         """Features of (B, C, H, W) pictures in [0, 1]; the summary lies in the shared space, not normalised."""
         features = self.image(images, masks, layers)
         return replace(features, summary=self.projection(features.summary))
+
+    def encode_patches(self, images: Tensor) -> Features:
+        """Each patch of (B, C, H, W) pictures as if it were all that the picture shows, in the space shared with words.
+
+        Of a ViT with a summary token, every patch looks at itself alone in the last block and goes on as the summary
+        does. Where the summary is attention over the patches, it is that over one patch.
+
+        Returns:
+            Features, patches (B, h*w, C), not normalised.
+        Source: MaskCLIP, Zhou et al. 2022 (arXiv 2112.01071), sec. 3.2.
+        """
+        if isinstance(self.image, ViT) and self.image.pool is None:
+            features = self.image.alone(images)
+            return Features(self.projection(features.patches), features.grid)
+        features, pool = self.image(images), self.image.pool
+        assert isinstance(pool, AttentionPool | MeanAttentionPool)
+        return Features(pool.apart(features.patches, features.grid), features.grid)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(n, L) int64 ids to (n, C) embeddings in the shared space, not normalised."""

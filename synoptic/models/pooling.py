@@ -50,6 +50,10 @@ class AttentionPool(nn.Module):
         answer = self.attn(self.probe.expand(len(patches), -1, -1), patches)
         return (answer + self.mlp(self.norm(answer)))[:, 0]
 
+    def apart(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h*w, D) to (B, h*w, D), what it answers to each patch alone."""
+        return self(patches.flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
+
 
 class MeanAttentionPool(nn.Module):
     """The mean of all patches asks itself and all patches, each with a position (CLIP's ResNets, sec. 2.4).
@@ -72,6 +76,11 @@ class MeanAttentionPool(nn.Module):
     def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:  # (B, h*w, D) -> (B, out)
         tokens = torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1) + self._table(grid)
         return self.attn(tokens[:, :1], tokens)[:, 0]
+
+    def apart(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h*w, D) to (B, h*w, out), what it answers where all attention is on one patch."""
+        tokens = (patches + self._table(grid)[1:]).flatten(0, 1)[:, None]
+        return self.attn(tokens, tokens)[:, 0].unflatten(0, patches.shape[:2])
 
     def _table(self, grid: tuple[int, int]) -> Tensor:
         if grid == (self.side, self.side):

@@ -280,6 +280,23 @@ class ViT(nn.Module):
             for place, answer in enumerate(answers)
         )
 
+    def alone(self, images: Tensor) -> Features:
+        """Features of which every patch looks at itself alone in the last block, so that it says what is there.
+
+        Where one key is asked, attention is the value: what is left of it is its value and output layers.
+
+        Args:
+            images: as `forward`.
+        Raises:
+            ValueError: as `forward`.
+        Source: MaskCLIP, Zhou et al. 2022 (arXiv 2112.01071), sec. 3.2, for the last block of a ViT.
+        """
+        tokens, groups, grids = self._pack([images], [None])
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, groups)
+        tokens = self.blocks[-1](tokens, ((len(tokens), 1),))  # every token a picture of its own
+        return self._features(tokens, groups, grids)[0]
+
     def attention(self, images: Tensor, layer: int = -1, queries: int | None = None) -> Tensor:
         """What tokens look at in one block, computed beside the fused kernel, which never writes it down.
 

@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 
 from synoptic.apps import sheets, views
-from synoptic.apps.figures import PatchColours, paint_attention
+from synoptic.apps.figures import PatchColours, Scale, paint_attention
 from synoptic.apps.sheets import Panel, Strip, sheet
 from synoptic.apps.views import figures, sheet_names
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
+from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.text import TextConfig
+from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
 from synoptic.types import Preprocess
@@ -118,6 +121,56 @@ def test_a_student_shows_every_space(pictures: Path, tmp_path: Path, drawn):
     own, clip, other = (panel.picture for panel in drawn["a"][0].panels[1:4])
     assert (own != clip).any()
     assert (clip != other).any()
+
+
+def speaking() -> VisionModel:
+    """An untrained CLIP of four patches across."""
+    torch.manual_seed(0)
+    words = Tokenizer.learn(["a red cone", "a blue cube"], vocabulary=300, context=16)
+    text = TextConfig(vocabulary=300, context=16, end=words.end, width=16, depth=1, heads=1, embedding=24)
+    image = vit_config("vit_mini8", **SMALL)
+    return VisionModel(Clip(ClipConfig(image=image, text=text), words), Preprocess(96), "clip")
+
+
+def test_words_have_a_panel_each_on_one_scale(pictures: Path, tmp_path: Path, drawn):
+    model, texts = speaking(), ["a red cone", "a blue cube"]
+    figures(str(pictures), model, tmp_path / "out", texts=texts)
+    assert labels(drawn["a"])[1] == ["“a red cone”", "“a blue cube”"]
+    assert labels(drawn["clip"])[0] == ["picture", "patches", "attention", "“a red cone”", "“a blue cube”"]
+    seen = [strip.panels for strip in drawn["clip"]]
+    images = torch.stack([torch.from_numpy(panels[0].picture).permute(2, 0, 1) / 255 for panels in seen])
+    maps = model.similarity(images, texts).numpy()
+    assert maps.shape == (3, 2, 12, 12)
+    scale = Scale(*np.quantile(maps, (0.01, 0.99)))
+    for panels, pair in zip(seen, maps, strict=True):
+        for panel, painted in zip(panels[-2:], scale.paint(pair, (views.SIDE, views.SIDE)), strict=True):
+            assert np.abs(panel.picture.astype(int) - painted).max() <= 2
+    facts = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert (facts["text"], facts["adaptor"]) == (texts, None)
+    figures(str(pictures), model, tmp_path / "out", texts=texts)
+    with pytest.raises(ValueError, match=r"holds figures with text=.*overwrite=true"):
+        figures(str(pictures), model, tmp_path / "out", texts=texts[:1])
+
+
+def test_words_that_cannot_be_shown_are_refused_before_anything_is_drawn(pictures: Path, tmp_path: Path):
+    for texts, told in (((" ",), "one is empty"), (("a", "b", "a"), "'a' is there twice; leave one")):
+        with pytest.raises(ValueError, match=told):
+            figures(str(pictures), speaking(), tmp_path / "out", texts=texts)
+    with pytest.raises(ValueError, match="small knows no words: take a CLIP"):
+        figures(str(pictures), vision(), tmp_path / "out", texts=["a dog"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_scale_has_one_colour_for_one_cosine():
+    maps = np.array([[[0.1, 0.3]], [[0.3, 0.2]]])
+    scale = Scale(0.1, 0.3)
+    left, right = scale.paint(maps, (1, 2))
+    np.testing.assert_array_equal(left[0, 1], right[0, 0])
+    bar = scale.bar(101, 8)
+    assert bar.shape == (8, 101, 3)
+    np.testing.assert_array_equal((left[0, 0], left[0, 1], right[0, 1]), (bar[0, 0], bar[0, 100], bar[0, 50]))
+    level = np.full((1, 3, 3), 0.25)
+    assert not np.ptp(Scale.of(level).paint(level, (6, 6)), axis=(1, 2)).any(), "nothing varies"
 
 
 def test_a_model_without_a_summary_shows_its_patches_alone(pictures: Path, tmp_path: Path, drawn):
