@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from synoptic.evaluation.calibration import Calibration
+
 OUTLIERS = 0.01  # of the patches on either side, beyond which colours are cut off
 NO_SPAN = 1e-6  # of the largest component's span: a component that varies less does not vary
 FEW_POINTS = 15  # of a curve, which are then marked
@@ -24,7 +26,8 @@ LEAST_SHARE = 0.05  # that an axis from zero shows: percentages have no digits f
 TONES = tuple(f"var(--tone-{number})" for number in range(8))  # colours that the page chooses
 _PROPER = {"clip": "CLIP", "dino": "DINO", "dinov2": "DINOv2", "ibot": "iBOT", "radio": "AM-RADIO", "sam": "SAM"}
 _INK, _FAINT = "#010203", "#030201"  # stand-ins, since matplotlib knows no variables
-_STAND_INS = {_INK: "currentColor", _FAINT: "var(--line)"} | {f"#0a0b0{n}": tone for n, tone in enumerate(TONES)}
+_TONE_INKS = tuple(f"#0a0b0{number}" for number in range(len(TONES)))
+_STAND_INS = {_INK: "currentColor", _FAINT: "var(--line)", **dict(zip(_TONE_INKS, TONES, strict=True))}
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns when it first looks for fonts
 
@@ -203,6 +206,50 @@ def curves(
         from_zero: the vertical axis begins at zero in any case.
         marks: level lines; the vertical axis reaches to them.
     """
+
+    def draw(axes: Any) -> None:
+        for line in lines:
+            (drawn,) = axes.plot(line.x, line.y, "--" if line.dashed else "-", linewidth=1.5, label=line.label)
+            drawn.set_color(_TONE_INKS[line.tone % len(TONES)])
+            if len(line.x) < FEW_POINTS:
+                drawn.set(marker="o", markersize=3, clip_on=False)  # whole, also on an axis
+        for mark in marks:
+            axes.axhline(mark.value, color=_INK, linewidth=0.6)
+            where = axes.get_yaxis_transform()  # across the plot, at its value
+            axes.text(1, mark.value, mark.label, transform=where, ha="right", va="bottom", fontsize=7)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="y", linewidth=0.5)
+        axes.set_axisbelow(True)
+        _scale(axes, percent, percent or from_zero)
+        if any(line.label for line in lines):
+            axes.legend(handlelength=1.2, borderaxespad=0.2)
+
+    return _svg(draw)
+
+
+def reliability(found: Calibration) -> str:
+    """A reliability diagram as SVG, in the colours of the page: a bar for each bin of confidence, as high as the share
+    of right answers, and a dot at their mean confidence, as large as their number; on the diagonal both agree.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), fig. 1.
+    """
+    some = np.flatnonzero(found.counts)
+    width = 1 / len(found.counts)
+
+    def draw(axes: Any) -> None:
+        axes.bar(some * width, found.accuracy[some], width, align="edge", color=_TONE_INKS[0], alpha=0.35, linewidth=0)
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.6)
+        sizes = 4 + 60 * found.counts[some] / found.counts.max()
+        axes.scatter(found.confidence[some], found.accuracy[some], sizes, color=_TONE_INKS[0], clip_on=False, zorder=3)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="how sure", ylabel="how often right")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(_percent())
+
+    return _svg(draw)
+
+
+def _svg(draw: Callable[[Any], None]) -> str:
+    """What a function draws on the axes that it is handed, as SVG for the page."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -226,22 +273,7 @@ def curves(
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(3.7, 2.4), layout="constrained")
         FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        for line in lines:
-            (drawn,) = axes.plot(line.x, line.y, "--" if line.dashed else "-", linewidth=1.5, label=line.label)
-            drawn.set_color(f"#0a0b0{line.tone % len(TONES)}")
-            if len(line.x) < FEW_POINTS:
-                drawn.set(marker="o", markersize=3, clip_on=False)  # whole, also on an axis
-        for mark in marks:
-            axes.axhline(mark.value, color=_INK, linewidth=0.6)
-            where = axes.get_yaxis_transform()  # across the plot, at its value
-            axes.text(1, mark.value, mark.label, transform=where, ha="right", va="bottom", fontsize=7)
-        axes.set_xlabel(xlabel)
-        axes.grid(axis="y", linewidth=0.5)
-        axes.set_axisbelow(True)
-        _scale(axes, percent, percent or from_zero)
-        if any(line.label for line in lines):
-            axes.legend(handlelength=1.2, borderaxespad=0.2)
+        draw(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_page(buffer.getvalue())
@@ -249,8 +281,6 @@ def curves(
 
 def _scale(axes: Any, percent: bool, from_zero: bool) -> None:
     """Axes whose labels can be read: whole steps, no offsets, no magnified noise."""
-    from matplotlib.ticker import PercentFormatter
-
     axes.ticklabel_format(useOffset=False)
     axes.ticklabel_format(axis="x", style="plain")
     axes.locator_params(axis="x", nbins=6, integer=True)
@@ -263,7 +293,14 @@ def _scale(axes: Any, percent: bool, from_zero: bool) -> None:
     elif high - low < (span := LEAST_SPAN * max(abs(low), abs(high))):
         axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
     if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(_percent())
+
+
+def _percent() -> Any:
+    """Fractions as percentages without digits."""
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1.0, decimals=0)
 
 
 def _for_page(svg: str) -> str:

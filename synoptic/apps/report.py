@@ -9,7 +9,7 @@ import numpy as np
 
 from synoptic.apps import report_demo, report_page
 from synoptic.apps.demo_journal import is_demo
-from synoptic.apps.report_page import Cards, Cell, Facts, Gallery, Page, Picture, Section, Table
+from synoptic.apps.report_page import Cell, Facts, Gallery, Page, Picture, Section, Table
 from synoptic.apps.report_parts import (
     NOTHING,
     PATCH_NOTE,
@@ -24,21 +24,17 @@ from synoptic.apps.report_parts import (
     shown,
     squares,
     training_curves,
-    words_cards,
 )
+from synoptic.apps.report_words import words_sections
 from synoptic.data.sources import Source, open_source
 from synoptic.evaluation.features import embed
-from synoptic.evaluation.protocols import SCENE_TEMPLATES, TEMPLATES, prompts
 from synoptic.evaluation.recognition import nearest
-from synoptic.evaluation.scenes import is_scenes
 from synoptic.files import check_file
 from synoptic.methods.teachers import parse_teachers
 from synoptic.predict import VisionModel, load
-from synoptic.weights.folder import text_towers
 
 PICTURES = 6  # whose patches are shown
 QUERIES, BANK, NEAREST = 4, 1000, 5  # pictures whose neighbours are shown, pictures searched, neighbours
-ASKED, CAPTIONS = 6, 50  # pictures asked about in words, captions to choose from where there are no classes
 
 
 def report(runs: Sequence[Path | str], out: Path | str | None = None) -> Path:
@@ -85,11 +81,13 @@ def runs_page(folders: Sequence[Path]) -> Page:
 
 def _scores(runs: Sequence[Run]) -> Table:
     """The validation scores of each run's model, or the last ones of a run that has none yet."""
-    names = sorted({name for run in runs for _, scores in run.scores() for name in scores})
+    known = list(SCORES)
+    found = {name for run in runs for _, scores in run.scores() for name in scores}
+    names = sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
     rows: list[list[Cell | str]] = []
     for run in runs:
-        at, found = run.judged()
-        cells = [Cell(score(name, found[name])) if found.get(name) is not None else Cell(NOTHING) for name in names]
+        at, judged = run.judged()
+        cells = [Cell(score(name, judged[name])) if judged.get(name) is not None else Cell(NOTHING) for name in names]
         loss = next((line["loss"] for line in reversed(run.metrics) if line.get("loss") is not None), None)
         steps = run.metrics[-1]["step"] if run.metrics else 0
         done = Cell(f"{steps} of {run.config['steps']}", "" if run.is_finished else "not finished")
@@ -128,7 +126,7 @@ def _seen(runs: Sequence[Run]) -> list[Section]:
     except ValueError as error:  # a run outlives its pictures
         return [Section("Pictures", [f"None can be shown: {error}"], [])]
     sections = [_patches(runs, models, validation), _neighbours(models, train, validation)]
-    return sections + [section for name in models if (section := _words(name, models[name], validation))]
+    return sections + [part for name, model in models.items() for part in words_sections(name, model, validation)]
 
 
 def _patches(runs: Sequence[Run], models: Mapping[str, VisionModel], validation: Source) -> Section:
@@ -183,29 +181,6 @@ def _labelled(source: Source, index: int, model: VisionModel, wanted: str | None
 
 def _class_of(source: Source, index: int) -> str | None:
     return None if source.labels is None else source.classes[source.labels[index]].replace("_", " ")
-
-
-def _words(name: str, model: VisionModel, validation: Source) -> Section | None:
-    """Pictures with the class names, or else the captions of others, that fit them best."""
-    templates: Sequence[str]
-    if not text_towers(model.model):
-        return None
-    if validation.labels is not None:
-        labels = [prompts([each.replace("_", " ")], ["{}"])[0][0] for each in validation.classes]
-        asked = _spread(validation, ASKED)
-        truths = [labels[validation.labels[index]] for index in asked]
-        templates = SCENE_TEMPLATES if is_scenes(validation) else TEMPLATES
-    else:
-        captioned = [index for index, captions in enumerate(validation.captions) if captions][:CAPTIONS]
-        asked = captioned[:ASKED]
-        labels = list(dict.fromkeys(validation.captions[index][0] for index in captioned))
-        truths, templates = [validation.captions[index][0] for index in asked], ("{}",)
-    if not labels:
-        return None
-    pictures = squares(validation, asked, model.preprocess.bands)
-    cards = words_cards(model, pictures, truths, labels, templates)
-    kind = "classes" if validation.labels is not None else "captions of validation pictures"
-    return Section(f"Asked in words: {name}", [f"{len(labels)} {kind} to choose from."], [Cards(cards)])
 
 
 def _spread(source: Source, count: int) -> list[int]:

@@ -19,6 +19,7 @@ from synoptic.data.bands import as_rgb
 from synoptic.data.inputs import read_batches
 from synoptic.data.sources import Source
 from synoptic.engine.observe import read_metrics
+from synoptic.evaluation.captions import WITHIN
 from synoptic.predict import VisionModel
 from synoptic.types import Features
 
@@ -133,7 +134,9 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
         title = f"{run.name}: {'parts of the loss' if parts else 'loss'}"
         plots += [Curve(title, curves(lines, "step"))] if lines else []
     judged = [(run, tone) for run, tone in zip(runs, tones, strict=True) if run.scores()]
-    for name in sorted({name for run, _ in judged for _, scores in run.scores() for name in scores}):
+    names = sorted({name for run, _ in judged for _, scores in run.scores() for name in scores})
+    plots += [_recall_curve(judged, way) for way in WAYS if f"{way}_r{WITHIN[0]}" in names]
+    for name in [name for name in names if not name.startswith(tuple(WAYS))]:
         lines = [line for run, tone in judged if (line := _score_line(run, name, tone, len(runs) > 1)).x]
         title = f"{SCORES.get(name, name)}, validation pictures"
         plots.append(Curve(title, curves(lines, "step", percent=name != RANK, from_zero=True)))
@@ -150,7 +153,14 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
 
 TERMS = ("dino", "ibot")
 RANK = "rankme"
-SCORES = {"knn": "k-NN", "zeroshot": "Zero-shot", "segmentation_miou": "Segmentation", RANK: "Effective dimensions"}
+WAYS = {"image_to_text": "Image to text", "text_to_image": "Text to image"}
+SCORES = {
+    "knn": "k-NN",
+    "zeroshot": "Zero-shot",
+    "segmentation_miou": "Segmentation",
+    RANK: "Effective dimensions",
+    **{f"{way}_r{k}": f"{title} R@{k}" for way, title in WAYS.items() for k in WITHIN},
+}
 HEALTH = {  # what tells learning without labels from collapse
     "target_entropy": "Entropy of the targets, nats",
     "prototypes_used": "Prototypes in use",
@@ -168,6 +178,20 @@ NOTHING = "\N{EN DASH}"  # where a table has no number
 def _score_line(run: Run, name: str, tone: int, labelled: bool) -> Line:
     points = [(at, found[name]) for at, found in run.scores() if name in found]
     return Line(run.name if labelled else "", [at for at, _ in points], [score for _, score in points], tone)
+
+
+def _recall_curve(judged: Sequence[tuple[Run, int]], way: str) -> Curve:
+    """Recall at all ranks in one plot; of several runs at the middle one alone, a line for each."""
+    several = len(judged) > 1
+    lines = [
+        replace(_score_line(run, f"{way}_r{k}", tone if several else number, False), label=label)
+        for run, tone in judged
+        for number, k, label in (
+            [(0, WITHIN[1], run.name)] if several else [(n, k, f"R@{k}") for n, k in enumerate(WITHIN)]
+        )
+    ]
+    title = f"{WAYS[way]}{f' R@{WITHIN[1]}' if several else ''}, validation pictures"
+    return Curve(title, curves([line for line in lines if line.x], "step", percent=True, from_zero=True))
 
 
 def _guessing(runs: Sequence[Run], name: str) -> list[Mark]:

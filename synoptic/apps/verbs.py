@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -181,9 +181,11 @@ class EvaluateOptions:
     Attributes:
         model: a name from `synoptic models`, a run folder, or a weights file or folder.
         on: evaluations, comma-separated: knn asks the nearest training pictures, linear and logistic classifiers of
-            the features, retrieval the nearest test pictures, zeroshot words, segmentation a linear probe of the
-            patches, and attention whether the foreground is looked at.
-        data: a folder with `train/` and `test/` inside, or anything else that trains.
+            the features, retrieval the nearest test pictures of classes, and captions and pictures for each other,
+            zeroshot words, segmentation a linear probe of the patches, and attention whether the foreground is looked
+            at.
+        data: a folder with `train/` and `test/` inside, or anything else that trains; what needs no training part
+            judges those without parts whole.
         images: the folder that the names in a captions file are relative to.
         adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
         out: JSON file for the scores.
@@ -211,7 +213,17 @@ def evaluate(options: EvaluateOptions) -> None:
         options.adaptor,
         options.images,
     )
-    _print_rows(["score", "value"], list(scores.items()))
+    _print_rows(*_scored(scores))
+
+
+def _scored(scores: Mapping[str, float]) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows of a table of scores; what is told of one, its interval and chance, stands in its line."""
+    about = ("low", "high", "chance")
+    mine = [name for name in scores if not name.endswith(tuple(f"_{each}" for each in about))]
+    if len(mine) == len(scores):
+        return ["score", "value"], [[name, scores[name]] for name in mine]
+    rows = [[name, scores[name], *(scores.get(f"{name}_{each}", "") for each in about)] for name in mine]
+    return ["score", "value", "95 % from", "to", "chance"], rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +393,8 @@ def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         return
     table = Table(box=None)
     for place, name in enumerate(header):
-        numbers = all(isinstance(row[place], int | float) and not isinstance(row[place], bool) for row in rows)
+        numbers = all(isinstance(row[place], int | float) or row[place] == "" for row in rows)
+        numbers &= not any(isinstance(row[place], bool) for row in rows)
         table.add_column(name, justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*(f"{value:,}" if type(value) is int else _plain(value) for value in row))

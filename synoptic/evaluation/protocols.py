@@ -47,8 +47,12 @@ def zeroshot(source: Source, adaptor: str | None = None) -> ZeroShot:
         return ZeroShot(source, shown.labels, prompts(shown.names, SCENE_TEMPLATES), adaptor, shown.seen)
     if source.labels is None:
         raise ValueError(f"{source.root} has no labels: put its pictures into folders named after their classes")
-    names = tuple(name.replace("_", " ") for name in source.classes)
-    return ZeroShot(source, source.labels, prompts(names, TEMPLATES), adaptor)
+    return ZeroShot(source, source.labels, prompts(class_names(source), TEMPLATES), adaptor)
+
+
+def class_names(source: Source) -> tuple[str, ...]:
+    """The classes that `zeroshot` asks about, in words."""
+    return pairs(source).names if is_scenes(source) else tuple(name.replace("_", " ") for name in source.classes)
 
 
 def retrieval(source: Source, adaptor: str | None = None) -> Built:
