@@ -74,16 +74,20 @@ def classify(
 
 def typed_labels(labels: Sequence[str]) -> Labels:
     """What `labels=` means: classes, or a class file where a single word is the name of one."""
-    if len(labels) == 1 and (Path(labels[0]).suffix in (".csv", ".txt") or expand(labels[0]).is_file()):
+    if len(labels) == 1 and _is_file(labels[0]):
         return expand(labels[0])
     return labels
 
 
 def typed_templates(templates: Sequence[str]) -> Templates:
     """What `templates=` means: sentences, a set of them, or a file where a single word has no place for a label."""
-    if len(templates) == 1 and (templates[0] in SETS or expand(templates[0]).is_file()):
+    if len(templates) == 1 and (templates[0] in SETS or _is_file(templates[0])):
         return templates[0]
     return templates
+
+
+def _is_file(word: str) -> bool:
+    return Path(word).suffix in (".csv", ".txt") or expand(word).is_file()
 
 
 def _ranked(reading: Reading, vision: VisionModel, head: ZeroShotHead, k: int | None) -> Iterator[tuple[str, Answers]]:

@@ -77,11 +77,11 @@ def read_templates(templates: Templates) -> tuple[str, ...]:
     """
     found = tuple(_named(templates) if isinstance(templates, str | Path) else templates)
     lacking = [each for each in found if "{}" not in each]
-    if not found or lacking:
-        told = f"{lacking[0]!r} has no {{}}" if lacking else "there are none"
-        raise ValueError(
-            f'templates: {told}, which stands for the label; give sentences such as "a photo of a {{}}", or {_SETS}'
-        )
+    form = f'give sentences with {{}} for the label, such as "a photo of a {{}}", or {_SETS}'
+    if not found:
+        raise ValueError(f"templates: there are none; {form}")
+    if lacking:
+        raise ValueError(f"templates: {lacking[0]!r} has no {{}}; {form}")
     return found
 
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+import numpy as np
+
 from synoptic.data.sources import Source, open_source, parts_of
 from synoptic.data.words import sentence, with_article
 from synoptic.evaluation.attention import AttentionOverlap
@@ -69,8 +71,9 @@ def retrieval(source: Source, adaptor: str | None = None) -> Built:
     captioned = any(source.captions)
     if not captioned and source.labels is None:
         raise ValueError(f"{source.root} has neither labels nor captions: retrieval needs class folders or captions")
-    pictures = [] if source.labels is None else [Retrieval(source, adaptor)]
-    words = [CaptionRetrieval(source, adaptor, optional=bool(pictures))] if captioned else []
+    alike = source.labels is not None and (np.bincount(source.labels).max() > 1 or not captioned)
+    pictures = [Retrieval(source, adaptor)] if alike else []
+    words = [CaptionRetrieval(source, adaptor, optional=alike)] if captioned else []
     return [*pictures, *words]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -127,6 +128,40 @@ def test_labels_are_those_that_python_gives(type_in, workshop: Path) -> None:
     assert list(json.loads((workshop / "labels.json").read_text()).values()) == expected
 
 
+def test_labels_come_from_files_and_as_many_as_wanted_are_told(type_in, workshop: Path) -> None:
+    (workshop / "classes.csv").write_text('cone\n"cube, red",a red cube,the red cube\nsphere\n')
+    (workshop / "templates.txt").write_text("a {}\nthe {}\n")
+    command = "classify pictures/test/images model=clip labels=classes.csv"
+    rows = [line.split("\t") for line in type_in(f"{command} templates=templates.txt k=2 out=two.csv").splitlines()]
+    with (workshop / "two.csv").open(newline="") as file:
+        written = list(csv.reader(file))
+    assert written[0] == rows[0] == ["picture", "label", "score"]
+    assert [row[:2] for row in written] == [row[:2] for row in rows]
+    assert len(rows) == 1 + 8 * 2
+    assert all(float(first[2]) >= float(second[2]) for first, second in zip(rows[1::2], rows[2::2], strict=True))
+    expected = synoptic.load(workshop / "clip").classify(
+        workshop / "pictures/test/images",
+        {"cone": [], "cube, red": ["a red cube", "the red cube"], "sphere": []},
+        ["a {}", "the {}"],
+    )
+    assert [row[1] for row in rows[1::2]] == [answers[0]["label"] for answers in expected]
+    type_in(f"{command} templates=80 out=all.json")
+    assert {len(answers) for answers in json.loads((workshop / "all.json").read_text()).values()} == {3}
+
+
+def test_words_are_shown_on_the_pictures(type_in, workshop: Path) -> None:
+    type_in("figures pictures/test/images model=clip out=named text=cone,cube")
+    assert json.loads((workshop / "named" / "figures.json").read_text())["text"] == ["cone", "cube"]
+
+
+def test_captions_and_pictures_are_judged_both_ways(type_in, workshop: Path) -> None:
+    printed = type_in("evaluate clip on=retrieval data=pictures")
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in printed.splitlines()}
+    assert rows["score"] == ["value", "95 % from", "to", "chance"]
+    value, low, high, chance = map(float, rows["text_to_image_r1"])
+    assert low <= value <= high and chance == pytest.approx(1 / 8, abs=1e-4)
+
+
 def test_what_is_broken_is_told_and_left_out(type_in, workshop: Path, caplog: pytest.LogCaptureFixture) -> None:
     mixed = workshop / "mixed"
     mixed.mkdir()
@@ -181,8 +216,11 @@ def test_a_model_is_judged_in_every_way(type_in, workshop: Path, monkeypatch: py
 
     monkeypatch.setattr(linear, "STEPS", (20, 20))
     printed = type_in(f"evaluate clip on={','.join(EVALUATIONS)} data=scenes:count=60,size=32,objects=1")
-    scores = dict(line.split("\t") for line in printed.splitlines()[1:])
-    assert {name.partition("_")[0] for name in scores} == set(EVALUATIONS)
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in printed.splitlines()}
+    words = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    assert {name.partition("_")[0] for name in rows.keys() - words - {"score"}} == set(EVALUATIONS)
+    assert words < rows.keys()
+    assert rows["retrieval_p1"][1:] == ["", "", ""], "what has no interval tells none"
 
 
 def test_what_a_model_sees_becomes_figures(type_in, workshop: Path) -> None:
@@ -245,16 +283,21 @@ def test_evaluations_may_be_one_text(workshop: Path) -> None:
         ("embed pictures model=vit_mini61 out=x.parquet", "did you mean vit_mini16"),
         ("classify pictures/test/images model=vit_mini16 labels=a,b", "knows no words"),
         ("classify pictures model=clip labels=", 'labels: there are none; give classes in words, such as "cat,dog"'),
-        ("classify pictures model=clip labels=a,b templates=photo", "templates: 'photo' has no {}, which stands for"),
-        ("classify pictures model=clip labels=a,b templates=81", "templates: '81' has no {}, which stands for"),
+        ("classify pictures model=clip labels=a,b templates=photo", "templates: 'photo' has no {}; give sentences"),
+        ("classify pictures model=clip labels=a,b templates=81", "templates: '81' has no {}; give sentences"),
         ("classify pictures model=clip labels=a", "labels: 'a' alone leaves nothing to choose"),
         ("classify pictures model=clip labels=a,b,a", "labels: 'a' is there 2 times"),
+        ("classify pictures model=clip labels=a,b templates=none.txt", "templates=none.txt: is no file"),
         ("classify pictures model=clip labels=nowhere.csv", "labels=nowhere.csv: is no file"),
         ("classify pictures model=clip labels=a,b k=0", "k=0"),
         ("evaluate clip on=knnn data=pictures", "on=knnn should be 'knn', 'linear', 'logistic', 'retrieval', "),
         ("evaluate clip on= data=pictures", "on=: names no evaluation; give some of knn, linear, "),
         ("evaluate clip on=knn data=pictures adaptor=dino", "adaptor=dino: no such adaptor; clip has none"),
         ("evaluate nowhere on=knn data=pictures", "there is no model 'nowhere'"),
+        ("figures pictures/test/images model=vit_mini16 out=x.parquet text=cone", "vit_mini16 knows no words"),
+        ("figures pictures/test/images model=clip out=x.parquet text=cone,,cube", "text=cone,,cube: one is empty"),
+        ("figures pictures/test/images model=clip out=x.parquet text=a,b,a", "'a' is there twice; leave one"),
+        ("evaluate vit_mini16 on=retrieval data=pictures/test/captions.json", "vit_mini16 knows no words"),
         ("figures nothing model=clip out=x.parquet", "nothing does not exist"),
         ("figures pictures model=clip out=pictures", "out=pictures: holds files that are no figures"),
         ("figures pictures/test/images model=clip out=x.parquet layer=4", "there is no layer 4"),

@@ -327,7 +327,7 @@ def test_many_texts_are_encoded_as_one_by_one() -> None:
         ({"cone": [], "cube": ["a cube", ""]}, ("a {}",), "labels: class 2 has an empty prompt"),
         (["cone", "cube"], "a {}", "templates should be a list of sentences"),
         (["cone", "cube"], "nowhere.txt", "templates=nowhere.txt: is no file; .* 7 or 80 for CLIP's own"),
-        (["cone", "cube"], ("a photo",), "'a photo' has no {}, which stands for the label"),
+        (["cone", "cube"], ("a photo",), r"'a photo' has no \{\}; give sentences"),
         (["cone", "cube"], (), "templates: there are none"),
     ],
 )
