@@ -12,6 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from synoptic.files import cache_folder
+
 log = logging.getLogger(__name__)
 
 LARGEST = 1 << 30  # bytes of all that is kept of one kind
@@ -29,8 +31,7 @@ class Cache:
     """
 
     def __init__(self, kind: str, largest: int = LARGEST):
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        self.folder = Path(os.path.expanduser(home)) / "synoptic" / kind
+        self.folder = cache_folder(kind)
         self.largest = largest
 
     def load(self, digest: str) -> np.ndarray | None:

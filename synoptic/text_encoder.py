@@ -120,5 +120,4 @@ def _cut(tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor) -> int:
     if tokens.shape[1] < tokenizer.context:
         return 0
     full = [text for text, row in zip(texts, tokens.tolist(), strict=True) if row[-2] != tokenizer.end]
-    room = tokenizer.context - 1 - (tokenizer.start is not None)
-    return sum(len(ids) > room for ids in tokenizer.encode(full)) if full else 0
+    return sum(len(ids) > tokenizer.room for ids in tokenizer.encode(full)) if full else 0

@@ -333,9 +333,8 @@ def _sized(config: ClipTrainConfig, encoder: ViTConfig | ResNetConfig) -> ClipTr
 def build(config: ClipTrainConfig, source: Source) -> ClipTask:
     """The task for a resolved configuration; a tokenizer that is not given is learned from the captions of `source`."""
     if not any(source.captions):
-        raise ValueError(
-            f"data={config.data}: no captions to learn words from; give a captions JSON or a folder with one"
-        )
+        forms = "a captions JSON, a table of paths and captions, shards, or a folder with a captions.json"
+        raise ValueError(f"data={config.data}: no captions to learn words from; give {forms}")
     model = None if config.init is None else given_towers(config.init, config.load)
     if model is None:
         model = _fresh(config, source)

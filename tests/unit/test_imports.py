@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "models": ("types",),
     "data": ("types", "config", "files", "machine"),
     "weights": ("models", "types", "config", "files"),
-    "cache": (),
+    "cache": ("files",),
     "zeroshot": (),
     "text_encoder": ("models", "weights", "config", "cache", "zeroshot"),
     "predict": ("models", "weights", "types", "config", "data", "text_encoder", "zeroshot"),
