@@ -15,18 +15,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from synoptic.apps.embeddings import embed
+    from synoptic.apps.search import search
     from synoptic.predict import VisionModel, load
     from synoptic.run import evaluate, train
     from synoptic.weights.zoo import list_models
 
-__all__ = ["VisionModel", "evaluate", "list_models", "load", "train"]
+__all__ = ["VisionModel", "embed", "evaluate", "list_models", "load", "search", "train"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "VisionModel": "synoptic.predict",
+    "embed": "synoptic.apps.embeddings",
     "evaluate": "synoptic.run",
     "list_models": "synoptic.weights.zoo",
     "load": "synoptic.predict",
+    "search": "synoptic.apps.search",
     "train": "synoptic.run",
 }
 

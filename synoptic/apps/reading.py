@@ -31,6 +31,10 @@ class Reading:
         self._read = 0
         self._progress = progress
 
+    def skip(self, count: int) -> None:
+        """Passes over pictures of which all is known: they count as read."""
+        self._read += count
+
     def batches(
         self,
         vision: VisionModel,

@@ -94,14 +94,18 @@ def scenes(options: ScenesOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """Embeddings of pictures as a Parquet table, a row a picture or a row a patch.
+    """Embeddings of pictures as a Parquet table, which the same command brings up to date when pictures come and go.
 
     Attributes:
-        images: a file, a folder (any depth), a glob, or a .txt list.
+        images: a file, a folder (any depth), a glob, or a .txt list: all that the table is to hold. Those that it has
+            already are kept, pictures of other names or contents embedded, those that are not among them dropped.
         model: a name from `synoptic models`, a run folder, or a weights file or folder.
         out: the .parquet file.
         tokens: one embedding a picture, or one a patch.
-        adaptor: the teacher of a student in whose space they lie; None takes the model's own space.
+        adaptor: the teacher of a student in whose space they lie; None takes the model's own space. To be searched by
+            words, take the one that knows words.
+        dtype: what they are stored in; float16 takes half the space.
+        overwrite: throws away what `out` holds.
         load: what a weights file of other makers does not say itself.
     """
 
@@ -110,6 +114,8 @@ class EmbedOptions:
     out: str
     tokens: Literal["summary", "patches"] = "summary"
     adaptor: str | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    overwrite: bool = False
     load: LoadOptions = field(default_factory=LoadOptions)
 
 
@@ -118,12 +124,71 @@ def embed(options: EmbedOptions) -> None:
     from synoptic.apps.embeddings import embed
 
     out = _path(options.out)
+    known = out.exists() and not options.overwrite
     with _bar("embedding") as advance:
-        left_out = embed(
-            options.images, _model(options.model, options.load), out, options.tokens, options.adaptor, progress=advance
+        tally = embed(
+            options.images,
+            options.model,
+            out,
+            options.tokens,
+            options.adaptor,
+            options.dtype,
+            options.overwrite,
+            options.load,
+            progress=advance,
         )
     print(out)
-    _tell_left_out(left_out)
+    if known:
+        print(tally, file=sys.stderr)
+    _tell_left_out(tally.left_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The pictures of a table of embeddings that are nearest to a text or to a picture.
+
+    Attributes:
+        index: the .parquet file that `synoptic embed` has written.
+        text: what is looked for in words, as in text="a red bus"; None asks with a picture.
+        image: the file of a picture to which similar ones are looked for; None asks with words.
+        k: how many pictures are wanted.
+        model: the model that made the table; None takes it from where it lay then.
+        out: a contact sheet (.png) or the answer as a .json or .csv file.
+        exact: looks at every row, in seconds; otherwise a table of a million rows or more gets an index beside it, with
+            which 95 % of the nearest are found, in milliseconds.
+        load: what the weights file of `model` does not say itself.
+    """
+
+    index: str
+    text: str | None = None
+    image: str | None = None
+    k: PositiveInt = 10
+    model: str | None = None
+    out: str | None = None
+    exact: bool = False
+    load: LoadOptions = field(default_factory=LoadOptions)
+
+
+def search(options: SearchOptions) -> None:
+    """The pictures nearest to words or to a picture."""
+    from synoptic.apps.search import search
+
+    with _bar("indexing") as advance:
+        hits = search(
+            options.index,
+            options.text,
+            options.image,
+            options.k,
+            options.model,
+            _file(options.out),
+            options.exact,
+            options.load,
+            progress=advance,
+        )
+    _print_rows(["score", "path", "missing"], [[hit.score, hit.path, hit.missing] for hit in hits])
+    if gone := sum(hit.missing for hit in hits):
+        what = "picture is" if gone == 1 else "pictures are"
+        print(f"{gone} {what} not where embed found them; paths are seen from this folder", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +402,7 @@ SIMPLE_VERBS = (
     OptionsVerb(models, ModelsOptions, "pattern"),
     OptionsVerb(scenes, ScenesOptions),
     OptionsVerb(embed, EmbedOptions, "images"),
+    OptionsVerb(search, SearchOptions, "index"),
     OptionsVerb(classify, ClassifyOptions, "images"),
     OptionsVerb(evaluate, EvaluateOptions, "model"),
     OptionsVerb(figures, FiguresOptions, "images"),
