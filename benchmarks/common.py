@@ -21,7 +21,7 @@ import torch
 from synoptic.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "numpy", "pillow", "transformers", "synoptic-vision")
+_PACKAGES = ("torch", "numpy", "pillow", "transformers", "faiss-cpu", "pyarrow", "synoptic-vision")
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,9 @@ def embed(
     Returns:
         How many pictures were new, kept and so on.
     Raises:
-        ValueError: `out` cannot be written or has another ending, or holds a table of other weights, of another kind or
-            of other pictures alone; no pictures, no such model or adaptor, or none of the pictures can be read.
+        ValueError: `out` cannot be written or has another ending, or holds a table of other weights, another kind or
+            of pictures that are there and that IMAGES does not name; no pictures, no such model or adaptor, or none of
+            the pictures can be read.
     """
     reading, out = Reading(str(images), progress), Path(out)
     check_file(out)
@@ -105,7 +106,7 @@ def embed(
 
         done = [key for path in parts.paths() for key in embedder.fitting(path).pictures()]
         first = planned(hashes, [*old.items(), *done])
-        _check_overlap(out, [*old.items(), *done], first)
+        _check_dropped(out, old, hashes)
         reading.skip(len(first.rows))
         for batch in reading.batches(vision, [files[path] for path in first.missing]):
             parts.add(embedder.rows(batch, hashes))
@@ -177,20 +178,14 @@ class Embedder:
             ValueError: it is none, or holds other embeddings than this one makes.
         """
         mend = "overwrite=true makes all anew, another out= keeps it"
-        try:
-            table = Table(path)
-            name, weights = table.model
-        except ValueError as error:
-            raise ValueError(f"out={error}, or overwrite=true replaces it") from None
-        if weights != self._hash:
-            other = f"{name} (weights {weights}), not of {self._vision.name} (weights {self._hash})"
-            raise ValueError(f"out={path}: holds embeddings of {other}; {mend}")
+        table = Table(path)
+        table.check_model(self._vision.name, self._hash, mend)
         was, wanted = _kind(table.made, table.dtype), _kind(self._made, self._dtype)
         different = [f"{key}={_typed(was[key])}, not {_typed(wanted[key])}" for key in was if was[key] != wanted[key]]
         if different:
-            raise ValueError(f"out={path}: holds embeddings with {different[0]}; {mend}")
+            raise ValueError(f"{path} holds embeddings with {different[0]}; {mend}")
         if not table.is_plain:
-            raise ValueError(f"out={path}: has columns that embed does not write; {mend}")
+            raise ValueError(f"{path} has columns that embed does not write; {mend}")
         return table
 
 
@@ -247,12 +242,13 @@ def _tally(old: Mapping[str, str], plan: Plan) -> Tally:
     return Tally(new, changed, renamed, dropped, kept, len(plan.missing))
 
 
-def _check_overlap(out: Path, known: Sequence[Key], plan: Plan) -> None:
-    """A table of quite other pictures is not what a user means to bring up to date."""
-    if known and not plan.rows and not {path for path, _ in known}.intersection(plan.missing):
+def _check_dropped(out: Path, old: Mapping[str, str], hashes: Mapping[str, str]) -> None:
+    """Pictures that were deleted are dropped; those whose files are there, but that were not named, are not."""
+    there = [path for path in old if path not in hashes and os.path.isfile(path)]
+    if there:
         raise ValueError(
-            f"out={out}: holds other pictures, such as {known[0][0]}, and none of these; give all that it is to hold "
-            "(a folder above, a glob or a .txt list), another out=, or overwrite=true"
+            f"{out} holds {len(there)} pictures that are there and that IMAGES does not name, such as {there[0]}; name "
+            "all that it is to hold (a folder above, a glob or a .txt list) or another out=; overwrite=true drops them"
         )
 
 

@@ -31,7 +31,7 @@ class Index:
     def __init__(self, path: Path, exact: bool = False, progress: Callable[[int, int], None] | None = None):
         self.table = Table(path)
         if not self.table.rows:
-            raise ValueError(f"{path}: holds no embeddings")
+            raise ValueError(f"{path} holds no embeddings")
         self._inverted = None if exact or self.table.rows < LARGE else _inverted(self.table, progress)
 
     def search(self, query: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ class Index:
             ValueError: the query has another width, or the table is damaged.
         """
         if query.shape != (self.table.width,):
-            raise ValueError(f"{self.table.path}: holds embeddings ({self.table.width},), the query is {query.shape}")
+            raise ValueError(f"{self.table.path} holds embeddings ({self.table.width},), the query is {query.shape}")
         k = min(k, self.table.rows)
         if self._inverted:
             return self._inverted.search(query, k)

@@ -25,7 +25,7 @@ LISTS = 4  # times the square root of the rows: FAISS's advice for a million of 
 SAMPLE = 40  # rows a list, from which k-means finds it; below 39 FAISS warns
 ITERATIONS = 10
 QUERIES, NEIGHBOURS = 500, 10  # rows and neighbours of each, by which the number of lists to read is chosen
-RECALL = 0.95  # the share of those neighbours that are found
+RECALL = 0.98  # the share of those neighbours that are found
 
 _FORMAT = "synoptic inverted file 1"
 _NAMES = {"float32": "F32", "float16": "F16", "int64": "I64"}  # of safetensors
@@ -55,6 +55,11 @@ class InvertedFile:
             self._check(table)
         except (OSError, SafetensorError, KeyError) as error:
             raise ValueError(f"{path}: {error}") from None
+
+    @property
+    def lists(self) -> int:
+        """How many there are."""
+        return len(self._centroids)
 
     def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores (k,) and rows (k,) of the embeddings nearest to (C,) float32, from lists that hold k at least."""

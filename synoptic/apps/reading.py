@@ -46,13 +46,15 @@ class Reading:
 
         Args:
             vision: what they are read for.
-            paths: which of them; None takes all.
+            paths: which of them, none of them too; None takes all.
             preprocess: in place of the model's own.
             batch_size: pictures a batch.
         Raises:
             ValueError: at the end, if none could be read until then.
         """
         wanted = list(self.paths if paths is None else paths)
+        if not wanted:
+            return
         for batch in read_batches(wanted, preprocess or vision.preprocess, batch_size, on_error=self._skip):
             yield batch
             self._read += len(batch.inputs)

@@ -14,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synoptic.config import from_dict
+from synoptic.models.vit import NAMES
+
 Tokens = Literal["summary", "patches"]
 Dtype = Literal["float32", "float16"]
 
@@ -21,7 +24,7 @@ TEXTS = ("path", "content_hash", "model", "weights_hash")  # columns that hold t
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 BLOCK = 2**25  # bytes of embeddings that are held at once
 _MADE = b"synoptic"  # of the file's own metadata, where `Made` stands as JSON
-_MAGIC = b"PAR1"
+_MEND = "embed with overwrite=true makes it anew"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Table:
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; `synoptic embed` writes such a table") from None
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: is no whole Parquet file ({_line(error)}); make it anew by embed") from None
+            raise ValueError(f"{path} is no whole Parquet file ({_line(error)}); {_MEND}") from None
         self._check_columns()
 
     @property
@@ -88,16 +91,12 @@ class Table:
     @cached_property
     def made(self) -> Made:
         """What it was made with, as far as the file tells."""
-        told = (self._file.schema_arrow.metadata or {}).get(_MADE)
+        told = (self._file.schema_arrow.metadata or {}).get(_MADE, b"{}")
         tokens: Tokens = "patches" if "row" in self.columns else "summary"
         try:
-            record = json.loads(told) if told else {}
-            model, load, adaptor = record.get("model"), record.get("load") or {}, record.get("adaptor")
-        except (ValueError, AttributeError):
-            raise ValueError(f"{self.path}: its record of how it was made cannot be read") from None
-        if not (isinstance(model, str | None) and isinstance(adaptor, str | None) and isinstance(load, dict)):
-            raise ValueError(f"{self.path}: its record of how it was made cannot be read")
-        return Made(model, load, tokens, adaptor)
+            return from_dict(Made, json.loads(told) | {"tokens": tokens}, "its record")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.path}: how it was made cannot be read ({_line(error)}); {_MEND}") from None
 
     @cached_property
     def model(self) -> tuple[str, str]:
@@ -112,8 +111,22 @@ class Table:
             hashes.update(batch.column("weights_hash").unique().to_pylist())
             name = name or batch.column("model")[0].as_py()
         if len(hashes) > 1:
-            raise ValueError(f"{self.path}: holds embeddings of {len(hashes)} models, whose spaces are not one")
+            raise ValueError(f"{self.path} holds embeddings of {len(hashes)} models, whose spaces are not one; {_MEND}")
         return name, next(iter(hashes), "")
+
+    def check_model(self, name: str, weights: str, mend: str) -> None:
+        """Sees to it that the embeddings are of the model with these weights.
+
+        Raises:
+            ValueError: they are of another one, or of several.
+        """
+        of, hashed = self.model
+        if self.rows and hashed != weights:
+            random = " (a built-in name stands for other random weights each time)" if of in NAMES else ""
+            raise ValueError(
+                f"{self.path} holds embeddings of {of} with the weights {hashed}, and {name} has {weights}{random}; "
+                f"{mend}"
+            )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -136,7 +149,7 @@ class Table:
         for batch in self._batches(["embedding"], block_rows(self.width, self.dtype)):
             column = batch.column(0)
             if column.null_count:
-                raise ValueError(f"{self.path}: has rows without an embedding; make it anew by embed")
+                raise ValueError(f"{self.path} has rows without an embedding; {_MEND}")
             block = column.flatten().to_numpy().reshape(-1, self.width)
             yield start, block.astype(np.float32, copy=False)
             start += len(block)
@@ -176,18 +189,18 @@ class Table:
         try:
             return read()
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{self.path}: is damaged ({_line(error)}); make it anew by embed") from None
+            raise ValueError(f"{self.path}: is damaged ({_line(error)}); {_MEND}") from None
 
     def _check_columns(self) -> None:
         for name in TEXTS:
             kind = self.columns.get(name)
             if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise ValueError(f"{self.path}: is no table of embeddings, as embed writes them: no texts as {name}")
+                raise ValueError(f"{self.path} is no table of embeddings: it has no column {name} of texts")
         kind = self.columns.get("embedding", pa.null())
         if not (pa.types.is_fixed_size_list(kind) and kind.list_size > 0 and kind.value_type in DTYPES.values()):
             raise ValueError(
-                f"{self.path}: is no table of embeddings, as embed writes them: no lists of one size of float32 or "
-                "float16 as embedding"
+                f"{self.path} is no table of embeddings: it has no column embedding of float32 or float16 lists of one "
+                "size"
             )
 
 
