@@ -75,15 +75,15 @@ class InvertedFile:
 
     def _check(self, table: Table) -> None:
         """The shapes and the places that searching relies on."""
-        lists = len(self._centroids)
+        lists, vectors = len(self._centroids), self._vectors
+        found = [(array.dtype.name, array.shape) for array in (self._centroids, self._offsets, self._rows)]
+        wanted = [("float32", (lists, table.width)), ("int64", (lists + 1,)), ("int64", (table.rows,))]
         whole = (
-            self._centroids.shape == (lists, table.width)
-            and self._offsets.shape == (lists + 1,)
-            and self._rows.shape == (table.rows,)
-            and self._vectors.get_shape() == [table.rows, table.width]
+            found == wanted
+            and (vectors.get_dtype(), vectors.get_shape()) == (_NAMES[table.dtype], [table.rows, table.width])
             and (self._offsets[0], self._offsets[-1]) == (0, table.rows)
             and (np.diff(self._offsets) >= 0).all()
-            and (np.bincount(self._rows.clip(0), minlength=table.rows) == 1).all()
+            and 0 <= self._rows.min() <= self._rows.max() < table.rows
             and 1 <= self.probes <= lists
         )
         if not whole:
