@@ -91,7 +91,8 @@ def make(path: Path, source: Source, rows: int, model: Path, name: str, weights:
 def command(*typed: str) -> tuple[float, int]:
     """Seconds and largest memory in bytes of a command that is run once the files' pages have left memory."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "synoptic", *typed], stdout=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL  # none of the made pictures is a file, and each command says so
+    process = subprocess.Popen([sys.executable, "-m", "synoptic", *typed], stdout=quiet, stderr=quiet)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"synoptic {' '.join(typed)} failed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,39 @@ def test_pictures_become_a_table(type_in, workshop: Path) -> None:
     assert table.column_names == ["path", "content_hash", "width", "height", "model", "weights_hash", "embedding"]
     assert len(table) == 8
     assert set(table["width"].to_pylist()) == {32}
+
+
+def test_a_table_follows_its_pictures(type_in, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(workshop / "pictures/test/images", workshop / "album")
+    assert type_in("embed album model=clip out=album.parquet") == "album.parquet\n"
+    next((workshop / "album").rglob("*.jpg")).unlink()
+    assert cli.main(["embed", "album", "model=clip", "out=album.parquet"]) == 0
+    assert capsys.readouterr().err == "0 new, 0 changed, 1 dropped, 7 kept\n"
+    told = type_in("embed album model=vit_mini16 out=album.parquet", code=2)
+    assert "album.parquet holds embeddings of clip with the weights" in told and "overwrite=true" in told
+
+
+def test_a_table_is_searched_by_words_and_by_a_picture(
+    type_in, workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in("embed pictures/test/images model=clip out=s.parquet")
+    header, *rows = [line.split("\t") for line in type_in("search s.parquet text=cone k=3").splitlines()]
+    assert header == ["score", "path", "missing"] and len(rows) == 3
+    assert [float(row[0]) for row in rows] == sorted((float(row[0]) for row in rows), reverse=True)
+    assert {row[2] for row in rows} == {"no"}
+    picture = rows[1][1]
+    score, path, _ = type_in(f"search s.parquet image={picture} k=1 out=near.png").splitlines()[1].split("\t")
+    assert (score, path) == ("1.0000", picture)
+    assert (workshop / "near.png").is_file()
+    assert len(type_in("search s.parquet text=cone k=100").splitlines()) == 1 + 8
+    (workshop / picture).rename(workshop / "aside.jpg")
+    try:
+        assert cli.main(f"search s.parquet image=aside.jpg k=1 out={workshop}/near.json".split()) == 0
+        out, err = capsys.readouterr()
+        assert out.endswith(f"{picture}\tyes\n") and err.startswith("1 picture is not where embed found them")
+    finally:
+        (workshop / "aside.jpg").rename(workshop / picture)
+    assert json.loads((workshop / "near.json").read_text())[0]["path"] == picture
 
 
 def test_pictures_become_a_table_of_patches(type_in, workshop: Path) -> None:
@@ -302,6 +336,12 @@ def test_evaluations_may_be_one_text(workshop: Path) -> None:
         ("figures pictures model=clip out=pictures", "out=pictures: holds files that are no figures"),
         ("figures pictures/test/images model=clip out=x.parquet layer=4", "there is no layer 4"),
         ("figures pictures/test/images model=clip out=x.parquet size=20", "not tiled by patches of 16"),
+        ("search nowhere.parquet text=a", "nowhere.parquet does not exist"),
+        ("search clip text=a", "clip is no whole Parquet file"),
+        ("search clip/config.json text=a", "clip/config.json is no whole Parquet file"),
+        ("search clip text=a image=b", "give what to look for, either text="),
+        ("search clip text=a k=0", "k=0 should be greater than 0"),
+        ("search clip txt=a", "unknown key txt (did you mean text?)"),
         ("report nowhere", "nowhere"),
     ],
 )

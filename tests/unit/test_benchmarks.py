@@ -18,6 +18,7 @@ SCRIPTS = (
     "input_pipeline",
     "loop_overhead",
     "scenes",
+    "search",
     "ssl_step",
     "vit_forward",
 )
@@ -132,6 +133,18 @@ def test_photographs_are_to_teach_more_than_hand_made_features_know_in_time(scri
     assert not failures({**floors, "dino": good, "dinov2": good})
     low, late = good | {"test": 0.48}, good | {"minutes": 31.0}
     assert failures({**floors, "dino": low, "dinov2": late}) == ["dino: 0.48", "dinov2: 31.0 minutes"]
+
+
+def test_a_search_is_to_be_right_and_its_inverted_file_to_find_most_in_a_fraction_of_the_time(script) -> None:
+    failures = script("search").failures
+    times = {"exact": 2.0, "inverted": 0.02}
+    good = {"exact_largest_difference": 1e-7, "recall_at_10": 0.97, "warm_seconds": times}
+    uniform = good | {"table": "uniform", "recall_at_10": 0.5}
+    assert not failures([good | {"table": "clustered"}, uniform])
+    slow = good | {"table": "clustered", "recall_at_10": 0.89, "warm_seconds": times | {"inverted": 0.5}}
+    assert failures([slow, uniform]) == ["0.89 of the ten nearest", "4.0 times as fast"]
+    wrong = uniform | {"exact_largest_difference": 0.1}
+    assert failures([good | {"table": "clustered"}, wrong]) == ["uniform: exact scores differ by 1.0e-01"]
 
 
 def test_changes_are_told_against_the_base_of_the_same_seed(script) -> None:

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DISTRIBUTIONS = {"PIL": "pillow", "xdist": "pytest-xdist"}  # where the import has another name
+DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "xdist": "pytest-xdist"}  # where the import has another name
 TOOLS = {"mypy", "ruff", "pytest-xdist"}  # used without being imported
 
 

@@ -42,6 +42,7 @@ MAY_IMPORT = {
     ),
 }
 ANYTHING = ("apps", "__init__", "__main__")
+PUBLIC = ("VisionModel", "embed", "evaluate", "list_models", "load", "search", "train")
 
 
 @cache
@@ -151,12 +152,12 @@ def test_start_up_imports_nothing_heavy(module: str) -> None:
 def test_the_public_names_are_listed_and_unknown_ones_refused() -> None:
     import synoptic
 
-    assert {"load", "train", "evaluate", "list_models", "VisionModel"} <= set(dir(synoptic))
+    assert {*PUBLIC} <= set(dir(synoptic))
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         synoptic.lode  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["load", "train", "evaluate", "list_models", "VisionModel"])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_resolves(name: str) -> None:
     import synoptic
 
