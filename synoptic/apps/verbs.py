@@ -97,8 +97,9 @@ class EmbedOptions:
     """Embeddings of pictures as a Parquet table, which the same command brings up to date when pictures come and go.
 
     Attributes:
-        images: a file, a folder (any depth), a glob, or a .txt list: all that the table is to hold. Those that it has
-            already are kept, pictures of other names or contents embedded, those that are not among them dropped.
+        images: a file, a folder (any depth), a glob, or a .txt list: all that the table is to hold. What it has already
+            is kept, by its content where a file has moved; new and changed files are embedded, those that were deleted
+            dropped.
         model: a name from `synoptic models`, a run folder, or a weights file or folder.
         out: the .parquet file.
         tokens: one embedding a picture, or one a patch.
