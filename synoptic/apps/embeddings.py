@@ -18,6 +18,7 @@ from synoptic.apps.parts import parts_of
 from synoptic.apps.reading import Reading
 from synoptic.apps.table import Dtype, Made, Table, Tokens, schema, write_table
 from synoptic.data.inputs import ReadBatch
+from synoptic.data.listing import expand
 from synoptic.files import check_file, write_atomically
 from synoptic.predict import VisionModel, load
 from synoptic.weights.folder import weights_hash
@@ -92,7 +93,7 @@ def embed(
             of pictures that are there and that IMAGES does not name; no pictures, no such model or adaptor, or none of
             the pictures can be read.
     """
-    reading, out = Reading(str(images), progress), Path(out)
+    reading, out = Reading(str(images), progress), expand(out)
     check_file(out)
     if out.suffix.lower() != ".parquet":
         raise ValueError(f"out={out}: embeddings become a Parquet table; give a name that ends in .parquet")
@@ -101,21 +102,19 @@ def embed(
     files = {_text(path): path for path in reading.paths}
     hashes = _hashes(files)
     with parts_of(out, made, anew=overwrite) as parts:
-        before = embedder.fitting(out) if out.exists() and not overwrite else None
-        old = dict(before.pictures()) if before else {}
-
-        done = [key for path in parts.paths() for key in embedder.fitting(path).pictures()]
-        first = planned(hashes, [*old.items(), *done])
+        before = [embedder.fitting(out)] if out.exists() and not overwrite else []
+        old = dict(_keys(before))
         _check_dropped(out, old, hashes)
-        reading.skip(len(first.rows))
-        for batch in reading.batches(vision, [files[path] for path in first.missing]):
+        plan = planned(hashes, _keys([*before, *map(embedder.fitting, parts.paths())]))
+        reading.skip(len(plan.rows))
+        for batch in reading.batches(vision, [files[path] for path in plan.missing]):
             parts.add(embedder.rows(batch, hashes))
         parts.flush()
-        tables = [*([before] if before else []), *map(Table, parts.paths())]
-        last = planned(hashes, (key for table in tables for key in table.pictures()))  # lacks what cannot be read
-        tally = _tally(old, last)
-        if before is None or not tally.is_same:
-            write_atomically(out, lambda file: write_table(file, _chosen(tables, dict(last.rows)), made))
+        tables = [*before, *map(Table, parts.paths())]
+        plan = planned(hashes, _keys(tables))  # what it lacks cannot be read
+        tally = _tally(old, plan)
+        if not before or not tally.is_same:
+            write_atomically(out, lambda file: write_table(file, _chosen(tables, dict(plan.rows)), made))
         parts.clear()
     return tally
 
@@ -229,6 +228,10 @@ def planned(hashes: Mapping[str, str], known: Iterable[Key]) -> Plan:
     return Plan(rows, missing)
 
 
+def _keys(tables: Iterable[Table]) -> Iterator[Key]:
+    return (key for table in tables for key in table.pictures())
+
+
 def _tally(old: Mapping[str, str], plan: Plan) -> Tally:
     kept = changed = renamed = 0
     for key, path in plan.rows.items():
@@ -268,8 +271,12 @@ def _chosen(tables: Iterable[Table], rows: dict[Key, str]) -> Iterator[pa.Record
 
 def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
     """Path -> content hash, empty where a file cannot be read."""
+    places = list(files.values())
+    hashes: list[str] = []
     with ThreadPoolExecutor(_HASHING) as pool:
-        return dict(zip(files, pool.map(_content_hash, files.values()), strict=True))
+        for start in range(0, len(places), 1000):  # a pool holds something of every file that waits
+            hashes.extend(pool.map(_content_hash, places[start : start + 1000]))
+    return dict(zip(files, hashes, strict=True))
 
 
 def _content_hash(path: Path) -> str:
