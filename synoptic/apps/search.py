@@ -57,7 +57,7 @@ def search(
     """The pictures nearest to a text or a picture; a picture that is in the table finds itself first.
 
     Below a million rows all are looked at. A larger table gets an inverted file beside it (`.ivf`), made at the first
-    search and whenever the table has changed, with which 98 % of the ten nearest pictures to a picture are found.
+    search and whenever the table has changed, with which about 98 % of the ten nearest pictures to a picture are found.
 
     Args:
         index: the `.parquet` file that `embed` has written.

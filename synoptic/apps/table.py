@@ -122,7 +122,7 @@ class Table:
         """
         of, hashed = self.model
         if self.rows and hashed != weights:
-            random = " (a built-in name stands for other random weights each time)" if of in NAMES else ""
+            random = " (a built-in name stands for other random weights each time)" if self.made.model in NAMES else ""
             raise ValueError(
                 f"{self.path} holds embeddings of {of} with the weights {hashed}, and {name} has {weights}{random}; "
                 f"{mend}"
