@@ -4,10 +4,10 @@
 
 Two tables: `clustered`, 2,000 groups of uneven size that vary in 32 directions of their own world, as embeddings of
 photographs do; and `uniform` on the sphere, which has no neighbourhoods and is the hardest that there is. Each is asked
-within a process (`warm`), row by row (`exact`) and by the inverted file; the clustered one by the command, too: a process
-a query, the files' pages dropped from memory before. The start of the command is told apart, as what it takes over ten
-rows; memory is the largest resident set, files that are mapped included. Queries come from the same source as the rows
-and are none of them.
+within a process (`warm`), row by row (`exact`) and by the inverted file; the clustered one by the command, too: a
+process a query, the files' pages dropped from memory before. The start of the command is told apart, as what it takes
+over ten rows; memory is the largest resident set, files that are mapped included. Queries come from the same source as
+the rows and are none of them.
 
 The claim: exact answers are those of a product with all rows; the inverted file finds at least 0.9 of the ten nearest
 of the clustered table (it is made for 0.98) in a tenth of the time that looking at every row takes, warm.
