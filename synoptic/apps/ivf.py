@@ -54,7 +54,7 @@ class InvertedFile:
             self._vectors = self._file.get_slice("vectors")
             self._check(table)
         except (OSError, SafetensorError, KeyError) as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(str(error)) from None
 
     @property
     def lists(self) -> int:
@@ -100,6 +100,15 @@ def build(path: Path, table: Table, progress: Callable[[int, int], None] | None 
         OSError: the file cannot be written.
     """
     tell: Tell = (lambda done: progress(done, 3 * table.rows)) if progress else (lambda done: None)
+    work = path.with_name(f".{path.name}.work")
+    with sole_writer(work):
+        try:
+            _build(path, table, tell)
+        finally:
+            shutil.rmtree(work)
+
+
+def _build(path: Path, table: Table, tell: Tell) -> None:
     sample, queries = _samples(table, tell)
     centroids = _centroids(sample)
     del sample
@@ -116,12 +125,7 @@ def build(path: Path, table: Table, progress: Callable[[int, int], None] | None 
         start = _write_head(file, small, ("vectors", table.dtype, [table.rows, table.width]), facts)
         _write_vectors(file, start, table, where, tell)
 
-    work = path.with_name(f".{path.name}.work")
-    with sole_writer(work):
-        try:
-            write_atomically(path, write)
-        finally:
-            shutil.rmtree(work)
+    write_atomically(path, write)
 
 
 def _samples(table: Table, tell: Tell) -> tuple[np.ndarray, np.ndarray]:

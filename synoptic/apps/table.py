@@ -143,7 +143,7 @@ class Table:
         """All embeddings in order, a block at a time: its first row, and (n, C) float32.
 
         Raises:
-            ValueError: an embedding is missing, or the file is damaged.
+            ValueError: an embedding is missing or not finite, or the file is damaged.
         """
         start = 0
         for batch in self._batches(["embedding"], block_rows(self.width, self.dtype)):
@@ -151,6 +151,10 @@ class Table:
             if column.null_count:
                 raise ValueError(f"{self.path} has rows without an embedding; {_MEND}")
             block = column.flatten().to_numpy().reshape(-1, self.width)
+            if not np.isfinite(block.sum(dtype=np.float32)):
+                raise ValueError(
+                    f"{self.path} holds embeddings that are no finite numbers: the model that made it fails"
+                )
             yield start, block.astype(np.float32, copy=False)
             start += len(block)
 

@@ -113,6 +113,14 @@ def test_a_query_of_another_width_is_refused(tmp_path: Path) -> None:
         Index(tmp_path / "t.parquet").search(np.ones(4, np.float32))
 
 
+def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path, small_blocks: None) -> None:
+    vectors = grouped(300)
+    vectors[250, 3] = np.nan
+    made(tmp_path / "t.parquet", vectors)
+    with pytest.raises(ValueError, match=r"t\.parquet holds embeddings that are no finite numbers"):
+        Index(tmp_path / "t.parquet").search(vectors[0])
+
+
 @pytest.fixture
 def large(tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A table of 3,000 rows, which is called large."""
