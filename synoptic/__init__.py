@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from synoptic.apps.embeddings import embed
     from synoptic.apps.search import search
+    from synoptic.judging import evaluate
     from synoptic.predict import VisionModel, load
-    from synoptic.run import evaluate, train
+    from synoptic.run import train
     from synoptic.weights.zoo import list_models
 
 __all__ = ["VisionModel", "embed", "evaluate", "list_models", "load", "search", "train"]
@@ -27,7 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "VisionModel": "synoptic.predict",
     "embed": "synoptic.apps.embeddings",
-    "evaluate": "synoptic.run",
+    "evaluate": "synoptic.judging",
     "list_models": "synoptic.weights.zoo",
     "load": "synoptic.predict",
     "search": "synoptic.apps.search",

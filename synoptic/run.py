@@ -30,16 +30,14 @@ from synoptic.data.sources import Source, open_source, share_errors
 from synoptic.engine import checkpoint, distributed, loop
 from synoptic.engine.stopping import Worsened
 from synoptic.evaluation.captions import CaptionRetrieval
-from synoptic.evaluation.protocols import build_evaluators, judged_part, named
 from synoptic.evaluation.recognition import KNN
 from synoptic.evaluation.spread import RankMe
-from synoptic.files import LOCK, check_file, is_ours, sole_writer, write_text
+from synoptic.files import LOCK, is_ours, sole_writer, write_text
 from synoptic.machine import cores, memory, peak_memory, processor
 from synoptic.methods import get_method
 from synoptic.methods.base import Collapsed, Method, Task
-from synoptic.predict import VisionModel, load
+from synoptic.predict import VisionModel
 from synoptic.types import Evaluator, Group, Preprocess, present
-from synoptic.weights import zoo
 from synoptic.weights.folder import CONFIG, is_weights_folder, save_folder
 
 log = logging.getLogger(__name__)
@@ -261,48 +259,6 @@ def _loader(task: Task, config: TrainConfig, source: Source, part: tuple[int, in
     are."""
     longest = int(LONGEST * task.reads)
     return Loader(source, config.batch, config.seed, longest, config.loader, config.device, part, config.bands)
-
-
-def evaluate(
-    model: str | Path | VisionModel,
-    on: Iterable[str] | str,
-    data: str,
-    out: Path | str | None = None,
-    adaptor: str | None = None,
-    images: str | None = None,
-) -> dict[str, float]:
-    """Scores of a model on the test part of a data set, or for want of one on what `judged_part` says (with a warning).
-
-    Args:
-        model: a MODEL or one that is loaded.
-        on: names of evaluations (knn, linear, logistic, retrieval, zeroshot, segmentation, attention), or one text with
-            commas between them.
-        data: a data set with labels, words or masks, as the evaluations need.
-        out: JSON file for the scores, which also names the part that was judged and the adaptor.
-        adaptor: the teacher in whose space a student is judged, needed for `zeroshot` where several know words; None
-            takes the model's own space.
-        images: the folder that the names in a captions file are relative to.
-    Raises:
-        ValueError: for an unknown evaluation or adaptor, and for data that lack what an evaluation needs.
-    """
-    file = expand(out) if out is not None else None
-    if file is not None:
-        check_file(file)
-    vision = model if isinstance(model, VisionModel) else load(model)
-    if adaptor is not None and adaptor not in vision.adaptors:
-        has = f"choose from {', '.join(vision.adaptors)}" if vision.adaptors else f"{vision.name} has none"
-        raise ValueError(f"adaptor={adaptor}: no such adaptor; {has}")
-    share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
-    wanted = named(on)
-    part = judged_part(data, share, wanted)
-    # All are built first: mistakes show at once.
-    evaluators = build_evaluators(wanted, data, part, adaptor=adaptor, validation=share, images=images)
-    answers = [evaluator.run(vision) for evaluator in evaluators]
-    scores = {name: score for answer in answers for name, score in answer}
-    if file is not None:
-        facts = {"model": vision.name, "data": data, "part": part, "adaptor": adaptor}
-        write_text(file, json.dumps(facts | scores, indent=2) + "\n")
-    return scores
 
 
 def _resolve(recipe: Method, config: Any) -> tuple[Source, Any]:

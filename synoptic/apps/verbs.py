@@ -254,6 +254,9 @@ class EvaluateOptions:
             judges those without parts whole.
         images: the folder that the names in a captions file are relative to.
         adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
+        labels: for zeroshot, a .csv or .txt file with a line a class: the name of its folder, then its prompts with
+            commas between them; None asks by the names of the folders.
+        templates: for zeroshot, sentences as `synoptic classify` takes them; None takes five of this library's.
         out: JSON file for the scores.
         load: what a weights file of other makers does not say itself.
     """
@@ -263,13 +266,16 @@ class EvaluateOptions:
     data: str
     images: str | None = None
     adaptor: str | None = None
+    labels: str | None = None
+    templates: tuple[str, ...] | None = None
     out: str | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
 
 
 def evaluate(options: EvaluateOptions) -> None:
     """Scores of a model on a data set."""
-    from synoptic.run import evaluate
+    from synoptic.apps.labelling import typed_templates
+    from synoptic.judging import evaluate
 
     scores = evaluate(
         _model(options.model, options.load),
@@ -278,6 +284,8 @@ def evaluate(options: EvaluateOptions) -> None:
         _file(options.out),
         options.adaptor,
         options.images,
+        _file(options.labels),
+        None if options.templates is None else typed_templates(options.templates),
     )
     _print_rows(*_scored(scores))
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from synoptic.data.prompts import Templates, class_prompts
 from synoptic.data.sources import Source, open_source, parts_of
 from synoptic.data.words import sentence, with_article
 from synoptic.evaluation.attention import AttentionOverlap
@@ -32,7 +35,42 @@ TEMPLATES = ("a photo of {}.", "a picture of {}.", "a close-up photo of {}.", "a
 SCENE_TEMPLATES = ("{}", "a picture of {}", "a photo of {}", "there is {}")  # as their captions speak
 
 
-def zeroshot(source: Source, adaptor: str | None = None) -> ZeroShot:
+@dataclass(frozen=True)
+class Wording:
+    """How zero-shot classification asks for the classes of pictures.
+
+    Attributes:
+        labels: a class file (see `class_prompts`), its names those of the class folders; None takes these names.
+        templates: see `class_prompts`; None takes this library's own.
+    """
+
+    labels: str | Path | None = None
+    templates: Templates | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it says anything."""
+        return self.labels is not None or self.templates is not None
+
+    def prompts(self, source: Source) -> list[list[str]]:
+        """What is said of each class of a source.
+
+        Raises:
+            ValueError: the class file names other classes, and see `class_prompts`.
+        """
+        if self.labels is None:
+            names = class_names(source)
+            if self.templates is None:
+                return prompts(names, TEMPLATES)
+            return list(class_prompts(names, self.templates).values())
+        told = class_prompts(self.labels, TEMPLATES if self.templates is None else self.templates)
+        lacking = next((name for name in source.classes if name not in told), None)
+        if lacking is not None:
+            raise ValueError(f"labels={self.labels}: has no line for {lacking!r}, which is a class of {source.root}")
+        return [told[name] for name in source.classes]
+
+
+def zeroshot(source: Source, adaptor: str | None = None, wording: Wording = Wording()) -> ZeroShot:
     """Zero-shot classification of pictures in class folders, whose names are the prompts.
 
     Scenes of one object are asked about the pairs of colour and shape that their training pictures show, and apart
@@ -41,15 +79,18 @@ def zeroshot(source: Source, adaptor: str | None = None) -> ZeroShot:
     Args:
         source: the pictures.
         adaptor: see ZeroShot.
+        wording: how classes are asked for.
     Raises:
         ValueError: for pictures without labels.
     """
     if is_scenes(source):
+        if wording.is_given:
+            raise ValueError(f"{source.root}: scenes are asked for in words of their own; leave labels, templates out")
         shown = pairs(source)
         return ZeroShot(source, shown.labels, prompts(shown.names, SCENE_TEMPLATES), adaptor, shown.seen)
     if source.labels is None:
         raise ValueError(f"{source.root} has no labels: put its pictures into folders named after their classes")
-    return ZeroShot(source, source.labels, prompts(class_names(source), TEMPLATES), adaptor)
+    return ZeroShot(source, source.labels, wording.prompts(source), adaptor)
 
 
 def class_names(source: Source) -> tuple[str, ...]:
@@ -161,6 +202,7 @@ def build_evaluators(
     adaptor: str | None = None,
     validation: float | None = None,
     images: str | None = None,
+    wording: Wording = Wording(),
 ) -> list[Evaluator[EncodesText]]:
     """Evaluations of a data set; those that read a vector of each picture are joined to one, which looks at each once.
 
@@ -173,6 +215,7 @@ def build_evaluators(
         validation: share of the training pictures set apart where the data have no validation part; that of the
             model's run keeps the pictures that it was trained on out of the judged ones.
         images: the folder that the names in a captions file are relative to.
+        wording: how zero-shot classification asks.
     Raises:
         ValueError: for an unknown name, and for data that lack what an evaluation needs.
     """
@@ -181,7 +224,8 @@ def build_evaluators(
     share = SET_APART if validation is None else validation
     judged = open_source(data, part, validation=share, images=images)
     train = judged if LEARN.isdisjoint(wanted) else open_source(data, "train", validation=share, images=images)
-    evaluators = [each for name in wanted for each in EVALUATIONS[name](train, judged, adaptor)]
+    ways = {**EVALUATIONS, "zeroshot": lambda train, judged, adaptor: [zeroshot(judged, adaptor, wording)]}
+    evaluators = [each for name in wanted for each in ways[name](train, judged, adaptor)]
     recognisers = [each for each in evaluators if isinstance(each, Recogniser)]
     if len(recognisers) < 2:
         return evaluators

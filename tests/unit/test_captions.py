@@ -21,12 +21,12 @@ from synoptic.evaluation.captions import CaptionRetrieval, Retrieved
 from synoptic.evaluation.intervals import interval
 from synoptic.evaluation.protocols import build_evaluator, retrieval
 from synoptic.evaluation.retrieval import Retrieval
+from synoptic.judging import evaluate
 from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.predict import VisionModel
-from synoptic.run import evaluate
 from synoptic.types import Features, Preprocess
 
 IMAGE = ViTConfig(patch_size=4, width=12, depth=1, heads=3, image_size=8)

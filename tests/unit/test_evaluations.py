@@ -15,9 +15,9 @@ from synoptic.data.sources import Source, open_source
 from synoptic.evaluation import linear
 from synoptic.evaluation.features import RawPixels, Space, embed
 from synoptic.evaluation.protocols import build_evaluator, build_evaluators
+from synoptic.judging import evaluate
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
-from synoptic.run import evaluate
 from synoptic.types import Features, Preprocess
 
 RECOGNISERS = ("knn", "linear", "logistic", "retrieval")

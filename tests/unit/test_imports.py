@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "engine": ("machine", "types", "config", "files", "methods.base"),
     "engine.distributed": ("types", "children", "machine", "methods.base"),
     "evaluation": ("types", "data", "zeroshot"),
+    "judging": ("files", "data", "evaluation", "predict", "weights"),
     "run": (
         *("types", "files", "machine", "config", "losses", "models"),
         *("data", "weights", "predict", "methods", "engine", "evaluation"),

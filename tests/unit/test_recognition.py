@@ -31,12 +31,12 @@ from synoptic.evaluation.protocols import (
 )
 from synoptic.evaluation.recognition import KNN, Neighbours, ZeroShot, nearest, vote
 from synoptic.evaluation.scenes import pairs, seen_pairs
+from synoptic.judging import evaluate
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
-from synoptic.run import evaluate
 from synoptic.types import Features, Preprocess
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (20, 40, 210)}
