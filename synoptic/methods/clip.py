@@ -67,7 +67,8 @@ class ClipTrainConfig(TrainConfig):
     """Contrastive training on captioned pictures.
 
     Attributes:
-        init: a MODEL to go on with: a CLIP or SigLIP with its words, or of any other model the picture encoder alone.
+        init: a MODEL to go on with: a CLIP or SigLIP with its words, or of any other model the picture encoder alone;
+            None begins with random weights.
         load: what the file in `init` does not say itself.
         towers: "clip" has a text encoder that is read at a text's end; "siglip" one that sees whole texts, and a
             picture encoder that pools by attention; None takes those of `init`, or CLIP's.
@@ -85,7 +86,8 @@ class ClipTrainConfig(TrainConfig):
             which small batches bear better; None takes that of the towers.
         gathering: how processes share what the loss of CLIP compares: "local" compares the own pairs with all, "whole"
             all with all in each process, "detached" as well, and sends no gradients around.
-        teacher: a CLIP that knows words, whose choices among the captions and pictures of a batch are learned as well.
+        teacher: a CLIP that knows words, whose choices among the captions and pictures of a batch are learned as well;
+            None learns from the captions alone.
         distillation: weight of that beside the loss of the captions.
     """
 

@@ -50,7 +50,7 @@ class DinoConfig(TrainConfig):
     `accumulate` cuts it; batch norm also over the part of each of several processes.
 
     Attributes:
-        init: a MODEL whose weights the backbone begins with, in place of random ones of the architecture `model`. The
+        init: a MODEL whose weights the backbone begins with; None draws random ones of the architecture `model`. The
             head is new: it learns alone at first, since what it asks of the backbone then is noise. What `model` names
             is then this model, whose mean and deviation of the bands are kept, too.
         load: what the file in `init` does not say itself.
