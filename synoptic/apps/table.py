@@ -56,7 +56,7 @@ class Table:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
+            self._file = pq.ParquetFile(path, pre_buffer=False)  # which would read all row groups ahead
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; `synoptic embed` writes such a table") from None
         except (OSError, pa.ArrowException) as error:
