@@ -38,7 +38,7 @@ WAYS = ("image_to_text_r10", "text_to_image_r10")
 def trained(run: Path, keys: Mapping[str, Any]) -> Path:
     """A run of CLIP, which is trained unless that was done before."""
     if not (run / "weights").is_dir():
-        common.synoptic("train clip", {**keys, "out": run, "device": "cpu", "threads": os.cpu_count()})
+        common.synoptic("train clip", {**keys, "out": run, "device": "cpu"})
     return run
 
 
