@@ -59,7 +59,7 @@ class Table:
             self._file = pq.ParquetFile(path, pre_buffer=False)  # which would read all row groups ahead
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; `synoptic embed` writes such a table") from None
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise ValueError(f"{path} is no whole Parquet file ({_line(error)}); {_MEND}") from None
         self._check_columns()
 
@@ -148,9 +148,10 @@ class Table:
         start = 0
         for batch in self._batches(["embedding"], block_rows(self.width, self.dtype)):
             column = batch.column(0)
-            if column.null_count:
-                raise ValueError(f"{self.path} has rows without an embedding; {_MEND}")
-            block = column.flatten().to_numpy().reshape(-1, self.width)
+            numbers = column.flatten()
+            if column.null_count or numbers.null_count:
+                raise ValueError(f"{self.path} has rows without an embedding, or with a part of one; {_MEND}")
+            block = numbers.to_numpy().reshape(-1, self.width)
             if not np.isfinite(block.sum(dtype=np.float32)):
                 raise ValueError(
                     f"{self.path} holds embeddings that are no finite numbers: the model that made it fails"
@@ -191,7 +192,10 @@ class Table:
 
     def _read(self, read: Any) -> Any:
         try:
-            return read()
+            rows = read()
+            if rows is not None:
+                rows.validate(full=True)  # texts may be no UTF-8
+            return rows
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{self.path}: is damaged ({_line(error)}); {_MEND}") from None
 

@@ -371,9 +371,26 @@ def several(path: Path) -> None:
     pq.write_table(read.set_column(read.schema.get_field_index("weights_hash"), "weights_hash", hashes), path)
 
 
+def no_text(path: Path) -> None:
+    """The path of a picture is no UTF-8."""
+    content = path.read_bytes()
+    name = pq.read_table(path)["path"][0].as_py().encode()
+    path.write_bytes(content.replace(name, b"\xff" + name[1:]))
+
+
+def without_a_number(path: Path) -> None:
+    read = pq.read_table(path)
+    column = read["embedding"].combine_chunks()
+    numbers = [None, *column.flatten().to_pylist()[1:]]
+    holed = pa.FixedSizeListArray.from_arrays(pa.array(numbers, pa.float32()), column.type.list_size)
+    pq.write_table(read.set_column(read.schema.get_field_index("embedding"), "embedding", holed), path)
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
+        (no_text, r"e\.parquet: is damaged \(.*UTF"),
+        (without_a_number, r"e\.parquet has rows without an embedding, or with a part of one"),
         (lambda path: path.unlink(), r"e\.parquet does not exist; `synoptic embed` writes such a table"),
         (lambda path: path.write_bytes(b"PAR1"), r"e\.parquet is no whole Parquet file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-50]), r"e\.parquet is no whole Parquet file"),
