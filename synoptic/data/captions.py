@@ -55,6 +55,8 @@ def described(path: Path, images: Path | None = None) -> Described:
         raise ValueError(f"images={missing(images)}")
     is_table = path.suffix.lower() in TABLES
     named = _without_empty(_by_place(read_table(path)), path) if is_table else read_coco(path)
+    if impossible := next((name for name in named if "\0" in name), None):
+        raise ValueError(f"{path}: names the picture {impossible!r}, and no file's name has a null byte; mend that row")
     root = images or (path.parent if is_table else path.parent / "images")
     if not os.path.isdir(root):
         raise ValueError(f"{path} describes pictures in {root}, which is not there; images=DIR says where they lie")
@@ -95,7 +97,7 @@ def read_coco(path: Path) -> dict[str, tuple[str, ...]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     try:
-        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        names = {image["id"]: _inside(str(image["file_name"]), path) for image in content["images"]}
         notes = [(names.get(note["image_id"]), note.get("caption")) for note in content.get("annotations", ())]
     except (KeyError, TypeError, AttributeError):
         form = "images (id, file_name) and annotations (image_id, caption), as COCO's have"
@@ -108,7 +110,7 @@ def read_coco(path: Path) -> dict[str, tuple[str, ...]]:
             captions[name].append(caption)
     if strays := sum(name is None for name, _ in notes):
         tell_once(f"{path}: {strays} annotations belong to pictures that it does not list")
-    return {_inside(name, path): texts for name, texts in _without_empty(captions, path).items()}
+    return _without_empty(captions, path)
 
 
 def _by_place(rows: Iterable[tuple[str, Sequence[object]]]) -> dict[str, list[object]]:

@@ -109,8 +109,9 @@ def _parquet_rows(path: Path) -> list[Row]:
             if not _holds_text(getattr(captions.type, "value_type", captions.type)):
                 raise ValueError(f"{path}: column {captions.name} holds {captions.type}, and should hold texts")
             table = file.read(columns=[paths.name, captions.name])
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet table: {error}") from None
+            table.validate(full=True)  # texts may be no UTF-8
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is no Parquet table, or damaged: {' '.join(str(error).split())}") from None
     rows = zip(table[paths.name].to_pylist(), table[captions.name].to_pylist(), strict=True)
     found: list[Row] = [(name, texts if isinstance(texts, list) else (texts,)) for name, texts in rows]
     if lacking := sum(not name for name, _ in found):

@@ -205,6 +205,24 @@ def test_half_a_character_does_not_reach_a_tokenizer(folder):
     assert opened(path).captions == [("a ?",)]
 
 
+def test_a_name_that_no_file_can_have_is_told(folder):
+    message = "c.*: names the picture 'b\\\\x00.png', and no file's name has a null byte"
+    for path in (
+        written(folder / "c.csv", "path,caption\n1.png,a dog\nb\0.png,a cat\n"),
+        parquet(folder / "c.parquet", path=["1.png", "b\0.png"], text=["a dog", "a cat"]),
+        written(folder / "c.json", json.dumps({"images": [{"id": 1, "file_name": "b\0.png"}]})),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened(path, folder / "images")
+
+
+def test_a_picture_may_be_spelled_in_two_ways_in_a_json(folder):
+    images = [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": "./1.png"}]
+    notes = [{"image_id": number, "caption": text} for number, text in ((1, "a dog"), (2, "a cat"))]
+    path = written(folder / "c.json", json.dumps({"images": images, "annotations": notes}))
+    assert opened(path, folder / "images").captions == [("a dog", "a cat")]
+
+
 # --- tables that are none
 
 
@@ -242,6 +260,16 @@ def test_what_is_no_table(folder, name, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         opened(path, folder / "images")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_parquet_that_is_damaged(folder):
+    path = parquet(folder / "c.parquet", path=["1.png"] * 50, text=["a dog"] * 50)
+    content = bytearray(path.read_bytes())
+    content[4:80] = bytes(byte ^ 0x55 for byte in content[4:80])
+    for damaged in (bytes(content), path.read_bytes().replace(b"a dog", b"a \xffog")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"c\.parquet is no Parquet table, or damaged: "):
+            opened(path, folder / "images")
 
 
 @pytest.mark.parametrize(
