@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from synoptic.data.listing import expand
@@ -48,7 +48,9 @@ IMAGENET = (
 SETS: Mapping[str, Sequence[str]] = {"7": SIMPLE, "80": IMAGENET}
 
 
-def class_prompts(labels: Labels, templates: Templates = ("a {}",)) -> dict[str, list[str]]:
+def class_prompts(
+    labels: Labels, templates: Templates = ("a {}",), spoken: Callable[[str], str] = str
+) -> dict[str, list[str]]:
     """What is said of each class.
 
     Args:
@@ -56,6 +58,7 @@ def class_prompts(labels: Labels, templates: Templates = ("a {}",)) -> dict[str,
             class, its name and then its prompts with commas between them, in quotes where they hold commas.
         templates: sentences in which `{}` stands for a label, and "a {}" for one after "a" or "an"; "7" or "80" takes
             that many as they are published, with an "a" before any label; or a file with one a line.
+        spoken: what stands in the templates for a label; by default itself.
     Returns:
         Class -> at least one prompt, in the order given.
     Raises:
@@ -64,9 +67,13 @@ def class_prompts(labels: Labels, templates: Templates = ("a {}",)) -> dict[str,
     """
     given = _given(labels)
     sentences = read_templates(templates)
-    if isinstance(templates, str) and templates in SETS:  # published scores were found with "a photo of a orange."
-        return {name: list(own) or [each.replace("{}", name) for each in sentences] for name, own in given.items()}
-    return {name: list(own) or [sentence(each, name) for each in sentences] for name, own in given.items()}
+    published = isinstance(templates, str) and templates in SETS  # scores were found with "a photo of a orange."
+
+    def said(name: str) -> list[str]:
+        words = spoken(name)
+        return [each.replace("{}", words) if published else sentence(each, words) for each in sentences]
+
+    return {name: list(own) or said(name) for name, own in given.items()}
 
 
 def read_templates(templates: Templates) -> tuple[str, ...]:

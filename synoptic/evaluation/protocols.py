@@ -40,7 +40,8 @@ class Wording:
     """How zero-shot classification asks for the classes of pictures.
 
     Attributes:
-        labels: a class file (see `class_prompts`), its names those of the class folders; None takes these names.
+        labels: a class file (see `class_prompts`), its names those of the class folders, which in templates have spaces
+            for their underscores; None takes these names.
         templates: see `class_prompts`; None takes this library's own.
     """
 
@@ -63,7 +64,7 @@ class Wording:
             if self.templates is None:
                 return prompts(names, TEMPLATES)
             return list(class_prompts(names, self.templates).values())
-        told = class_prompts(self.labels, TEMPLATES if self.templates is None else self.templates)
+        told = class_prompts(self.labels, TEMPLATES if self.templates is None else self.templates, _spoken)
         lacking = next((name for name in source.classes if name not in told), None)
         if lacking is not None:
             raise ValueError(f"labels={self.labels}: has no line for {lacking!r}, which is a class of {source.root}")
@@ -95,7 +96,12 @@ def zeroshot(source: Source, adaptor: str | None = None, wording: Wording = Word
 
 def class_names(source: Source) -> tuple[str, ...]:
     """The classes that `zeroshot` asks about, in words."""
-    return pairs(source).names if is_scenes(source) else tuple(name.replace("_", " ") for name in source.classes)
+    return pairs(source).names if is_scenes(source) else tuple(map(_spoken, source.classes))
+
+
+def _spoken(folder: str) -> str:
+    """The name of a class folder in words."""
+    return folder.replace("_", " ")
 
 
 def retrieval(source: Source, adaptor: str | None = None) -> Built:

@@ -40,10 +40,12 @@ def test_published_templates_are_taken_as_they_are(source: Source) -> None:
 
 
 def test_a_class_file_is_matched_by_the_names_of_the_folders(source: Source, tmp_path: Path) -> None:
-    """Whatever the order of its lines; a class without prompts takes the templates."""
+    """Whatever the order of its lines; a class without prompts takes the templates, with spaces in its name."""
     file = file_of(tmp_path, "n01,a tench,a fish\nfire_truck\nother,nothing\n")
     prompts = zeroshot(source, wording=Wording(file, ["a {}"])).prompts
-    assert source.classes == ("fire_truck", "n01") and prompts == [["a fire_truck"], ["a tench", "a fish"]]
+    assert source.classes == ("fire_truck", "n01") and prompts == [["a fire truck"], ["a tench", "a fish"]]
+    published = zeroshot(source, wording=Wording(file, "7")).prompts
+    assert published[0][0] == "itap of a fire truck."
 
 
 def test_a_class_that_the_file_lacks_is_named(source: Source, tmp_path: Path) -> None:
