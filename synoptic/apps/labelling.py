@@ -49,13 +49,16 @@ def classify(
         path -> [{"label", "score"}, ...] with the highest score first; and how many pictures could not be read, which
         are named in the log and left out.
     Raises:
-        ValueError: no pictures, no such model, see `VisionModel.zero_shot_head`, or none of the pictures can be read.
+        ValueError: no pictures, no such model, `out` has another ending, see `VisionModel.zero_shot_head`, or none of
+            the pictures can be read.
     """
     classes, sentences = typed_labels(labels), typed_templates(templates)
     class_prompts(classes, sentences)  # mistakes in what was typed show before a model is loaded
     reading = Reading(images, progress)
     if out is not None:
         check_file(out)
+        if out.suffix.lower() not in _WRITERS:
+            raise ValueError(f"out={out}: give a name that ends in {' or '.join(_WRITERS)}")
     vision = model if isinstance(model, VisionModel) else load(model)
     head = vision.zero_shot_head(classes, sentences, adaptor, preparing)
     if out is None:
@@ -67,8 +70,7 @@ def classify(
             told[path] = answers[: k or 1]
             yield path, answers
 
-    write = _write_csv if out.suffix.lower() == ".csv" else _write_json
-    write_atomically(out, lambda file: write(file, ranked()))
+    write_atomically(out, lambda file: _WRITERS[out.suffix.lower()](file, ranked()))
     return told, reading.left_out
 
 
@@ -111,6 +113,9 @@ def _write_csv(file: IO[bytes], ranked: Iterable[tuple[str, Answers]]) -> None:
     file.write(_csv([["picture", "label", "score"]]))
     for path, answers in ranked:
         file.write(_csv([path, answer["label"], answer["score"]] for answer in answers))
+
+
+_WRITERS = {".json": _write_json, ".csv": _write_csv}
 
 
 def _csv(rows: Iterable[Sequence[Any]]) -> bytes:

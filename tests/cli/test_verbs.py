@@ -319,6 +319,7 @@ def test_evaluations_may_be_one_text(workshop: Path) -> None:
         ("classify pictures model=clip labels=", 'labels: there are none; give classes in words, such as "cat,dog"'),
         ("classify pictures model=clip labels=a,b templates=photo", "templates: 'photo' has no {}; give sentences"),
         ("classify pictures model=clip labels=a,b templates=81", "templates: '81' has no {}; give sentences"),
+        ("classify pictures model=clip labels=a,b out=a.tsv", "out=a.tsv: give a name that ends in .json or .csv"),
         ("classify pictures model=clip labels=a", "labels: 'a' alone leaves nothing to choose"),
         ("classify pictures model=clip labels=a,b,a", "labels: 'a' is there 2 times"),
         ("classify pictures model=clip labels=a,b templates=none.txt", "templates=none.txt: is no file"),
