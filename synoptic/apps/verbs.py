@@ -378,7 +378,8 @@ class PackOptions:
         data: anything that trains: a folder, a captions file, shards, several of them comma-separated.
         out: the shards, such as `x-{000..009}.tar`; the same command goes on where it was stopped.
         images: the folder that the names in a captions file are relative to.
-        split: the part that is packed: all but the test part, or train, validation or test alone.
+        split: the part that is packed: all but the test part, or train, validation or test alone. Where there is no
+            validation part, a tenth of the training pictures is, as in training.
         seed: decides the order.
         overwrite: replaces other files of these names.
     """
@@ -399,6 +400,9 @@ def pack(options: PackOptions) -> None:
     source = open_source(options.data, options.split, images=options.images)
     if options.split == "all" and "test" in parts_of(options.data):
         print("the test part is left out: split=test packs it", file=sys.stderr)
+    if options.split in ("train", "validation") and "validation" not in parts_of(options.data):
+        told = "data has no validation part, so a tenth of its training pictures is set apart for one"
+        print(f"{told}, as training does: split=all packs both", file=sys.stderr)
     with _bar("packing") as advance:
         shards = pack(source, options.out, options.seed, options.overwrite, progress=advance)
     last = f" to {shards[-1].name}, {len(shards)} shards" if len(shards) > 1 else ""

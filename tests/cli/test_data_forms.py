@@ -92,6 +92,9 @@ def test_classes_in_shards_are_judged_by_and_shown(
     assert typed("pack single out=packed/train/{0..1}.tar") == 0
     assert "the test part is left out: split=test packs it" in capsys.readouterr().err
     assert typed("pack single split=test out=packed/test/0.tar") == 0
+    assert capsys.readouterr().err == ""
+    assert typed("pack single split=train out=packed-part.tar") == 0
+    assert "a tenth of its training pictures is set apart" in capsys.readouterr().err
     assert typed(f"{DINO} data=packed out=runs/dino") == 0
     capsys.readouterr()
     scores = []
