@@ -115,7 +115,12 @@ def _given(labels: Labels) -> Mapping[str, Sequence[str]]:
             form = 'give a list such as ["cat", "dog"], or a class file with a line a class'
             raise ValueError(f"labels={labels}: is no file; {form}")
         return _checked(_read_classes(path), f"labels={labels}")
-    pairs = labels.items() if isinstance(labels, Mapping) else ((label, ()) for label in labels)
+    pairs = list(labels.items() if isinstance(labels, Mapping) else ((label, ()) for label in labels))
+    for name, own in pairs:
+        if not isinstance(name, str):
+            raise ValueError(f'labels: {name!r} is no text; give classes in words, such as ["cat", "dog"]')
+        if isinstance(own, str) or not all(isinstance(text, str) for text in own):
+            raise ValueError(f'labels: the prompts of {name!r} should be a list of texts, such as ["a {name}"]')
     return _checked([(name.strip(), tuple(own)) for name, own in pairs], "labels")
 
 

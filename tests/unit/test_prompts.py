@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,19 @@ def test_a_class_file_has_prompts_of_its_own_or_takes_the_templates(tmp_path: Pa
     }
     assert class_prompts(str(file), ["the {}"]) == class_prompts(file, ["the {}"])
     assert class_prompts({"cat": ["kitten"], "dog": []}, ["the {}"]) == {"cat": ["kitten"], "dog": ["the dog"]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", 3], "labels: 3 is no text; give classes in words"),
+        ({"cat": ["a cat"], "dog": "puppy"}, r"labels: the prompts of 'dog' should be a list of texts, such as \["),
+        ({"cat": ["a cat"], "dog": [None]}, "labels: the prompts of 'dog' should be a list of texts"),
+    ],
+)
+def test_labels_and_prompts_are_texts(labels: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        class_prompts(labels)
 
 
 def test_templates_come_from_a_file_too(tmp_path: Path):
