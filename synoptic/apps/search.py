@@ -58,6 +58,7 @@ def search(
 
     Below a million rows all are looked at. A larger table gets an inverted file beside it (`.ivf`), made at the first
     search and whenever the table has changed, with which about 98 % of the ten nearest pictures to a picture are found.
+    Words lie apart from the pictures by which that was measured, and may find fewer: see `exact`.
 
     Args:
         index: the `.parquet` file that `embed` has written.

@@ -156,7 +156,7 @@ class SearchOptions:
         model: the model that made the table; None takes it from where it lay then.
         out: a contact sheet (.png) or the answer as a .json or .csv file.
         exact: looks at every row, in seconds; otherwise a table of a million rows or more gets an index beside it, with
-            which 98 % of the nearest are found, in milliseconds.
+            which 98 % of the pictures nearest to a picture are found, and fewer to words perhaps, in milliseconds.
         load: what the weights file of `model` does not say itself.
     """
 
