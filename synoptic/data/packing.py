@@ -26,6 +26,7 @@ from synoptic.files import check_file, sole_writer, write_atomically
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of what is written, raised whenever the same pictures would give other bytes
+_NOWHERE = ("", ".", "..")  # parts of a path that name no folder below
 _MARK = "comment"  # the attribute of an archive that says what it was made of
 
 
@@ -121,9 +122,10 @@ def _mark_of(path: Path) -> str | None:
 def _shard_keys(keys: Sequence[str]) -> list[str]:
     """A key for each picture that WebDataset does not cut: without dots behind the last slash, and none twice.
 
-    What would then be the same (`1.jpg` and `1.png`, or pictures of several data sets) is numbered.
+    Nor do they lead out of a folder in which someone unpacks them, wherever the keys of other shards lead. What would
+    then be the same (`1.jpg` and `1.png`, or pictures of several data sets) is numbered.
     """
-    stems = [os.path.splitext(key)[0] for key in keys]
+    stems = [os.path.splitext("/".join(part for part in key.split("/") if part not in _NOWHERE))[0] for key in keys]
     plain = [stem[: stem.rfind("/") + 1] + stem[stem.rfind("/") + 1 :].replace(".", "_") for stem in stems]
     taken, numbers, found = set(plain), Counter[str](), []
     for key in plain:

@@ -128,6 +128,14 @@ def test_names_that_would_become_one_are_numbered(tmp_path):
     assert len(list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))) == 6
 
 
+def test_names_that_lead_elsewhere_are_not_passed_on(tmp_path):
+    picture = (fill(tmp_path / "images", ["1.png"]) / "1.png").read_bytes()
+    given = shard(tmp_path / "given.tar", {"../../a.png": picture, "/b/./c.png": picture, "../a.png": picture})
+    (packed,) = pack(opened(given), str(tmp_path / "x.tar"))
+    with tarfile.open(packed) as archive:
+        assert sorted(archive.getnames()) == ["a-2.png", "a.png", "b/c.png"]
+
+
 def test_any_names_and_captions(tmp_path):
     names = [
         "é/ü ñ.png",
