@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from synoptic.data.bands import read_bands
-from synoptic.data.captions import captions_beside, described, is_describing
+from synoptic.data.captions import captions_beside, described, is_describing, tell_once
 from synoptic.data.listing import expand, list_images, missing, pictures_in
 from synoptic.data.members import Member
 from synoptic.data.pictures import PictureError, UnreadableLog, read_picture
@@ -426,7 +426,10 @@ def _open_file(path: Path, images: Path | None) -> Source:
 def _open_shards(spec: str, shards: Sequence[Path], known: Sequence[str] = ()) -> Source:
     """Pictures in shards, in the order of their names there; classes where every picture has one."""
     samples = read_shards(spec, shards)
-    classes, labels = _classes([sample.label for sample in samples], known)
+    names = [sample.label for sample in samples]
+    if 0 < (lacking := names.count(None)) < len(names):
+        tell_once(f"{spec}: no classes are used, since {lacking} of its {len(names)} pictures have none")
+    classes, labels = _classes(names, known)
     captions = [sample.captions for sample in samples]
     root = shards[0] if len(shards) == 1 else expand(spec)
     return Source(root, [sample.picture for sample in samples], classes, labels, captions, keys=keys_of(samples))

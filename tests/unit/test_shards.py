@@ -61,8 +61,11 @@ def test_pictures_captions_and_classes(tmp_path):
     assert source.read(0, longest=5).shape == (4, 5, 3)
 
 
-def test_a_class_that_some_lack_is_none(tmp_path):
+def test_a_class_that_some_lack_is_none_and_told(tmp_path, caplog):
     assert opened(shard(tmp_path / "x.tar", {"1.png": png(), "1.cls": "3", "2.png": png()})).labels is None
+    assert f"{tmp_path / 'x.tar'}: no classes are used, since 1 of its 2 pictures have none" in caplog.text
+    caplog.clear()
+    assert opened(shard(tmp_path / "y.tar", {"1.png": png()})).labels is None and not caplog.text
 
 
 def test_what_webdataset_wrote(tmp_path):
