@@ -42,15 +42,15 @@ def evaluate(
     file = expand(out) if out is not None else None
     if file is not None:
         check_file(file)
+    wanted = named(on)
+    wording = _wording(wanted, labels, templates)
     vision = model if isinstance(model, VisionModel) else load(model)
     if adaptor is not None and adaptor not in vision.adaptors:
         has = f"choose from {', '.join(vision.adaptors)}" if vision.adaptors else f"{vision.name} has none"
         raise ValueError(f"adaptor={adaptor}: no such adaptor; {has}")
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
-    wanted = named(on)
     part = judged_part(data, share, wanted)
     # All are built first: mistakes show at once.
-    wording = _wording(wanted, labels, templates)
     evaluators = build_evaluators(wanted, data, part, adaptor=adaptor, validation=share, images=images, wording=wording)
     answers = [evaluator.run(vision) for evaluator in evaluators]
     scores = {name: score for answer in answers for name, score in answer}

@@ -106,6 +106,7 @@ def embed(
         old = dict(_keys(before))
         _check_dropped(out, old, hashes)
         plan = planned(hashes, _keys([*before, *map(embedder.fitting, parts.paths())]))
+        _check_shared(out, old, plan, hashes)
         reading.skip(len(plan.rows))
         for batch in reading.batches(vision, [files[path] for path in plan.missing]):
             parts.add(embedder.rows(batch, hashes))
@@ -252,6 +253,15 @@ def _check_dropped(out: Path, old: Mapping[str, str], hashes: Mapping[str, str])
         raise ValueError(
             f"{out} holds {len(there)} pictures that are there and that IMAGES does not name, such as {there[0]}; name "
             "all that it is to hold (a folder above, a glob or a .txt list) or another out=; overwrite=true drops them"
+        )
+
+
+def _check_shared(out: Path, old: Mapping[str, str], plan: Plan, hashes: Mapping[str, str]) -> None:
+    """A table of which nothing would be left is more likely another one, or named from another folder."""
+    if old and not any(key in plan.rows for key in old.items()) and not old.keys() & hashes.keys():
+        raise ValueError(
+            f"{out} holds {len(old)} pictures, none of which is there any more or named by IMAGES, such as "
+            f"{next(iter(old))}; paths are seen from this folder; name another out=, or overwrite=true drops them"
         )
 
 

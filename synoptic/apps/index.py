@@ -34,12 +34,13 @@ class Index:
             raise ValueError(f"{path} holds no embeddings")
         self._inverted = None if exact or self.table.rows < LARGE else _inverted(self.table, progress)
 
-    def search(self, query: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, query: np.ndarray, k: int = 10, apart: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The rows nearest to a vector.
 
         Args:
             query: (C,) float32, L2-normalised.
             k: how many; of a smaller table all.
+            apart: whether the query is no picture's, and lies apart from all of them.
         Returns:
             Scores (k,) float32, cosine similarities, the largest first, and the rows (k,) they belong to.
         Raises:
@@ -49,7 +50,7 @@ class Index:
             raise ValueError(f"{self.table.path} holds embeddings ({self.table.width},), the query is {query.shape}")
         k = min(k, self.table.rows)
         if self._inverted:
-            return self._inverted.search(query, k)
+            return self._inverted.search(query, k, apart)
         found = Nearest(1, k)
         for start, block in self.table.vectors():
             found.add(query[None], block, start)

@@ -26,6 +26,7 @@ SAMPLE = 40  # rows a list, from which k-means finds it; below 39 FAISS warns
 ITERATIONS = 10
 QUERIES, NEIGHBOURS = 500, 10  # rows and neighbours of each, by which the number of lists to read is chosen
 RECALL = 0.98  # the share of those neighbours that are found
+APART = 4  # times as many lists are read for a query from elsewhere, such as words, whose nearest lie in more of them
 
 _FORMAT = "synoptic inverted file 1"
 _NAMES = {"float32": "F32", "float16": "F16", "int64": "I64"}  # of safetensors
@@ -61,12 +62,16 @@ class InvertedFile:
         """How many there are."""
         return len(self._centroids)
 
-    def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (k,) and rows (k,) of the embeddings nearest to (C,) float32, from lists that hold k at least."""
+    def search(self, query: np.ndarray, k: int, apart: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (k,) and rows (k,) of the embeddings nearest to (C,) float32, from lists that hold k at least.
+
+        Args:
+            apart: whether the query lies apart from all embeddings, as words do.
+        """
         order = nearest(query[None], self._centroids, len(self._centroids))[1][0]
         enough = int(np.searchsorted(np.cumsum(np.diff(self._offsets)[order]), k)) + 1
         found = Nearest(1, k)
-        for place in order[: max(self.probes, enough)]:
+        for place in order[: max(self.probes * (APART if apart else 1), enough)]:
             start, stop = self._offsets[place : place + 2].tolist()
             if stop > start:
                 found.add(query[None], self._vectors[start:stop].astype(np.float32, copy=False), start)

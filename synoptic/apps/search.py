@@ -58,7 +58,8 @@ def search(
 
     Below a million rows all are looked at. A larger table gets an inverted file beside it (`.ivf`), made at the first
     search and whenever the table has changed, with which about 98 % of the ten nearest pictures to a picture are found.
-    Words lie apart from the pictures by which that was measured, and may find fewer: see `exact`.
+    Words lie apart from the pictures by which that was measured: for them four times as many lists are read, and they
+    may find fewer nevertheless: see `exact`.
 
     Args:
         index: the `.parquet` file that `embed` has written.
@@ -90,7 +91,7 @@ def search(
         query = _words(index, vision, text, made.adaptor)
     else:
         query = vision.embed([str(image)], made.adaptor)[0]
-    scores, rows = searched.search(query, k)
+    scores, rows = searched.search(query, k, apart=text is not None)
     paths = searched.table.paths(rows.tolist())
     hits = [Hit(score, path, not Path(path).is_file()) for score, path in zip(scores.tolist(), paths, strict=True)]
     if out:

@@ -93,6 +93,20 @@ def test_what_is_known_is_not_embedded_again(pictures: Path, seen: list[int]) ->
         np.testing.assert_allclose(after[name], vector, atol=1e-6)
 
 
+def test_a_table_of_other_pictures_is_not_emptied_from_another_folder(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From there none of its paths is seen, though all files are there."""
+    embed("photos", vision(), "e.parquet")
+    fill(tmp_path / "elsewhere" / "others", ["x.png"], size=(12, 12))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    table = tmp_path / "e.parquet"
+    with pytest.raises(ValueError, match=r"holds 4 pictures, none of which is there any more or named by IMAGES"):
+        embed("others", vision(), table)
+    assert len(rows(table)) == 4
+    assert embed("others", vision(), table, overwrite=True) == Tally(new=1)
+
+
 def test_patches_follow_their_picture(pictures: Path, seen: list[int]) -> None:
     embed("photos", vision(), "e.parquet", tokens="patches")
     (pictures / "a.png").unlink()

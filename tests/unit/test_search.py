@@ -129,10 +129,10 @@ def large(tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path / "t.parquet"
 
 
-def recall(path: Path, queries: np.ndarray, k: int = 10) -> float:
+def recall(path: Path, queries: np.ndarray, k: int = 10, apart: bool = False) -> float:
     exact, quick = Index(path, exact=True), Index(path)
     assert quick._inverted is not None
-    shared = [len(set(exact.search(query, k)[1]) & set(quick.search(query, k)[1])) for query in queries]
+    shared = [len(set(exact.search(query, k)[1]) & set(quick.search(query, k, apart)[1])) for query in queries]
     return float(np.mean(shared)) / k
 
 
@@ -145,6 +145,16 @@ def test_the_inverted_file_finds_what_it_promises_from_a_part_of_its_lists(large
     vectors = np.concatenate([block for _, block in Index(large, exact=True).table.vectors()])
     np.testing.assert_allclose(scores, vectors[rows] @ grouped(1, seed=1)[0], atol=1e-6)
     assert (np.diff(scores) <= 0).all()
+
+
+def test_words_which_lie_apart_are_looked_for_in_more_lists(large: Path) -> None:
+    """All words on one side of all pictures, as in CLIP's space (Liang et al. 2022, arXiv 2203.02053)."""
+    side = np.zeros(16, np.float32)
+    side[0] = 3.0
+    made(large, unit(grouped(3000) - side))
+    words = unit(grouped(100, seed=1) + side)
+    as_pictures, as_words = recall(large, words), recall(large, words, apart=True)
+    assert as_words > max(as_pictures, ivf.RECALL)
 
 
 def test_what_has_no_neighbourhoods_is_read_almost_whole_and_found(large: Path) -> None:
