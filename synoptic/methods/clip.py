@@ -224,20 +224,37 @@ class ClipTask(Task):
 
         These are found without gradients first, and the loss with gradients for them; then each part is embedded anew,
         and hands what its embeddings were asked for down to the weights (Gao et al. 2021, "GradCache", arXiv
-        2101.06983). The gradients are those of the whole batch at once, since nothing in the towers is drawn by chance;
-        only a ResNet's norms see the statistics of a part.
+        2101.06983). The gradients are those of the whole batch at once, since what the towers draw by chance is drawn
+        again alike; only a ResNet's norms see the statistics of a part.
         """
+        chances, embedded = [], []
         with torch.no_grad():
-            whole = Pairs.joined([self.embed(part) for part in parts])
+            for part in parts:
+                chances.append(self.chance())
+                embedded.append(self.embed(part))
+        whole = Pairs.joined(embedded)
         images, texts = whole.images.requires_grad_(), whole.texts.requires_grad_()
         yield self.terms(whole)
         asked = [present(kind.grad).split([len(part) for part in parts]) for kind in (images, texts)]
-        for part, *gradients in zip(parts, *asked, strict=True):
+        for part, chance, *gradients in zip(parts, chances, *asked, strict=True):
+            self.repeat(chance)
             again = self.towers(part)
             handed = torch.stack([(one * g).sum() for one, g in zip(again, gradients, strict=True)]).sum()
             # Of no value itself. Every process looks for a gradient of every weight in the last part.
             unused = sum(parameter.sum() for parameter in self.scalars()) * 0.0
             yield {"loss": handed - handed.detach() + unused}
+
+    def chance(self) -> tuple[Tensor, ...]:
+        """What the next draws depend on: the state of the host's generator, and of that of the model's GPU."""
+        device = self.model.logit_scale.device
+        host = torch.get_rng_state()
+        return (host, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (host,)
+
+    def repeat(self, chance: tuple[Tensor, ...]) -> None:
+        """Lets the next draws be those that followed `chance`: of a viewport of positions, of pictures left out."""
+        torch.set_rng_state(chance[0])
+        for state in chance[1:]:
+            torch.cuda.set_rng_state(state, self.model.logit_scale.device)
 
     def scalars(self) -> Iterator[Tensor]:
         """The weights that are no tower's."""
@@ -372,7 +389,7 @@ def _fresh(config: ClipTrainConfig, source: Source) -> Clip:
         pixels = of_bands(config, source)
         image = picture_encoder(config.model, towers, present(config.size), present(config.embedding), **pixels)
         return Clip(clip_config(image, text, bias), tokenizer)
-    backbone = given_backbone(config.init, config.load, mask_token=False)
+    backbone = given_backbone(config.init, config.load, mask_token=False, drop_path=0.0)  # CLIP knows none
     if not backbone.summary_width:
         raise ValueError(f"init={config.init}: has no summary of a picture, which is what words are compared with")
     model = Clip(clip_config(backbone.config, text, bias), tokenizer)

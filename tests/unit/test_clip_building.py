@@ -17,6 +17,7 @@ from synoptic.data.sources import Source
 from synoptic.methods import clip
 from synoptic.models.clip import Clip
 from synoptic.models.tokenizers import Tokenizer
+from synoptic.models.vit import ViT, vit_config
 from synoptic.types import Preprocess
 from synoptic.weights.folder import save_folder
 
@@ -94,6 +95,13 @@ def test_another_model_gives_its_picture_encoder_alone(tmp_path: Path, trained: 
     state = given.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in task.model.image.state_dict().items())
     assert isinstance(task.model, Clip) and task.model.config.text.width == 32
+
+
+def test_pictures_are_not_left_out_as_in_the_training_of_the_given_encoder(tmp_path: Path) -> None:
+    """DINO's students keep their stochastic depth in their configuration; CLIP has no key for it."""
+    save_folder(tmp_path / "sees", ViT(vit_config("vit_nano16", image_size=32, drop_path=0.3)), Preprocess(32))
+    model = task_of(init=str(tmp_path / "sees")).model
+    assert model.config.image.drop_path == 0 and all(block.drop_path == 0 for block in model.image.blocks)
 
 
 @pytest.mark.parametrize(

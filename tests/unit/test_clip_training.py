@@ -47,3 +47,23 @@ def test_a_bias_comes_with_the_loss_that_needs_it() -> None:
     assert not task.expected_losses()
     model = task.model
     assert (model.logit_bias.item(), model.logit_scale.exp().item()) == pytest.approx((-10.0, 10.0))
+
+
+def test_parts_are_embedded_twice_with_the_same_draws() -> None:
+    """Stochastic depth, and the viewports of cropped positions, would else give gradients of another network."""
+    found = []
+    for cut in (True, False):
+        task = task_of("clip", 2)
+        for block in task.model.image.blocks:
+            block.drop_path = 0.5
+        batch = task.prepare(batch_of(8), 0)
+        parts = replace(batch, crops=tuple(crop.double() for crop in batch.crops)).split(2)
+        torch.manual_seed(1)
+        if cut:
+            for terms in task.cached(parts):
+                terms["loss"].backward()
+        else:
+            task.terms(clip.Pairs.joined([task.embed(part) for part in parts]))["loss"].backward()
+        found.append({name: parameter.grad for name, parameter in task.named_parameters()})
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(found[0][name], gradient, rtol=1e-9, atol=1e-12)
