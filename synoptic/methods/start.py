@@ -106,7 +106,12 @@ def given_tokenizer(spec: str, context: int, towers: Towers) -> Tokenizer:
         ValueError: there is none, or it is of another kind than the towers read.
     """
     place = fetch_tokenizer(spec[3:]) if spec.startswith("hf:") else Path(spec).expanduser()
-    tokenizer = read_tokenizer(place, context, towers)
+    if place.is_dir():
+        raise ValueError(f"tokenizer={spec}: is a folder; name the tokenizer.json in it")
+    try:
+        tokenizer = read_tokenizer(place, context, towers)
+    except ValueError as error:
+        raise ValueError(f"tokenizer={error}") from None
     if tokenizer.full != (towers == "siglip"):
         kind = "SigLIP's towers" if tokenizer.full else "CLIP's towers"
         raise ValueError(f"tokenizer={spec}: its rows are made for {kind}, not for towers={towers}")

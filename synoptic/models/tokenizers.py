@@ -52,6 +52,8 @@ class Tokenizer:
         if clean not in CLEANINGS:
             raise ValueError(f"clean={clean!r} is none of {', '.join(CLEANINGS)}")
         self._engine = Engine.from_str(definition)
+        self._engine.no_padding()  # a definition may have both, and rows are cut and filled here
+        self._engine.no_truncation()
         self.context = context
         self._marks: dict[str, Any] = {"start": start, "end": end, "clean": clean, "full": full}
         self.start = None if start is None else self._id(start)
@@ -170,11 +172,11 @@ class Tokenizer:
         return json.dumps({"context": self.context, **self._marks, "tokenizer": json.loads(self._engine.to_str())})
 
     @classmethod
-    def from_json(cls, text: str) -> Tokenizer:
-        """Reads what `to_json` wrote."""
+    def from_json(cls, text: str, context: int | None = None) -> Tokenizer:
+        """Reads what `to_json` wrote; None takes the context that was written, too."""
         content: Mapping[str, Any] = json.loads(text)
         marks = {key: content[key] for key in ("start", "end", "clean", "full") if key in content}
-        return cls(json.dumps(content["tokenizer"]), content["context"], **marks)
+        return cls(json.dumps(content["tokenizer"]), content["context"] if context is None else context, **marks)
 
 
 def clean_clip(text: str) -> str:

@@ -102,7 +102,7 @@ def _lines(path: Path) -> list[str]:
 def _definition(content: str, context: int, towers: Towers) -> Tokenizer:
     """A tokenizer of the library `tokenizers`, as this library or Hugging Face keeps it."""
     if "tokenizer" in json.loads(content):
-        return Tokenizer.from_json(content)
+        return Tokenizer.from_json(content, context)
     if towers == "siglip":
         return Tokenizer(content, context, start=None, end=_SIGLIP_END, clean="siglip", full=True)
     return Tokenizer(content, context, start=START, end=END, clean="clip")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from small_tasks import backward, batch_of, config_of, source_of
+from tokenizers import Tokenizer as Engine
 
 import synoptic
 from synoptic.data.sources import Source
@@ -144,6 +145,26 @@ def test_the_words_of_another_model_are_taken(trained: Path) -> None:
     assert task.tokenizer.to_json() == synoptic.load(trained, "cpu").model.tokenizer.to_json()
 
 
+def test_the_words_of_another_model_are_cut_at_the_context_that_is_asked_for(trained: Path) -> None:
+    task = task_of(tokenizer=str(trained / "tokenizer.json"), context=20)
+    assert task.config.context == task.tokenizer.context == task.model.config.text.context == 20
+
+
+def test_a_definition_that_cuts_and_fills_rows_itself_does_not_do_so_here(tmp_path: Path) -> None:
+    learned = Tokenizer.learn(["a red cone"], 300)
+    engine = Engine.from_str(json.dumps(json.loads(learned.to_json())["tokenizer"]))
+    engine.enable_truncation(4)
+    engine.enable_padding(length=4)
+    (tmp_path / "tokenizer.json").write_text(engine.to_str())
+    texts = ["a", "a red cone and a blue torus"]
+    assert task_of(tokenizer=str(tmp_path / "tokenizer.json")).tokenizer.encode(texts) == learned.encode(texts)
+
+
+def test_a_folder_is_no_vocabulary(trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer=.*trained: is a folder; name the tokenizer\.json in it"):
+        task_of(tokenizer=str(trained))
+
+
 def test_words_come_from_the_hub_or_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its cache on this machine, without a network."""
     from huggingface_hub import constants
@@ -170,7 +191,7 @@ def test_words_come_from_the_hub_or_say_what_to_do(tmp_path: Path, monkeypatch: 
 def test_rubbish_is_no_vocabulary(tmp_path: Path) -> None:
     for name, content in (("v.txt", b"one\ntwo three four"), ("v.json", b"[]"), ("v.txt.gz", b"not packed")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}: (is no vocabulary|cannot be read)"):
+        with pytest.raises(ValueError, match=f"^tokenizer=.*{name}: (is no vocabulary|cannot be read)"):
             task_of(tokenizer=str(tmp_path / name))
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"0" * 20_000_000))
     with pytest.raises(ValueError, match="unpacks to more than 16,000,000 bytes"):
