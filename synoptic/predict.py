@@ -30,7 +30,7 @@ def load(model: str | Path, device: str | torch.device = "auto", **options: Any)
 
     Args:
         model: a name that `list_models` tells (random weights), a run folder, a weights folder of this library or of
-            Hugging Face, or a weights file of DINO or DINOv2.
+            Hugging Face, or a weights file of DINO, DINOv2, CLIP or SigLIP.
         device: where it computes; "auto" takes a GPU where there is one.
         options: what a file of other makers does not say itself, as in `heads=3, part="student"`; see `LoadOptions`.
     Raises:

@@ -263,8 +263,8 @@ class ClipTask(Task):
             yield self.model.logit_bias
 
     def expected_losses(self) -> dict[str, float]:
-        if self.config.loss == "siglip":
-            return {}  # it depends on how alike all pictures are to all captions at first
+        if self.config.loss == "siglip" or self.config.init is not None:
+            return {}  # it depends on how alike all pictures are to all captions at first, and on what is known already
         return {"contrastive": math.log(self.config.batch)}
 
     @torch.no_grad()
@@ -326,6 +326,11 @@ def _as_given(config: ClipTrainConfig, given: ClipConfig) -> ClipTrainConfig:
         typed = getattr(config, key)
         if typed not in (None, value):
             raise ValueError(f"{key}={typed}: init={config.init} brings its own ({key}={value}); leave it out")
+    if config.vocabulary != ClipTrainConfig.vocabulary:
+        raise ValueError(f"vocabulary={config.vocabulary}: init={config.init} brings its own words; leave it out")
+    if given.bias and config.gathering != ClipTrainConfig.gathering:
+        told = f"init={config.init} goes on with the loss of SigLIP, which gathers in one way"
+        raise ValueError(f"gathering={config.gathering}: {told}; leave it out")
     return replace(config, **known)
 
 

@@ -46,7 +46,7 @@ def begin_as_siglip(vit: ViT, text: TextTower) -> None:
         _begin_attention(block.attn.qkv, block.attn.proj)
         _begin_mlp(block.mlp)
     if isinstance(vit.pool, AttentionPool):
-        nn.init.xavier_uniform_(vit.pool.probe)
+        nn.init.xavier_uniform_(vit.pool.probe[0])  # of one row: PyTorch would take a third dimension for a kernel's
         _begin_attention(vit.pool.attn.qkv, vit.pool.attn.proj)
         _begin_mlp(vit.pool.mlp)
     _begin_normal(text.projection)

@@ -24,7 +24,7 @@ from synoptic.weights.options import LoadOptions
 NAMES = (*vit.NAMES, *resnet.NAMES)
 FORMS = (
     "a name that `synoptic models` lists, a run folder, a weights folder of this library or of Hugging Face, "
-    "or a weights file of DINO or DINOv2"
+    "or a weights file of DINO, DINOv2, CLIP or SigLIP"
 )
 
 

@@ -87,6 +87,13 @@ def test_given_towers_go_on_with_their_words_and_their_scale(trained: Path) -> N
     assert task.tokenizer.to_json() == given.tokenizer.to_json()
     assert all(parameter.requires_grad for parameter in task.parameters())
     assert task.facts().keys() == {"init.weights"}
+    assert not task.expected_losses(), "what they know already makes their losses smaller than those of guessing"
+
+
+def test_given_towers_of_siglip_gather_in_one_way(tmp_path: Path) -> None:
+    save_folder(tmp_path / "siglip", task_of(loss="siglip").model, Preprocess(32))
+    with pytest.raises(ValueError, match="gathering=whole: init=.* with the loss of SigLIP.*; leave it out"):
+        config_of("clip", init=str(tmp_path / "siglip"), gathering="whole")
 
 
 def test_another_model_gives_its_picture_encoder_alone(tmp_path: Path, trained: Path) -> None:
@@ -112,6 +119,7 @@ def test_pictures_are_not_left_out_as_in_the_training_of_the_given_encoder(tmp_p
         ({"towers": "siglip"}, "towers=siglip: init=.* brings its own"),
         ({"tokenizer": "vocabulary.txt"}, "tokenizer=vocabulary.txt: init=.* brings its own"),
         ({"channels": 4}, "reads 3 bands, not channels=4"),
+        ({"vocabulary": 400}, "vocabulary=400: init=.* brings its own words; leave it out"),
     ],
 )
 def test_what_given_towers_cannot_be_is_refused(trained: Path, values: dict[str, Any], message: str) -> None:

@@ -44,6 +44,7 @@ def test_siglips_towers() -> None:
             assert matrix.abs().max().item() == pytest.approx(math.sqrt(6 / (2 * width)), rel=1e-2)
         assert part.mlp.fc1.weight.abs().max().item() == pytest.approx(math.sqrt(6 / (5 * width)), rel=1e-2)
         assert 0 < part.mlp.fc1.bias.abs().max() < 1e-5
+    assert model.image.pool.probe.abs().max().item() == pytest.approx(math.sqrt(6 / (1 + WIDTH)), rel=2e-2)
     for layer in (model.text.projection, model.image.patch_embed):
         inputs = layer.weight[0].numel()
         assert layer.weight.std().item() == pytest.approx(inputs**-0.5, rel=0.05)
