@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = (
     "attention_memory",
+    "clip",
+    "clip_memory",
     "imagenette_floors",
     "input_pipeline",
     "loop_overhead",
@@ -22,7 +24,7 @@ SCRIPTS = (
     "ssl_step",
     "vit_forward",
 )
-TRAININGS = ("ssl_ablation", "ssl_collapse", "ssl_continuing", "ssl_photographs")
+TRAININGS = ("clip_training", "ssl_ablation", "ssl_collapse", "ssl_continuing", "ssl_photographs")
 
 
 @pytest.fixture
@@ -145,6 +147,43 @@ def test_a_search_is_to_be_right_and_its_inverted_file_to_find_most_in_a_fractio
     assert failures([slow, uniform]) == ["0.89 of the ten nearest", "4.0 times as fast"]
     wrong = uniform | {"exact_largest_difference": 0.1}
     assert failures([good | {"table": "clustered"}, wrong]) == ["uniform: exact scores differ by 1.0e-01"]
+
+
+def test_clip_is_to_be_equal_and_as_fast_and_its_texts_faster(script) -> None:
+    failures = script("clip").failures
+    good = {"what": "image", "model": "vit_b32", "dtype": "float32", "batch": 1}
+    good |= {"speed_of_theirs": 0.98, "largest_difference": 1e-6}
+    text = good | {"what": "text, rows of 77", "speed_of_theirs": 3.2}
+    half = good | {"dtype": "bfloat16", "largest_difference": 0.01}
+    assert not failures([good, text, half], [{"read_s": 0.5}])
+    assert failures([text | {"speed_of_theirs": 2.9}], []) == [
+        "2.9 of the speed (text, rows of 77, vit_b32, float32, batch 1)"
+    ]
+    assert len(failures([good | {"largest_difference": 1e-3}, good | {"largest_difference": float("nan")}], [])) == 2
+    assert failures([], [{"read_s": 1.2}]) == ["a head read in 1.2 s"]
+
+
+def test_cached_gradients_are_to_be_equal_in_little_memory(script) -> None:
+    failures = script("clip_memory").failures
+    good = {"4,096 at once": 5000, "4,096 in 64 parts": 1000, "4096": 400, "8192": 810, "16384": 1600}
+    assert not failures(good, 1e-6)
+    assert failures(good | {"4,096 in 64 parts": 2000}, 1e-6) == ["the step in parts takes 1/2.5 of the memory"]
+    assert failures(good, 1e-3) == ["gradients differ by 1.0e-03"]
+    assert len(failures(good | {"16384": 6400}, 1e-6)) == 1
+
+
+def test_clip_is_to_tell_unseen_pairs_apart_and_to_find_captions(script) -> None:
+    failures = script("clip_training").failures
+    pairs = {"zeroshot_seen": 0.85, "zeroshot_unseen": 0.2}
+    ways = ("image_to_text_r10", "text_to_image_r10")
+    found = {f"{way}{end}": value for way in ways for end, value in (("", 0.25), ("_chance", 0.1), ("_low", 0.15))}
+    assert not failures({"scenes": [pairs], "photographs": [found]})
+    worse = found | {"image_to_text_r10": 0.19}
+    assert failures({"scenes": [pairs | {"zeroshot_unseen": 0.1}], "photographs": [worse]}) == [
+        "scenes 0: 0.85 seen, 0.1 unseen",
+        "photographs 0: image_to_text_r10 0.19, guessing 0.1",
+    ]
+    assert len(failures({"scenes": [], "photographs": [found | {"text_to_image_r10_low": 0.1}]})) == 1
 
 
 def test_changes_are_told_against_the_base_of_the_same_seed(script) -> None:
