@@ -24,7 +24,6 @@ import gzip
 import json
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator

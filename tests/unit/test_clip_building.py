@@ -92,7 +92,7 @@ def test_given_towers_go_on_with_their_words_and_their_scale(trained: Path) -> N
 
 def test_given_towers_of_siglip_gather_in_one_way(tmp_path: Path) -> None:
     save_folder(tmp_path / "siglip", task_of(loss="siglip").model, Preprocess(32))
-    with pytest.raises(ValueError, match="gathering=whole: init=.* with the loss of SigLIP.*; leave it out"):
+    with pytest.raises(ValueError, match=r"gathering=whole: init=.* with the loss of SigLIP.*; leave it out"):
         config_of("clip", init=str(tmp_path / "siglip"), gathering="whole")
 
 
