@@ -294,7 +294,10 @@ def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
         raise ValueError(f"init={config.init}: reads {encoder.channels} bands, not channels={config.channels}")
     if isinstance(encoder, ResNetConfig) and config.bands is not None:
         raise ValueError(f"model={config.model}: reads RGB of 8 bits; take a vit_* for pictures of other bands or bits")
-    return _as_given(config, given) if given else _sized(config, encoder)
+    config = _as_given(config, given) if given else _sized(config, encoder)
+    if config.loss == "clip" and config.batch == 1:
+        raise ValueError("batch=1: pictures and captions are told apart within a batch; give 2 or more")
+    return config
 
 
 def _encoder(config: ClipTrainConfig, given: ClipConfig | None) -> ViTConfig | ResNetConfig:

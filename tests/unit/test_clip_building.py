@@ -132,6 +132,7 @@ def test_what_given_towers_cannot_be_is_refused(trained: Path, values: dict[str,
     [
         ({"model": "rn50", "towers": "siglip"}, "SigLIP's towers pool a ViT"),
         ({"model": "rn50", "channels": 4}, "reads RGB of 8 bits"),
+        ({"batch": 1}, "batch=1: pictures and captions are told apart within a batch; give 2 or more"),
         ({"text_heads": 5, "text_width": 32}, "text_heads=5: does not divide text_width=32"),
         ({"model": "rn50", "size": 100}, "the patches of rn50 do not tile it; the nearest that work: 96, 128"),
     ],
