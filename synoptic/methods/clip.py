@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Annotated, Any, Literal
 
 import torch
@@ -282,7 +283,7 @@ class ClipTask(Task):
 
 def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
     """Fills what is None: learning rate 5e-4 (CLIP, table 20), for given towers 1e-5, and 32 epochs."""
-    given = None if config.init is None else given_sizes(config.init, config.load)
+    given = _given(config)
     encoder = _encoder(config, given)
     by_name = config.init is None and isinstance(encoder, ViTConfig)
     size = 224 if by_name else encoder.image_size
@@ -292,12 +293,27 @@ def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
     check_tiles("size", present(config.size), config.model, encoder.patch_size)
     if config.init is not None and encoder.channels != config.channels:
         raise ValueError(f"init={config.init}: reads {encoder.channels} bands, not channels={config.channels}")
+    pictures = config.batch // (config.accumulate * config.devices)
+    if isinstance(encoder, ResNetConfig) and pictures < 2:
+        mend = "give a larger batch, or fewer parts or processes"
+        raise ValueError(f"model={config.model}: normalises over two pictures or more, not over {pictures}; {mend}")
     if isinstance(encoder, ResNetConfig) and config.bands is not None:
         raise ValueError(f"model={config.model}: reads RGB of 8 bits; take a vit_* for pictures of other bands or bits")
     config = _as_given(config, given) if given else _sized(config, encoder)
     if config.loss == "clip" and config.batch == 1:
         raise ValueError("batch=1: pictures and captions are told apart within a batch; give 2 or more")
     return config
+
+
+def _given(config: ClipTrainConfig) -> ClipConfig | None:
+    """What both towers are that a training goes on with."""
+    return None if config.init is None else given_sizes(config.init, config.load)
+
+
+def _loss(config: ClipTrainConfig) -> str | None:
+    """The loss as far as it is told, before the configuration is resolved."""
+    given = _given(config)
+    return config.loss or config.towers if given is None else "siglip" if given.bias else "clip"
 
 
 def _encoder(config: ClipTrainConfig, given: ClipConfig | None) -> ViTConfig | ResNetConfig:
@@ -316,25 +332,17 @@ def _encoder(config: ClipTrainConfig, given: ClipConfig | None) -> ViTConfig | R
 def _as_given(config: ClipTrainConfig, given: ClipConfig) -> ClipTrainConfig:
     """The sizes of given towers, which cannot be others."""
     text = given.text
-    known: dict[str, Any] = {
-        "towers": "clip" if text.read_at == "end" else "siglip",
-        "loss": "siglip" if given.bias else "clip",
-        "embedding": text.embedding,
-        "text_width": text.width,
-        "text_depth": text.depth,
-        "text_heads": text.heads,
-        "context": text.context,
-    }
-    for key, value in {**known, "tokenizer": None}.items():
-        typed = getattr(config, key)
-        if typed not in (None, value):
-            raise ValueError(f"{key}={typed}: init={config.init} brings its own ({key}={value}); leave it out")
-    if config.vocabulary != ClipTrainConfig.vocabulary:
-        raise ValueError(f"vocabulary={config.vocabulary}: init={config.init} brings its own words; leave it out")
-    if given.bias and config.gathering != ClipTrainConfig.gathering:
-        told = f"init={config.init} goes on with the loss of SigLIP, which gathers in one way"
-        raise ValueError(f"gathering={config.gathering}: {told}; leave it out")
-    return replace(config, **known)
+    return replace(
+        config,
+        towers="clip" if text.read_at == "end" else "siglip",
+        loss="siglip" if given.bias else "clip",
+        embedding=text.embedding,
+        text_width=text.width,
+        text_depth=text.depth,
+        text_heads=text.heads,
+        context=text.context,
+        tokenizer=None,
+    )
 
 
 def _sized(config: ClipTrainConfig, encoder: ViTConfig | ResNetConfig) -> ClipTrainConfig:
@@ -407,8 +415,8 @@ def _fresh(config: ClipTrainConfig, source: Source) -> Clip:
 
 def _look_at_lengths(tokenizer: Tokenizer, source: Source, config: ClipTrainConfig) -> None:
     """Tells how many captions are longer than the context, or refuses them, before the first step."""
-    every = max(len(source) // LOOKED_AT, 1)
-    captions = [text for texts in source.captions[::every] for text in texts][:LOOKED_AT]
+    every = max(sum(map(len, source.captions)) // LOOKED_AT, 1)
+    captions = list(islice(chain.from_iterable(source.captions), 0, None, every))
     room = tokenizer.room
     long = [text for text, ids in zip(captions, tokenizer.encode(captions), strict=True) if len(ids) > room]
     if not long:
@@ -442,6 +450,11 @@ cores: see `benchmarks/clip_training.py` and its results.
 # SigLIP sec. 4: small batches too, the second moment of Adam over fewer steps.
 SIGLIP: dict[str, Any] = {"towers": "siglip", "optim.lr": 1e-3, "optim.weight_decay": 1e-4, "optim.betas": (0.9, 0.95)}
 
+BROUGHT = (
+    *("towers", "loss", "embedding", "text_width", "text_depth", "text_heads"),
+    *("tokenizer", "vocabulary", "context"),
+)
+
 METHOD = Method(
     name="clip",
     summary="learn to see with words, from captioned pictures",
@@ -451,11 +464,10 @@ METHOD = Method(
     presets={"photos": PHOTOS, "siglip": SIGLIP},
     captions=True,
     unused=(
-        Unused("with the loss of SigLIP", ("gathering",), lambda config: (config.loss or config.towers) == "siglip"),
+        Unused("beside a CLIP or SigLIP in init=, which brings its own", BROUGHT, lambda config: bool(_given(config))),
+        Unused("with the loss of SigLIP", ("gathering",), lambda config: _loss(config) == "siglip"),
         Unused("with SigLIP's towers, whose width it is", ("embedding",), lambda config: config.towers == "siglip"),
-        Unused(
-            "beside init=, which has an architecture of its own", ("model",), lambda config: config.init is not None
-        ),
+        Unused("beside init=, which has its own architecture", ("model",), lambda config: config.init is not None),
         Unused("without init=", ("load",), lambda config: config.init is None),
         Unused("beside tokenizer=", ("vocabulary",), lambda config: config.tokenizer is not None),
         Unused("without teacher=", ("distillation",), lambda config: config.teacher is None),

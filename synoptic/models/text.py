@@ -89,7 +89,8 @@ class TextTower(nn.Module):
         self._init(blocks)
 
     def _init(self, blocks: list[Block]) -> None:
-        """The initialisation published with CLIP: deviations shrink with width and depth."""
+        """The initialisation published with CLIP: deviations shrink with width and depth; biases of the feed-forward
+        layers are PyTorch's own."""
         width, depth = self.config.width, self.config.depth
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
@@ -99,7 +100,7 @@ class TextTower(nn.Module):
             nn.init.normal_(block.attn.proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
             nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.fc2.weight, std=width**-0.5 * (2 * depth) ** -0.5)
-            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            for linear in (block.attn.qkv, block.attn.proj):
                 nn.init.zeros_(linear.bias)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
         if self.projection.bias is not None:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Engine
 import synoptic
 from synoptic.data.sources import Source
 from synoptic.methods import clip
+from synoptic.methods.clip import METHOD
 from synoptic.models.clip import Clip
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, vit_config
@@ -92,8 +93,9 @@ def test_given_towers_go_on_with_their_words_and_their_scale(trained: Path) -> N
 
 def test_given_towers_of_siglip_gather_in_one_way(tmp_path: Path) -> None:
     save_folder(tmp_path / "siglip", task_of(loss="siglip").model, Preprocess(32))
-    with pytest.raises(ValueError, match=r"gathering=whole: init=.* with the loss of SigLIP.*; leave it out"):
-        config_of("clip", init=str(tmp_path / "siglip"), gathering="whole")
+    with pytest.raises(ValueError, match="gathering decides nothing with the loss of SigLIP; leave it out"):
+        values = {"data": "d", "out": "o", "init": str(tmp_path / "siglip"), "gathering": "whole"}
+        METHOD.configure(values, "train clip")
 
 
 def test_another_model_gives_its_picture_encoder_alone(tmp_path: Path, trained: Path) -> None:
@@ -112,19 +114,22 @@ def test_pictures_are_not_left_out_as_in_the_training_of_the_given_encoder(tmp_p
     assert model.config.image.drop_path == 0 and all(block.drop_path == 0 for block in model.image.blocks)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"text_width": 64}, r"text_width=64: init=.* brings its own \(text_width=32\); leave it out"),
-        ({"towers": "siglip"}, "towers=siglip: init=.* brings its own"),
-        ({"tokenizer": "vocabulary.txt"}, "tokenizer=vocabulary.txt: init=.* brings its own"),
-        ({"channels": 4}, "reads 3 bands, not channels=4"),
-        ({"vocabulary": 400}, "vocabulary=400: init=.* brings its own words; leave it out"),
-    ],
-)
-def test_what_given_towers_cannot_be_is_refused(trained: Path, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        config_of("clip", init=str(trained), **values)
+@pytest.mark.parametrize("key", ["text_width=64", "towers=siglip", "tokenizer=vocabulary.txt", "vocabulary=400"])
+def test_what_given_towers_bring_is_refused(trained: Path, key: str) -> None:
+    name, _, value = key.partition("=")
+    with pytest.raises(ValueError, match=f"{name} decides nothing beside a CLIP or SigLIP in init=.*; leave it out"):
+        METHOD.configure({"data": "d", "out": "o", "init": str(trained), name: value}, "train clip")
+
+
+def test_what_given_towers_bring_is_passed_over_in_a_preset(trained: Path) -> None:
+    values = {"data": "d", "out": "o", "init": str(trained)}
+    config = METHOD.resolve(METHOD.configure(values, "train clip", preset="photos"), 100)
+    assert (config.embedding, config.text_width, config.size) == (24, 32, 64)
+
+
+def test_given_towers_read_the_bands_that_they_read(trained: Path) -> None:
+    with pytest.raises(ValueError, match="reads 3 bands, not channels=4"):
+        config_of("clip", init=str(trained), channels=4)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +137,7 @@ def test_what_given_towers_cannot_be_is_refused(trained: Path, values: dict[str,
     [
         ({"model": "rn50", "towers": "siglip"}, "SigLIP's towers pool a ViT"),
         ({"model": "rn50", "channels": 4}, "reads RGB of 8 bits"),
+        ({"model": "rn50", "accumulate": 4}, "normalises over two pictures or more, not over 1; give a larger batch"),
         ({"batch": 1}, "batch=1: pictures and captions are told apart within a batch; give 2 or more"),
         ({"text_heads": 5, "text_width": 32}, "text_heads=5: does not divide text_width=32"),
         ({"model": "rn50", "size": 100}, "the patches of rn50 do not tile it; the nearest that work: 96, 128"),

@@ -151,4 +151,6 @@ def test_initialisation_keeps_the_residual_stream_small() -> None:
     model = TextTower(TextConfig(vocabulary=300, context=16, end=1, width=64, depth=6, heads=4, embedding=32))
     assert abs(model.token_embedding.weight.std() - 0.02) < 0.001
     assert abs(model.blocks[0].attn.proj.weight.std() - 64**-0.5 * 12**-0.5) < 0.002
-    assert not any(block.mlp.fc1.bias.any() for block in model.blocks)
+    for block in model.blocks:
+        assert not block.attn.qkv.bias.any() and not block.attn.proj.bias.any()
+        assert 0 < block.mlp.fc1.bias.abs().max() <= 64**-0.5, "PyTorch's own"
