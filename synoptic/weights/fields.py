@@ -182,7 +182,12 @@ def _depth(state: State) -> int:
     return 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
 
 
+_WIDE_HEADS = {1280: 16, 1408: 16, 1664: 16}  # width of pictures' ViT-H, ViT-g and ViT-bigG (open_clip): their heads
+
+
 def _usual_heads(width: int, key: str = "heads") -> int:
+    if key == "heads" and width in _WIDE_HEADS:
+        return _WIDE_HEADS[width]
     if width % 64:
         told = f"say how many it has, {key}=N (load.{key}=N on the command line)"
         raise ValueError(f"heads of 64 channels do not divide its width of {width}; {told}")

@@ -14,7 +14,7 @@ class LoadOptions:
 
     Attributes:
         heads: attention heads of a transformer, of pictures where there is one of text too; None takes what the folder
-            says, and of a file one head for every 64 channels, as its makers have it.
+            says, and of a file one head for every 64 channels, or 16 for the widest ViTs, as its makers have it.
         text_heads: likewise, of the transformer of text.
         activation: of a CLIP whose file does not tell it; a wrong one is as good as other weights.
         vocabulary: file of CLIP's byte-pair encoding (`bpe_simple_vocab_16e6.txt.gz`); None looks for it beside the
