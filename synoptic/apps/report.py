@@ -11,6 +11,7 @@ from synoptic.apps import report_demo, report_page
 from synoptic.apps.demo_journal import is_demo
 from synoptic.apps.report_page import Cell, Facts, Gallery, Page, Picture, Section, Table
 from synoptic.apps.report_parts import (
+    DRAWN_ALONE,
     NOTHING,
     PATCH_NOTE,
     SCORES,
@@ -82,7 +83,7 @@ def runs_page(folders: Sequence[Path]) -> Page:
 def _scores(runs: Sequence[Run]) -> Table:
     """The validation scores of each run's model, or the last ones of a run that has none yet."""
     known = list(SCORES)
-    found = {name for run in runs for _, scores in run.scores() for name in scores}
+    found = {name for run in runs for _, scores in run.scores() for name in scores} - DRAWN_ALONE
     names = sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
     rows: list[list[Cell | str]] = []
     for run in runs:

@@ -161,6 +161,7 @@ SCORES = {
     RANK: "Effective dimensions",
     **{f"{way}_r{k}": f"{title} R@{k}" for way, title in WAYS.items() for k in WITHIN},
 }
+DRAWN_ALONE = {f"{way}_r{k}" for way in WAYS for k in WITHIN[:-1]}  # in the curves: a page has no room for six columns
 HEALTH = {  # what tells learning without labels from collapse
     "target_entropy": "Entropy of the targets, nats",
     "prototypes_used": "Prototypes in use",

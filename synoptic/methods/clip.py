@@ -441,10 +441,8 @@ PHOTOS: dict[str, Any] = {
     **{"embedding": 128, "text_width": 128, "text_depth": 1, "text_heads": 2, "vocabulary": 1000},
 }
 """For some hundred captioned photographs and a CPU, from random weights: a ResNet, which learns from so few what a ViT
-does not (docs/log.md), small crops, mirrored ones too, and a small text tower.
-
-`synoptic train clip preset=photos data=coco_mini/captions_train.json`, 311 photographs with five captions each, two CPU
-cores: see `benchmarks/clip_training.py` and its results.
+does not, small crops, mirrored ones too, and a small text tower. What was tried, and what it gave: docs/log.md; by hand
+`synoptic train clip preset=photos data=coco_mini/captions_train.json`.
 """
 
 # SigLIP sec. 4: small batches too, the second moment of Adam over fewer steps.

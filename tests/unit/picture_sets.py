@@ -11,6 +11,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from synoptic.data.sources import Source, open_source
+
 
 def fill(folder: Path, names: Sequence[str], size: tuple[int, int] = (10, 8)) -> Path:
     """A folder of plain pictures, no two of the first 256 alike."""
@@ -58,3 +60,16 @@ def png(number: int = 0, size: tuple[int, int] = (10, 8)) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, (number % 256, 0, 0)).save(file, "PNG")
     return file.getvalue()
+
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (20, 40, 210)}
+
+
+def paint(root: Path, pictures: Mapping[str, tuple[int, int, int]], size: tuple[int, int] = (12, 12)) -> Source:
+    """Writes one-coloured pictures with a little noise and opens them."""
+    rng = np.random.default_rng(0)
+    for name, colour in pictures.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(-12, 13, (size[1], size[0], 3))
+        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(root / name)
+    return open_source(str(root), "all")
