@@ -14,7 +14,8 @@ each is timed in alternated pairs on all cores:
 
 The claims: at least 0.97 of the speed of transformers for pictures and training steps (0.97 is what pairs of equal
 networks differ by on a quiet machine), texts at least 3 times as fast as rows of 77 and never slower than rows as long
-as the longest caption, and a head that is read in less than a second.
+as the longest caption, and a head that is read in less than a second. A single text in bfloat16 is claimed to be twice
+as fast as a row of 77: reading the weights takes most of its time, whatever its length (docs/log.md).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from synoptic.models.tokenizers import Tokenizer
 from synoptic.predict import VisionModel
 
 TOLERANCE = 1e-4  # of the largest value, for full-size models in float32
+LEAST_SINGLE_TEXT = {"bfloat16": 2.0}  # of "text, rows of 77"
 LEAST = {  # speed over that of transformers
     "image": 0.97,
     "text, rows of 77": 3.0,
@@ -92,8 +94,14 @@ class Words:
     def rows(self, count: int, length: int | None = None) -> Tensor:
         """(count, L) ids; L the longest of them, or `length`."""
         every = len(self.captions) // count  # captions of one picture lie side by side
-        rows = self.tokenizer(self.captions[::every][:count])
+        rows = self.tokenizer(self.captions[::every][:count] if count > 1 else [self.usual])
         return rows if length is None else F.pad(rows, (0, length - rows.shape[1]), value=self.tokenizer.end)
+
+    @property
+    def usual(self) -> str:
+        """A caption of as many tokens as half of them exceed."""
+        lengths = [len(ids) for ids in self.tokenizer.encode(self.captions)]
+        return self.captions[lengths.index(sorted(lengths)[len(lengths) // 2])]
 
     @property
     def mean(self) -> float:
@@ -211,7 +219,10 @@ def failures(rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> list[st
         case = f"{line['what']}, {line['model']}, {line['dtype']}, batch {line['batch']}"
         if line["dtype"] == "float32" and not line["largest_difference"] <= TOLERANCE:
             found.append(f"answers differ by {line['largest_difference']:.1e} of the largest value ({case})")
-        if line["speed_of_theirs"] < LEAST[line["what"]]:
+        least = LEAST[line["what"]]
+        if line["what"] == "text, rows of 77" and line["batch"] == 1:
+            least = LEAST_SINGLE_TEXT.get(line["dtype"], least)
+        if line["speed_of_theirs"] < least:
             found.append(f"{line['speed_of_theirs']} of the speed ({case})")
     found += [f"a head read in {line['read_s']} s" for line in heads if line["read_s"] >= LONGEST_READING]
     return found

@@ -123,9 +123,11 @@ class TextTower(nn.Module):
         device = self.positions.device
         features = self.token_embedding(packed.ids.to(device, non_blocking=True))
         features = features + self.positions[packed.places.to(device, non_blocking=True)]
-        for block in self.blocks:
+        ends = packed.ends.to(device, non_blocking=True)
+        *blocks, last = self.blocks
+        for block in blocks:
             features = block(features, packed.groups)
-        return self.projection(self.norm(features[packed.ends.to(device, non_blocking=True)]))
+        return self.projection(self.norm(last(features, packed.groups, rows=ends)))
 
 
 class PackedTexts:
