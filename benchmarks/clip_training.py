@@ -55,7 +55,7 @@ def scenes(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 def photographs(folder: Path, data: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Scores of each seed on photographs."""
-    keys = {"preset": "photos", "data": data / "captions_train.json", "validation": 0.01}  # 3 of the 311
+    keys = {"preset": "photos", "data": data / "captions_train.json", "loader.validation": 0.01}  # 3 of the 311
     test = data / "captions_test.json"
     return [judged(trained(folder / f"photos-{seed}", {**keys, "seed": seed}), "retrieval", test) for seed in seeds]
 

@@ -282,12 +282,14 @@ class ClipTask(Task):
 
 
 def resolve(config: ClipTrainConfig, samples: int) -> ClipTrainConfig:
-    """Fills what is None: learning rate 5e-4 (CLIP, table 20), for given towers 1e-5, and 32 epochs."""
+    """Fills what is None: learning rate 5e-4 (CLIP, table 20), with SigLIP's towers 1e-3 (its sec. 4), for given ones
+    1e-5; and 32 epochs."""
     given = _given(config)
     encoder = _encoder(config, given)
     by_name = config.init is None and isinstance(encoder, ViTConfig)
     size = 224 if by_name else encoder.image_size
-    config = resolve_common(config, samples, lr=5e-4 if given is None else 1e-5, epochs=32, size=size)
+    lr = 1e-5 if given is not None else 1e-3 if config.towers == "siglip" else 5e-4
+    config = resolve_common(config, samples, lr=lr, epochs=32, size=size)
     if config.init is not None:
         config = replace(config, model=config.init)
     check_tiles("size", present(config.size), config.model, encoder.patch_size)
@@ -446,7 +448,7 @@ does not, small crops, mirrored ones too, and a small text tower. What was tried
 """
 
 # SigLIP sec. 4: small batches too, the second moment of Adam over fewer steps.
-SIGLIP: dict[str, Any] = {"towers": "siglip", "optim.lr": 1e-3, "optim.weight_decay": 1e-4, "optim.betas": (0.9, 0.95)}
+SIGLIP: dict[str, Any] = {"towers": "siglip", "optim.weight_decay": 1e-4, "optim.betas": (0.9, 0.95)}
 
 BROUGHT = (
     *("towers", "loss", "embedding", "text_width", "text_depth", "text_heads"),

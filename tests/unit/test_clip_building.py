@@ -71,6 +71,7 @@ def test_siglips_towers_learn_in_a_space_as_wide_as_they_are() -> None:
     torch.manual_seed(0)
     config = config_of("clip", **small, towers="siglip")
     assert (config.loss, config.context, config.embedding) == ("siglip", 64, 128)
+    assert config.optim.lr == 1e-3  # SigLIP sec. 4
     task = clip.build(config, source_of()).train()
     assert task.model.config.image.pool == "attention" and task.prepare(batch_of(), 0).tokens.shape == (4, 64)
     terms = backward(task, batch_of())
