@@ -91,7 +91,7 @@ def read_shards(title: str, paths: Sequence[Path]) -> list[Sample]:
             tell_once(f"{path} is cut short: the {len(shard.samples)} pictures before are used, what followed is lost")
     left_out = sum((Counter(shard.left_out) for shard in shards), Counter[str]())
     if left_out:
-        told = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
+        told = ", ".join(f"{what} ({count})" for what, count in sorted(left_out.items()))
         tell_once(f"{title}: left out {told}")
     return sorted(samples, key=lambda sample: sample.picture.path)
 

@@ -406,6 +406,18 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_two_who_write_the_same_the_slower_takes_what_the_quicker_made(tmp_path: Path) -> None:
+    config, out = SceneConfig(count=4, size=32), tmp_path / "scenes"
+
+    def overtaken(done: int, total: int) -> None:
+        if done == total:
+            write(out, config, workers=1)
+            (out / "mark").touch()
+
+    assert write(out, config, workers=1, progress=overtaken) == out
+    assert (out / "mark").exists() and list(tmp_path.iterdir()) == [out]
+
+
 def test_what_killed_runs_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
     abandoned, alive, foreign = (tmp_path / f".sce[n]es.{name}.partial" for name in ("1", "2", "3"))
     for partial in (abandoned, alive):
