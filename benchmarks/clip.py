@@ -1,6 +1,7 @@
 """CLIP's towers against those of transformers with equal weights: pictures, texts, a training step, a zero-shot head.
 
-    python benchmarks/clip.py [--models vit_b32,vit_b16] [--pairs 20] [--step-batch 16] [--classes 1000]
+    python benchmarks/clip.py [--models vit_b32,vit_b16] [--parts image,text,step,head] [--pairs 20]
+                              [--step-batch 16] [--classes 1000]
 
 Needs SYNOPTIC_DATA, for CLIP's vocabulary and the captions of `coco_mini`. Both sides have the same random weights,
 which went through the converter; their answers and losses must be equal to 1e-4 of the largest value in float32. Then
@@ -56,6 +57,7 @@ LEAST = {  # speed over that of transformers
 ROWS = {"rows of 77": 77, "rows of the longest": None}
 PATCHES = {"vit_b32": 32, "vit_b16": 16}
 LONGEST_READING = 1.0  # seconds
+PARTS = ("image", "text", "step", "head")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -144,8 +146,8 @@ def row(what: str, name: str, dtype: torch.dtype, batch: int, found: common.Comp
 
 
 @torch.inference_mode()
-def encoding(name: str, words: Words, dtype: torch.dtype, pairs: int) -> Iterator[dict[str, Any]]:
-    """Pictures, then texts."""
+def pictures(name: str, words: Words, dtype: torch.dtype, pairs: int) -> Iterator[dict[str, Any]]:
+    """One and 32."""
     vision, theirs = rivals(name, words)
     ours, theirs = vision.model.to(dtype), theirs.to(dtype)
     for batch in (1, 32):
@@ -153,6 +155,13 @@ def encoding(name: str, words: Words, dtype: torch.dtype, pairs: int) -> Iterato
         error = difference(ours(images).summary, theirs.images(images))
         found = common.compare(lambda: ours(images), lambda: theirs.images(images), pairs)  # noqa: B023
         yield row("image", name, dtype, batch, found, error)
+
+
+@torch.inference_mode()
+def texts(name: str, words: Words, dtype: torch.dtype, pairs: int) -> Iterator[dict[str, Any]]:
+    """One and 32, against both kinds of rows."""
+    vision, theirs = rivals(name, words)
+    ours, theirs = vision.model.to(dtype), theirs.to(dtype)
     for batch in (1, 32):
         tokens = words.rows(batch)
         for rows, length in ROWS.items():
@@ -231,6 +240,7 @@ def failures(rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> list[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(PATCHES), help="of vit_b32 and vit_b16")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of image, text, step and head")
     parser.add_argument("--pairs", type=int, default=20, help="measurements of each rival")
     parser.add_argument("--step-batch", type=int, default=16, help="pictures in a training step")
     parser.add_argument("--classes", type=int, default=1000, help="of the zero-shot head")
@@ -241,18 +251,22 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()
     words = Words(Path(os.environ["SYNOPTIC_DATA"]))
-    names = options.models.split(",")
+    names, parts = options.models.split(","), options.parts.split(",")
     print(
         f"{'what':26} {'model':8} {'dtype':9} batch  speed of theirs    difference; {words.mean:.1f} tokens a caption"
     )
     rows = []
     for name in names:
         for dtype in DTYPES:
-            rows += encoding(name, words, dtype, options.pairs)
-            rows += training(name, words, dtype, options.step_batch, options.pairs)
-    heads = [head(names[0], words, options.classes)]
+            if "image" in parts:
+                rows += pictures(name, words, dtype, options.pairs)
+            if "text" in parts:
+                rows += texts(name, words, dtype, options.pairs)
+            if "step" in parts:
+                rows += training(name, words, dtype, options.step_batch, options.pairs)
+    heads = [head(names[0], words, options.classes)] if "head" in parts else []
     common.finish(
-        "clip",
+        "clip" if set(parts) == set(PARTS) else f"clip_{'_'.join(parts)}",
         {"tokens_a_caption": round(words.mean, 1), "results": rows, "heads": heads},
         "equal answers; at least 0.97 of the speed of transformers, 3 times with texts; a head read in under a second",
         failures(rows, heads),

@@ -159,6 +159,8 @@ def test_clip_is_to_be_equal_and_as_fast_and_its_texts_faster(script) -> None:
     assert failures([text | {"speed_of_theirs": 2.9}], []) == [
         "2.9 of the speed (text, rows of 77, vit_b32, float32, batch 1)"
     ]
+    single = half | {"what": "text, rows of 77", "speed_of_theirs": 2.2}
+    assert not failures([single], []) and len(failures([single | {"batch": 32}], [])) == 1
     assert len(failures([good | {"largest_difference": 1e-3}, good | {"largest_difference": float("nan")}], [])) == 2
     assert failures([], [{"read_s": 1.2}]) == ["a head read in 1.2 s"]
 
@@ -181,9 +183,12 @@ def test_clip_is_to_tell_unseen_pairs_apart_and_to_find_captions(script) -> None
     worse = found | {"image_to_text_r10": 0.19}
     assert failures({"scenes": [pairs | {"zeroshot_unseen": 0.1}], "photographs": [worse]}) == [
         "scenes 0: 0.85 seen, 0.1 unseen",
-        "photographs 0: image_to_text_r10 0.19, guessing 0.1",
+        "photographs: image_to_text_r10 0.1900, guessing 0.1",
     ]
-    assert len(failures({"scenes": [], "photographs": [found | {"text_to_image_r10_low": 0.1}]})) == 1
+    assert not failures({"scenes": [], "photographs": [worse, found | {"image_to_text_r10": 0.22}]})  # their mean
+    assert failures({"scenes": [], "photographs": [found, found | {"text_to_image_r10_low": 0.1}]}) == [
+        "photographs 1: text_to_image_r10 might be 0.1, guessing 0.1"
+    ]
 
 
 def test_changes_are_told_against_the_base_of_the_same_seed(script) -> None:

@@ -312,6 +312,9 @@ def test_heads_look_at_their_own_channels() -> None:
 def test_quick_gelu_swiglu_and_layer_scale() -> None:
     x = torch.linspace(-4, 4, 9)
     torch.testing.assert_close(QuickGELU()(x), x / (1 + torch.exp(-1.702 * x)))
+    with torch.no_grad():
+        torch.testing.assert_close(QuickGELU()(x), x / (1 + torch.exp(-1.702 * x)))
+    assert torch.equal(x, torch.linspace(-4, 4, 9))
     layer = SwiGLU(12, 48)
     assert layer.w12.out_features == 2 * 32  # two thirds of 48
     gate, value = layer.w12(x[None, :1].expand(1, 12)).chunk(2, dim=-1)
