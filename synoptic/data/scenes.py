@@ -184,11 +184,13 @@ def write(
                 write_annotations(partial / split, [records[split, index] for index in range(count)])
             (partial / "scenes.json").write_text(settings, encoding="utf-8")
             (partial / LOCK).unlink(missing_ok=True)
-            if _holds(out, settings):  # another process was quicker
-                return out
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
+            try:
+                if out.exists():
+                    out.rmdir()
+                partial.rename(out)
+            except OSError:
+                if not _holds(out, settings):  # else another process was quicker
+                    raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu"]
@@ -48,28 +49,46 @@ class Normalize(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear, which takes the quicker of two libraries on a CPU.
+    """nn.Linear, which takes the quicker of two libraries for inference on a CPU.
 
     PyTorch multiplies float32 matrices with MKL, and those of bfloat16 with oneDNN. Where the rows are few and the
-    processor is not Intel's, oneDNN is the quicker one for float32 as well (benchmarks/clip.py: 13 rows in two thirds
-    of the time, 1,600 rows in 0.97 of it). Its operator, which PyTorch's own compiler emits, has no gradient.
+    processor is not Intel's, oneDNN is the quicker one for float32 as well (docs/log.md: 13 rows in two thirds of the
+    time, 1,600 rows in 0.97 of it). Its operator, which PyTorch's own compiler emits, knows no derivatives.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if _by_onednn(input, self.weight):
-            return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
-        return super().forward(input)
+        if torch.is_grad_enabled():
+            return super().forward(input)
+        weight, bias = self.weight, self.bias
+        if _by_onednn(input, weight, bias):
+            return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+        return F.linear(input, weight, bias)
 
 
-def _by_onednn(input: Tensor, weight: Tensor) -> bool:
+def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN's operator takes these; it checks little itself, and reads biases as if they were contiguous."""
     return (
-        input.device.type == "cpu"
-        and input.dtype == weight.dtype == torch.float32
-        and input.numel() > 0
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and _plain(input)
+        and _plain(weight)
+        and (bias is None or (_plain(bias) and bias.is_contiguous() and len(bias) == len(weight)))
+        and input.numel() > 0
+        and input.ndim > 0
+        and input.shape[-1] == weight.shape[1]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not in every build
+    )
+
+
+def _plain(tensor: Tensor) -> bool:
+    """float32 on the host, laid out as usual, without a forward derivative."""
+    return (
+        tensor.is_cpu
+        and tensor.dtype == torch.float32
+        and tensor.layout == torch.strided
+        and not tensor.is_nested
+        and unpack_dual(tensor).tangent is None
     )
 
 
