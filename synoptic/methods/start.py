@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from synoptic.models.adaptors import Student
 from synoptic.models.clip import Clip, ClipConfig, Towers
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig, vit_config
-from synoptic.predict import load
 from synoptic.weights import zoo
 from synoptic.weights.folder import weights_hash
 from synoptic.weights.options import LoadOptions
@@ -88,7 +87,7 @@ def tell_if_untrained(key: str, model: str) -> None:
 
 def given_towers(init: str, options: LoadOptions) -> Clip | None:
     """The CLIP or SigLIP of a MODEL, with both of its towers; None where it is something else."""
-    model = load(init, "cpu", **asdict(options)).model
+    model, _, _ = zoo.load(init, options)
     return model if isinstance(model, Clip) else None
 
 
@@ -124,7 +123,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _trunk(init: str, options: LoadOptions) -> ViT:
-    model = load(init, "cpu", **asdict(options)).model
+    model, _, _ = zoo.load(init, options)
     trunk = model.image if isinstance(model, Clip) else model.backbone if isinstance(model, Student) else model
     if not isinstance(trunk, ViT):
         raise ValueError(f"init={init}: a {type(model).__name__} has no vision transformer to go on with")

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
+
+from synoptic.models.linear import Linear
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu"]
@@ -46,50 +47,6 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         channels = zip(images.unbind(1), self.mean, self.std, strict=True)
         return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
-
-
-class Linear(nn.Linear):
-    """nn.Linear, which takes the quicker of two libraries for inference on a CPU.
-
-    PyTorch multiplies float32 matrices with MKL, and those of bfloat16 with oneDNN. Where the rows are few and the
-    processor is not Intel's, oneDNN is the quicker one for float32 as well (docs/log.md: 13 rows in two thirds of the
-    time, 1,600 rows in 0.97 of it). Its operator, which PyTorch's own compiler emits, knows no derivatives.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return super().forward(input)
-        weight, bias = self.weight, self.bias
-        if _by_onednn(input, weight, bias):
-            return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-        return F.linear(input, weight, bias)
-
-
-def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN's operator takes these; it checks little itself, and reads biases as if they were contiguous."""
-    return (
-        not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and _plain(input)
-        and _plain(weight)
-        and (bias is None or (_plain(bias) and bias.is_contiguous() and len(bias) == len(weight)))
-        and input.numel() > 0
-        and input.ndim > 0
-        and input.shape[-1] == weight.shape[1]
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not in every build
-    )
-
-
-def _plain(tensor: Tensor) -> bool:
-    """float32 on the host, laid out as usual, without a forward derivative."""
-    return (
-        tensor.is_cpu
-        and tensor.dtype == torch.float32
-        and tensor.layout == torch.strided
-        and not tensor.is_nested
-        and unpack_dual(tensor).tangent is None
-    )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
@@ -148,7 +105,8 @@ class Attention(nn.Module):
         width = tokens.shape[1]
         parts = self.qkv(tokens).split([batch * count for batch, count in groups])
         for part, (batch, count) in zip(parts, groups, strict=True):
-            query, key, value = part.view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            parted = part.view(batch, count, 3, self.heads, width // self.heads)
+            query, key, value = parted.permute(2, 0, 3, 1, 4).unbind()
             yield query, key, value
 
 
@@ -284,6 +242,8 @@ class Block(nn.Module):
 
     def _residual(self, tokens: Tensor, groups: Groups, branch: Callable[[Tensor, Groups], Tensor]) -> Tensor:
         rate = self.drop_path if self.training else 0.0
+        if not rate:
+            return tokens + branch(tokens, groups)
         kept = [max(round(batch * (1.0 - rate)), 1) for batch, _ in groups]
         if kept == [batch for batch, _ in groups]:
             return tokens + branch(tokens, groups)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from synoptic.models.bounds import LARGEST_VOCABULARY, check_sizes, check_transformer
 from synoptic.models.layers import Activation, Block, Groups, Mlp
+from synoptic.models.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class TextTower(nn.Module):
         ]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.projection = nn.Linear(width, config.embedding, bias=config.projection_bias)
+        self.projection = Linear(width, config.embedding, bias=config.projection_bias)
         self._init(blocks)
 
     def _init(self, blocks: list[Block]) -> None:
