@@ -66,6 +66,8 @@ class Reordered:
 
     def of(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         """The copy, to be used with that bias; None where oneDNN does not take the two."""
+        if weight.is_inference():  # PyTorch does not count their versions
+            return None
         kept = self._kept
         if kept is None or kept[1] != weight._version or not _same(weight, kept[0]) or not _same(bias, kept[2]):
             kept = self._kept = self._made(weight, bias)

@@ -169,6 +169,17 @@ def test_a_copy_does_not_outlive_its_weight(change: Callable[[Linear], None]):
     quick.answers()
 
 
+def test_weights_whose_versions_nobody_counts_are_taken_as_they_are():
+    quick = Quick()
+    quick.answers()
+    with torch.inference_mode():
+        quick.layer.to(torch.float64).to(torch.float32)
+        quick.answers()
+        quick.layer.weight.add_(1)
+        quick.answers()
+    assert not quick.copied
+
+
 def test_weights_given_from_outside_are_taken():
     quick = Quick()
     quick.answers()
