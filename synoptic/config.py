@@ -102,8 +102,10 @@ class CheckpointConfig:
 
     Attributes:
         keep: how many of the newest checkpoints stay, beside the best.
-        metric: the validation score that decides which is best, higher being better: `knn`, which needs labels and is
-            what None takes where there are some; without it, the last one counts as best.
+        metric: the validation score that decides which is best, higher being better. None takes the method's, where the
+            data tell it: `knn`, which needs labels, or of methods that learn from captions `r_mean`, the mean recall of
+            retrieval both ways, which needs 30 validation pictures with captions. Without it, the last one counts as
+            best.
     """
 
     keep: PositiveInt = 2

@@ -17,7 +17,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -108,7 +108,7 @@ def _train_task(task: Task, recipe: Method, config: TrainConfig, source: Source,
     """Trains and exports a task, as one of the processes of the group; the first alone writes."""
     out, first = Path(config.out), group.rank == 0
     evaluators = _evaluators(recipe, config, source)
-    config = _with_metric(config, recipe.metric, judged=any(isinstance(found, KNN) for found in evaluators))
+    config = _with_metric(config, recipe.metric, evaluators)
     facts = task.facts()
     data = {"data.pictures": len(source), "data.sha256": source.fingerprint(recipe.captions)}
     loader = _loader(task, config, source, part=(group.rank, group.size))
@@ -328,19 +328,25 @@ def _empty(out: Path) -> None:
             path.unlink()
 
 
-def _with_metric(config: Any, score: str, judged: bool) -> Any:
+def _with_metric(config: Any, score: Literal["knn", "r_mean"], evaluators: Sequence[Evaluator[Any]]) -> Any:
     """The configuration with what decides which checkpoint is best.
 
     Args:
-        score: the only one that is found while training.
-        judged: whether it is: whether there are labels to judge by.
+        score: the only one that may.
+        evaluators: what judges while training.
     """
-    metric = config.checkpoint.metric
+    metric, judge = config.checkpoint.metric, KNN if score == "knn" else CaptionRetrieval
     if metric not in (None, score):
-        raise ValueError(f"checkpoint.metric={metric}: only {score} is judged while training; leave the key out")
+        raise ValueError(f"checkpoint.metric={metric}: only {score} decides in this method; leave the key out")
+    judged = any(isinstance(found, judge) for found in evaluators)
     if metric and not judged:
-        mend = "the last checkpoint counts as best; a folder for each class would tell labels"
-        log.warning("checkpoint.metric=%s: data=%s has no labels to judge by; %s", metric, config.data, mend)
+        lacking = {
+            "knn": ("no labels to judge by", "a folder for each class would tell labels"),
+            "r_mean": (f"fewer than {FEWEST} validation pictures with captions", "a larger loader.validation helps"),
+        }
+        what, mend = lacking[score]
+        told = "checkpoint.metric=%s: data=%s has %s; the last checkpoint counts as best; %s"
+        log.warning(told, metric, config.data, what, mend)
     return replace(config, checkpoint=replace(config.checkpoint, metric=score if judged else None))
 
 

@@ -159,6 +159,7 @@ SCORES = {
     "zeroshot": "Zero-shot",
     "segmentation_miou": "Segmentation",
     RANK: "Effective dimensions",
+    "r_mean": "Mean recall",
     **{f"{way}_r{k}": f"{title} R@{k}" for way, title in WAYS.items() for k in WITHIN},
 }
 DRAWN_ALONE = {f"{way}_r{k}" for way in WAYS for k in WITHIN[:-1]}  # in the curves: a page has no room for six columns

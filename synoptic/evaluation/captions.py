@@ -55,8 +55,9 @@ class CaptionRetrieval:
     Yields for k of 1, 5 and 10 "image_to_text_rk", the share of the pictures that have one of their captions among the
     k nearest of all, and "text_to_image_rk", the share of the captions that have their picture among the k nearest.
     With `bounds`, behind each the ends of its 95 % interval as "..._low" and "..._high", and what guessing gives as
-    "..._chance". The interval is Wilson's for as many trials as there are pictures, since the captions of a picture are
-    found or missed together. It takes the pictures to choose from as given.
+    "..._chance"; without, at the end "r_mean", the mean of the six, by which a checkpoint is chosen as in the released
+    code of ALBEF (Li et al. 2021, arXiv 2107.07651). The interval is Wilson's for as many trials as there are pictures,
+    since the captions of a picture are found or missed together. It takes the pictures to choose from as given.
 
     Args:
         source: pictures, of which those with captions count.
@@ -79,16 +80,20 @@ class CaptionRetrieval:
         if self.optional and not (isinstance(model, Speaks) and model.speaks(self.adaptor)):
             return
         found = self.judge(model)
+        shares = []
         for k in WITHIN:
             for way, share, guessed in zip(
                 ("image_to_text", "text_to_image"), found.recall(k), found.chance(k), strict=True
             ):
+                shares.append(share)
                 yield f"{way}_r{k}", share
                 if self.bounds:
                     low, high = interval(share, len(found.index))
                     yield f"{way}_r{k}_low", low
                     yield f"{way}_r{k}_high", high
                     yield f"{way}_r{k}_chance", guessed
+        if not self.bounds:
+            yield "r_mean", float(np.mean(shares))
 
     def judge(self, model: EncodesText) -> Retrieved:
         """What each picture and each caption found; of equally near ones the first come first."""

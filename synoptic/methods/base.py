@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -214,7 +214,7 @@ class Method:
     build: Callable[..., Task]
     presets: Mapping[str, Mapping[str, Any]]
     captions: bool = False
-    metric: str = "knn"
+    metric: Literal["knn", "r_mean"] = "knn"
     rankme: bool = False
     unused: tuple[Unused, ...] = ()
 

@@ -463,6 +463,7 @@ METHOD = Method(
     build=build,
     presets={"photos": PHOTOS, "siglip": SIGLIP},
     captions=True,
+    metric="r_mean",
     unused=(
         Unused("beside a CLIP or SigLIP in init=, which brings its own", BROUGHT, lambda config: bool(_given(config))),
         Unused("with the loss of SigLIP", ("gathering",), lambda config: _loss(config) == "siglip"),

@@ -81,13 +81,15 @@ def on_circle(numbers: Tensor) -> Tensor:
 def test_recall_counts_any_caption_of_a_picture_and_the_picture_of_every_caption(captioned: str):
     evaluator = CaptionRetrieval(open_source(captioned, "all"), bounds=False)
     right = dict(evaluator.run(Reading()))
-    assert list(right) == [f"{way}_r{k}" for k in (1, 5, 10) for way in ("image_to_text", "text_to_image")]
+    recalls = [f"{way}_r{k}" for k in (1, 5, 10) for way in ("image_to_text", "text_to_image")]
+    assert list(right) == [*recalls, "r_mean"]
     assert set(right.values()) == {1.0}
     # Captions stand 0.6 beyond their picture: the next picture is nearer to each but the last, whose next is not there.
     off = dict(evaluator.run(Reading(0.6)))
     assert off["text_to_image_r1"] == COUNTS[10] / sum(COUNTS)
     assert off["image_to_text_r1"] == 1 / 11, "the first has none before it"
     assert off["text_to_image_r5"] == 1.0
+    assert off["r_mean"] == pytest.approx(sum(off[name] for name in recalls) / 6)
     # Of picture 3 the captions in order of nearness are the 3 of picture 2, then its own one.
     found = evaluator.judge(Reading(0.6))
     assert [found.texts[place] for place in found.captions[3, :4]] == [

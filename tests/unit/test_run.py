@@ -332,7 +332,7 @@ def refused(message: str, data: Path, out: Path, **keys: Any) -> None:
 def test_only_what_is_judged_while_training_can_decide(labelled: Path, plain: Path, tmp_path: Path) -> None:
     metric = "checkpoint.metric"
     for data in (labelled, plain):
-        refused(f"{metric}=foo: only knn is judged while training", data, tmp_path / "run", **{metric: "foo"})
+        refused(f"{metric}=foo: only knn decides in this method", data, tmp_path / "run", **{metric: "foo"})
 
 
 def test_a_score_that_needs_labels_decides_nothing_without_them(plain: Path, tmp_path: Path, caplog) -> None:
@@ -359,6 +359,38 @@ def test_labels_decide_by_knn(labelled: Path, tmp_path: Path, given: str | None)
     with pytest.raises(Begun):
         train(labelled, tmp_path / "run", **{"checkpoint.metric": given})
     assert load_json(tmp_path / "run" / "config.json")["checkpoint"]["metric"] == "knn"
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("count", "given", "decides"), [(450, None, "r_mean"), (450, "r_mean", "r_mean"), (60, None, None)]
+)
+def test_retrieval_decides_where_captions_are_learned(
+    tmp_path: Path, count: int, given: str | None, decides: str | None
+) -> None:
+    """Not k-NN, though the pictures have labels too; and not from few of them."""
+    with pytest.raises(Begun):
+        train_clip(tmp_path / "run", count, **{"checkpoint.metric": given})
+    assert load_json(tmp_path / "run" / "config.json")["checkpoint"]["metric"] == decides
+
+
+@pytest.mark.usefixtures("untrained")
+def test_few_captions_decide_nothing(tmp_path: Path, caplog) -> None:
+    with pytest.raises(Begun):
+        train_clip(tmp_path / "run", 60, **{"checkpoint.metric": "r_mean"})
+    assert "has fewer than 30 validation pictures with captions; the last checkpoint counts as best" in caplog.text
+
+
+def train_clip(out: Path, count: int, **keys: Any) -> Path:
+    small = {
+        "data": f"scenes:count={count},size=32,objects=1",
+        "model": "vit_nano8",
+        "size": 32,
+        "steps": 2,
+        "batch": 2,
+    }
+    small |= {"data": f"scenes:count={count},size=32,objects=1", "precision": "fp32", "loader.workers": 0}
+    return synoptic.train("clip", out=str(out), **small, **keys)
 
 
 def test_a_gpu_that_is_not_there(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
