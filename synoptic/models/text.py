@@ -8,6 +8,7 @@ go through the blocks packed without any padding, those of a length side by side
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -153,12 +154,10 @@ class PackedTexts:
             found = tokens == end
             found[:, -1] = True
             lengths = found.int().argmax(dim=1) + 1  # the first of several
-        order = lengths.argsort(stable=True)
-        nothing = torch.zeros(0, dtype=torch.long)  # where there are no texts
-        each, counts = lengths[order].unique_consecutive(return_counts=True)
-        self.groups: Groups = tuple(zip(counts.tolist(), each.tolist(), strict=True))
-        parts = zip(tokens[order].split(counts.tolist()), each.tolist(), strict=True)
-        self.ids = torch.cat([nothing, *(rows[:, :length].flatten() for rows, length in parts)])
-        self.places = torch.cat([nothing, *(torch.arange(length).repeat(count) for count, length in self.groups)])
+        lengths, order = lengths.sort(stable=True)
+        self.groups: Groups = tuple((len(list(alike)), each) for each, alike in groupby(lengths.tolist()))
+        steps = torch.arange(length).expand(count, length)
+        kept = steps < lengths[:, None]
+        self.ids, self.places = tokens[order][kept], steps[kept]
         self.ends = torch.empty(count, dtype=torch.long)
-        self.ends[order] = lengths[order].cumsum(0) - 1
+        self.ends[order] = lengths.cumsum(0) - 1
