@@ -103,7 +103,8 @@ class Attention(nn.Module):
     def _heads(self, tokens: Tensor, groups: Groups) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Query, key and value of each group, (B, heads, N, D / heads)."""
         width = tokens.shape[1]
-        parts = self.qkv(tokens).split([batch * count for batch, count in groups])
+        qkv = self.qkv(tokens)
+        parts = [qkv] if len(groups) == 1 else qkv.split([batch * count for batch, count in groups])
         for part, (batch, count) in zip(parts, groups, strict=True):
             parted = part.view(batch, count, 3, self.heads, width // self.heads)
             query, key, value = parted.permute(2, 0, 3, 1, 4).unbind()

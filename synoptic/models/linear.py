@@ -27,7 +27,9 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() or _watched():
             return super().forward(input)
-        weight, bias = self.weight, self.bias
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")  # modules look attributes up slowly
+        if weight is None:  # computed with every call, as by weight normalisation
+            return super().forward(input)
         copy = None if self.reordered is None or self.training else self.reordered.of(weight, bias)
         if (copy is None and not (weight.dtype == torch.float32 and _taken(weight, bias))) or not _fits(input, weight):
             return super().forward(input)
