@@ -26,9 +26,11 @@ from pydantic import (
 )
 from pydantic import Field as Bound
 
-from synoptic.files import write_text
+from synoptic.files import read_bounded, write_text
 
 T = TypeVar("T")
+
+LARGEST_JSON = 16 << 20  # bytes of a configuration, an index, or the header of a weights file
 
 Share = Annotated[float, Bound(ge=0, le=1)]  # of a whole, which may be all of it
 Fraction = Annotated[float, Bound(ge=0, lt=1)]  # of a whole, never all of it
@@ -320,14 +322,15 @@ def load_json(path: Path) -> dict[str, Any]:
     """The values in a JSON file.
 
     Raises:
-        ValueError: the file is missing, is not JSON, or holds something else than an object.
+        ValueError: the file is missing, is not JSON, holds something else than an object, or is larger than any of
+            these files.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, LARGEST_JSON).decode("utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from None
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path}: is not JSON that is read here ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: should hold a JSON object of keys and values, not a {type(values).__name__}")
     return values

@@ -50,6 +50,20 @@ def write_text(path: Path, text: str) -> None:
         write_atomically(path, lambda file: file.write(content))
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file that should be small.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it has more than `most` bytes.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
+
+
 def cache_folder(kind: str) -> Path:
     """Where files lie that can be made again: `$XDG_CACHE_HOME/synoptic/KIND`, by default in `~/.cache`."""
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "synoptic" / kind

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import synoptic
 from synoptic.apps.arguments import Verb, print_help, split, two_columns
+from synoptic.apps.fetching import fetching_bars
 from synoptic.apps.training import Train
 from synoptic.apps.verbs import SIMPLE_VERBS
 from synoptic.config import nearest
@@ -61,7 +62,8 @@ def _run(arguments: Sequence[str]) -> None:
     if "help" in words.flags:
         print_help(Console(), *verb.help(words))
     else:
-        verb.run(words)
+        with fetching_bars():
+            verb.run(words)
 
 
 def _say(message: str, code: int) -> int:

@@ -16,6 +16,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from synoptic.apps.arguments import OptionsVerb
+from synoptic.apps.fetching import bars_console
 from synoptic.weights.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -48,16 +49,25 @@ class ModelsOptions:
 
     Attributes:
         pattern: part of a name, or a glob such as `vit_*`; None lists all.
+        task: what they answer with beside patches: a summary, one in a space with words, or masks.
+        licence: of their weights, such as apache-2.0 or mit.
+        commercial: whether the licence allows commercial use.
+        local: whether they are on this machine; others are fetched when they are first used.
     """
 
     pattern: str | None = None
+    task: Literal["features", "words", "segments"] | None = None
+    licence: str | None = None
+    commercial: bool | None = None
+    local: bool | None = None
 
 
 def models(options: ModelsOptions) -> None:
     """Name, task, parameters, resolution and licence of every known model."""
     from synoptic.weights.zoo import list_models
 
-    found = [asdict(record) for record in list_models(options.pattern or "")]
+    asked = asdict(options)
+    found = [asdict(record) for record in list_models(asked.pop("pattern") or "", **asked)]
     _print_rows(list(found[0]), [list(record.values()) for record in found])
 
 
@@ -450,7 +460,7 @@ def _tell_left_out(count: int) -> None:
 @contextmanager
 def _bars(*names: str) -> Iterator[list[Callable[[int, int], None]]]:
     """Progress bars on a terminal, nothing elsewhere: each to be told how many of how many are done, and shown then."""
-    console = Console(stderr=True)
+    console = bars_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
 
         def bar(task: TaskID) -> Callable[[int, int], None]:

@@ -2,9 +2,10 @@
 
 weights/
     model.safetensors       float32
-    config.json             format, version, kind, name, model, preprocess, trained
+    config.json             format, version, kind, name, model, preprocess, trained, checksums
     tokenizer.json          of a CLIP; `tokenizer.<adaptor>.json` of a student's adaptor that knows words
     README.md               the model card
+    SHA256SUMS              of all of these; but for the card, which may be edited, loading looks at them
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from synoptic.config import from_dict, load_json, nearest, to_dict
+from synoptic.files import read_bounded
 from synoptic.models.adaptors import Student, StudentConfig
 from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.resnet import ResNet, ResNetConfig
@@ -34,8 +36,11 @@ from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.types import Preprocess
+from synoptic.weights.card import model_card
+from synoptic.weights.checksums import SUMS, read_sums, verified, write_sums
 from synoptic.weights.convert import load_state
 from synoptic.weights.reading import owned, read_safetensors
+from synoptic.weights.words import LARGEST_TOKENIZER
 
 FORMAT, VERSION = "synoptic", 1
 NO_WORDS = "null"  # in place of a tokenizer, of weights of others that came without
@@ -134,19 +139,21 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
     """Reads a weights folder: the model on the CPU, in evaluation mode, with what belongs to it.
 
     Raises:
-        ValueError: something is missing, damaged, of a newer version, or does not fit together.
+        ValueError: something is missing, damaged, changed since it was saved, of a newer version, or does not fit
+            together.
     """
     folder = Path(folder)
-    path = folder / CONFIG
-    header = load_json(path)
-    record, kind = _check_header(header, path)
-    config: Any = from_dict(kind.config, _mapping(header, "model", path), f"{path}: model")
-    preprocess = from_dict(Preprocess, _mapping(header, "preprocess", path), f"{path}: preprocess")
-    state = {name: owned(tensor) for name, tensor in read_safetensors(folder / WEIGHTS).items()}
-    with shapes_alone():
-        model = kind.build(config, _read_tokenizers(folder, config))
-    load_state(model, state, str(folder / WEIGHTS))
-    return model.eval(), preprocess, record
+    with _unchanged(folder):
+        path = folder / CONFIG
+        header = load_json(path)
+        record, kind = _check_header(header, path)
+        config: Any = from_dict(kind.config, _mapping(header, "model", path), f"{path}: model")
+        preprocess = from_dict(Preprocess, _mapping(header, "preprocess", path), f"{path}: preprocess")
+        state = {name: owned(tensor) for name, tensor in read_safetensors(folder / WEIGHTS).items()}
+        with shapes_alone():
+            model = kind.build(config, _read_tokenizers(folder, config))
+        load_state(model, state, str(folder / WEIGHTS))
+        return model.eval(), preprocess, record
 
 
 @contextmanager
@@ -196,7 +203,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name in (WEIGHTS, CONFIG, CARD) or (name.startswith("tokenizer.") and name.endswith(".json"))
+    return name in (WEIGHTS, CONFIG, CARD, SUMS) or (name.startswith("tokenizer.") and name.endswith(".json"))
 
 
 def _write(folder: Path, model: Any, preprocess: Preprocess, record: Record) -> None:
@@ -212,9 +219,12 @@ def _write(folder: Path, model: Any, preprocess: Preprocess, record: Record) -> 
         "model": to_dict(model.config),
         "preprocess": to_dict(preprocess),
         "trained": dict(record.trained),
+        "checksums": SUMS,
     }
     (folder / CONFIG).write_text(json.dumps(header, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(_card(model, preprocess, record), encoding="utf-8")
+    card = model_card(model, preprocess, record.kind, record.name, record.trained)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    write_sums(folder)
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -268,7 +278,21 @@ def _check_header(header: Mapping[str, Any], path: Path) -> tuple[Record, Kind]:
     kind = str(header.get("kind"))
     if kind not in KINDS:
         raise ValueError(f"{path}: unknown kind {kind!r}{nearest(kind, KINDS)}")
+    sums = path.with_name(SUMS)
+    if header.get("checksums") is not None and not sums.is_file():
+        raise ValueError(f"{sums}: no such file, though {CONFIG} tells of it, so the weights folder is not whole")
     return Record(kind, str(header.get("name", "")), dict(_mapping(header, "trained", path))), KINDS[kind]
+
+
+def _unchanged(folder: Path) -> AbstractContextManager[None]:
+    """Raises at its end, or before, where a folder is not as it was saved; one without checksums is taken as it is."""
+    if not (folder / SUMS).is_file():
+        return nullcontext()
+    sums = read_sums(folder)
+    unlisted = {CONFIG, WEIGHTS, *filter(_is_ours, os.listdir(folder))} - {CARD, SUMS} - sums.keys()
+    if unlisted:
+        raise ValueError(f"{folder / SUMS}: lists no {min(unlisted)}; copy the folder anew")
+    return verified(folder, {name: sums[name] for name in sums if _is_ours(name) and name != CARD}, WEIGHTS)
 
 
 def _mapping(header: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
@@ -295,7 +319,7 @@ def _read_tokenizers(folder: Path, config: Any) -> dict[str, Tokenizer]:
     for adaptor, text in _texts(config).items():
         path = folder / _tokenizer_file(adaptor)
         try:
-            definition = path.read_text(encoding="utf-8")
+            definition = read_bounded(path, LARGEST_TOKENIZER).decode("utf-8")
             if definition.strip() == NO_WORDS and not adaptor:
                 continue
             tokenizer = Tokenizer.from_json(definition)
@@ -314,57 +338,3 @@ def _read_tokenizers(folder: Path, config: Any) -> dict[str, Tokenizer]:
             )
         tokenizers[adaptor] = tokenizer
     return tokenizers
-
-
-_CARD = """# {name}
-
-A {kind} of {parameters:.1f} M parameters for synoptic (`pip install synoptic-vision`). It reads pictures of
-{size} x {size} pixels ({mode}) in patches of {patch}, and any other size that these patches tile.
-
-```python
-import synoptic
-
-model = synoptic.load("path/to/this/folder")
-model.embed(["a.jpg"])  # (1, {summary}) float32, L2-normalised
-```
-"""
-
-_CALLED = {
-    "vit": "vision transformer",
-    "resnet": "ResNet of CLIP",
-    "clip": "CLIP",
-    "student": "student of several teachers",
-}
-
-
-def _card(model: Any, preprocess: Preprocess, record: Record) -> str:
-    """The model card, in Markdown."""
-    parts = [
-        _CARD.format(
-            name=record.name,
-            kind=_CALLED[record.kind],
-            parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-            size=preprocess.size,
-            mode={"crop": "the largest centred square", "squash": "the whole picture"}[preprocess.mode],
-            patch=model.stride,
-            summary=model.summary_width,
-        )
-    ]
-    if isinstance(model, Student):
-        lines = [f"- `{name}`: {_channels(adaptor)}" for name, adaptor in model.adaptors.items()]
-        parts.append("## Adaptors\n\nIt answers in the space of each of its teachers:\n\n" + "\n".join(lines) + "\n")
-    if record.trained:
-        lines = [f"- {key}: {_fact(value)}" for key, value in record.trained.items() if value not in ({}, None)]
-        parts.append("## Training\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_fact(part)}" for key, part in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _channels(adaptor: Any) -> str:
-    summary = f"summary of {adaptor.config.summary} channels, " if adaptor.config.summary else ""
-    return f"{summary}patches of {adaptor.config.patches}{', words' if adaptor.text is not None else ''}"

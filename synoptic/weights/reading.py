@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from synoptic.config import load_json
+from synoptic.config import LARGEST_JSON, load_json
 from synoptic.weights.torchscript import is_torchscript, read_torchscript
 
 State = dict[str, Tensor]
@@ -55,11 +55,20 @@ def read_safetensors(path: Path) -> State:
         ValueError: the file is missing, damaged or of another sort.
     """
     try:
+        _check_header(path)
         return load_file(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged weights file, or none ({error})") from None
+
+
+def _check_header(path: Path) -> None:
+    """Refuses a header that is longer than any of a model, before it is parsed; its length comes first in the file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LARGEST_JSON:
+        raise OSError(f"its header has {length:,} bytes, more than {LARGEST_JSON:,}")
 
 
 def owned(tensor: Tensor) -> Tensor:
@@ -128,18 +137,31 @@ def _check_tensors(path: Path, parts: Mapping[str, State]) -> None:
         raise ValueError(f"{path}: its tensors would take {claimed:,} bytes, many times the file's own size")
 
 
+def shards_of(index: Path) -> list[str]:
+    """Names of the files that an index names, all of which lie beside it.
+
+    Raises:
+        ValueError: it is damaged, or names files elsewhere.
+    """
+    return sorted(set(_places(index).values()))
+
+
 def _read_shards(index: Path) -> State:
-    """The tensors of the files that an index names, all of which lie beside it."""
-    places = load_json(index).get("weight_map")
-    if not isinstance(places, Mapping) or not all(_is_beside(name) for name in places.values()):
-        raise ValueError(f"{index}: its weight_map should name, for each tensor, a file beside it")
-    state: State = {}
-    for name in sorted(set(places.values())):
+    places, state = _places(index), State()
+    for name in shards_of(index):
         state |= read_parts(index.parent / name).get("", {})
     missing = [name for name in places if name not in state]
     if missing:
         raise ValueError(f"{index}: {len(missing)} of its tensors are in none of its files, such as {missing[0]}")
     return state
+
+
+def _places(index: Path) -> Mapping[str, str]:
+    """The name of each tensor's file."""
+    places = load_json(index).get("weight_map")
+    if not isinstance(places, Mapping) or not all(_is_beside(name) for name in places.values()):
+        raise ValueError(f"{index}: its weight_map should name, for each tensor, a file beside it")
+    return places
 
 
 def _is_beside(name: Any) -> bool:

@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
+from synoptic.files import read_bounded
 from synoptic.models.clip import Towers
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import END, START, Tokenizer
@@ -13,6 +14,7 @@ from synoptic.weights.options import LoadOptions
 
 MERGES = "bpe_simple_vocab_16e6.txt"  # of OpenAI, which it packs with gzip
 LARGEST = 16_000_000  # bytes of an unpacked vocabulary; that of CLIP has 3.2 million
+LARGEST_TOKENIZER = 1 << 26  # bytes of a tokenizer.json; those of a quarter of a million tokens have 35 million
 _SIGLIP_END = "</s>"
 _HUB_FILE = "tokenizer.json"
 
@@ -52,7 +54,7 @@ def read_tokenizer(place: Path, context: int, towers: Towers) -> Tokenizer:
     """
     try:
         if place.suffix == ".json":
-            return _definition(place.read_text(encoding="utf-8"), context, towers)
+            return _definition(read_bounded(place, LARGEST_TOKENIZER).decode("utf-8"), context, towers)
         if towers == "siglip":
             raise ValueError("SigLIP's towers read a tokenizer.json")
         return Tokenizer.clip(_lines(place), context)
@@ -91,7 +93,7 @@ def _place(path: Path, options: LoadOptions) -> Path | None:
 
 def _lines(path: Path) -> list[str]:
     if path.suffix != ".gz":
-        return path.read_text(encoding="utf-8").split("\n")
+        return read_bounded(path, LARGEST).decode("utf-8").split("\n")
     with gzip.open(path) as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -17,14 +18,17 @@ from synoptic.models import resnet, vit
 from synoptic.models.resnet import ResNet, resnet_config
 from synoptic.models.vit import ViT, vit_config
 from synoptic.types import Preprocess
-from synoptic.weights import formats
+from synoptic.weights import downloads, formats, hub
+from synoptic.weights.catalogue import APACHE, RELEASES, Release, allows_commerce
 from synoptic.weights.folder import CONFIG, Record, load_folder, shapes_alone
 from synoptic.weights.options import LoadOptions
+
+log = logging.getLogger(__name__)
 
 NAMES = (*vit.NAMES, *resnet.NAMES)
 FORMS = (
     "a name that `synoptic models` lists, a run folder, a weights folder of this library or of Hugging Face, "
-    "or a weights file of DINO, DINOv2, CLIP or SigLIP"
+    "a weights file of DINO, DINOv2, CLIP or SigLIP, or hf:owner/name"
 )
 
 
@@ -38,7 +42,8 @@ class ModelRecord:
         parameters: how many it has.
         resolution: side in pixels of the pictures that it is made for.
         licence: of its weights; random ones carry the library's.
-        local: whether it is on this machine.
+        commercial: whether that allows commercial use.
+        local: whether it is on this machine; other ones are fetched when they are first used.
     """
 
     name: str
@@ -46,32 +51,60 @@ class ModelRecord:
     parameters: int
     resolution: int
     licence: str
+    commercial: bool
     local: bool
 
 
-def list_models(pattern: str = "") -> list[ModelRecord]:
-    """The built-in models, small ones first.
+def list_models(
+    pattern: str = "",
+    *,
+    task: str | None = None,
+    licence: str | None = None,
+    commercial: bool | None = None,
+    local: bool | None = None,
+) -> list[ModelRecord]:
+    """The models that can be had by name: built-in architectures, small ones first, then releases, family by family.
 
     Args:
-        pattern: part of a name, or a glob such as `vit_*16`.
+        pattern: part of a name, or a glob such as `vit_*16`; capitals do not matter.
+        task: "features", "words" or "segments".
+        licence: as in "Apache-2.0" or "mit".
+        commercial: whether the licence allows commercial use.
+        local: whether they are on this machine.
     Raises:
         ValueError: nothing matches.
     """
-    wanted = pattern if glob.has_magic(pattern) else f"*{pattern}*"
-    names = [name for name in NAMES if fnmatchcase(name, wanted)]
+    wanted = (pattern if glob.has_magic(pattern) else f"*{pattern}*").lower()
+    names = [name for name in (*NAMES, *RELEASES) if fnmatchcase(name.lower(), wanted)]
     if not names:
-        raise ValueError(f"no model matches {pattern!r}{nearest(pattern, NAMES)}")
-    return [ModelRecord(name, "features", _parameters(name), _image_size(name), "Apache-2.0", True) for name in names]
+        raise ValueError(f"no model matches {pattern!r}{nearest(pattern, (*NAMES, *RELEASES))}")
+    found = [_record(name) for name in names]
+    asked = {"task": task, "licence": licence, "commercial": commercial, "local": local}
+    for key, value in asked.items():
+        if value is None:
+            continue
+        known = sorted({_shown(getattr(record, key)) for record in found})
+        found = [record for record in found if _shown(getattr(record, key)).lower() == _shown(value).lower()]
+        if not found:
+            raise ValueError(f"no model that matches the rest has {key}={_shown(value)}, only {', '.join(known)}")
+    return found
 
 
 def resolve(model: str | Path) -> str | Path:
     """What a MODEL argument means: the name of a built-in architecture, a weights folder, or a weights file.
 
+    Releases and models of the Hub are fetched where they are not on this machine. A name wins over a file that is
+    called the same, which `./name` means.
+
     Raises:
-        ValueError: it means nothing, naming the nearest names and what would.
+        ValueError: it means nothing, naming the nearest names and what would; or it cannot be fetched.
     """
     if model in NAMES:
         return str(model)
+    if model in RELEASES:
+        return _fetch(RELEASES[str(model)])
+    if hub.is_spec(model):
+        return hub.fetch_folder(str(model))
     path = Path(model).expanduser()
     if path.name in formats.FILES and formats.has_weights(path.parent):
         path = path.parent
@@ -82,7 +115,7 @@ def resolve(model: str | Path) -> str | Path:
         return path
     if path.is_dir():
         raise ValueError(f"{path}: {_what_lacks(path)}; a model is {FORMS}")
-    raise ValueError(f"there is no model {str(model)!r}{nearest(str(model), NAMES)}; a model is {FORMS}")
+    raise ValueError(f"there is no model {str(model)!r}{nearest(str(model), (*NAMES, *RELEASES))}; a model is {FORMS}")
 
 
 def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Module, Preprocess, Record]:
@@ -95,13 +128,19 @@ def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modu
         ValueError: it means nothing, its files are not whole, or options are given for what says all of itself.
     """
     place, options = resolve(model), options or LoadOptions()
+    given = {name: value for name, value in vars(options).items() if value is not None}
     if isinstance(place, Path) and not formats.is_ours(place):
-        return formats.load(place, options)
-    given = [name for name, value in vars(options).items() if value is not None]
+        known = RELEASES[str(model)].options if model in RELEASES else LoadOptions()
+        network, preprocess, record = formats.load(place, replace(known, **given))
+        record = _with_origin(record, model, place)
+        _tell_licence(record)
+        return network, preprocess, record
     if given:
         raise ValueError(f"{model}: says itself what {', '.join(given)}= should be; leave that out")
     if isinstance(place, Path):
-        return load_folder(place)
+        network, preprocess, record = load_folder(place)
+        _tell_licence(record)
+        return network, preprocess, record
     return build(place).eval(), Preprocess(_image_size(place)), Record("vit" if place in vit.NAMES else "resnet", place)
 
 
@@ -134,6 +173,79 @@ def build(name: str) -> nn.Module:
         ValueError: for a name that `list_models` does not know.
     """
     return ResNet(resnet_config(name)) if name in resnet.NAMES else ViT(vit_config(name))
+
+
+def _record(name: str) -> ModelRecord:
+    if name in NAMES:
+        return ModelRecord(name, "features", _parameters(name), _image_size(name), APACHE.name, APACHE.commercial, True)
+    release = RELEASES[name]
+    licence = release.licence
+    size, here = (release.parameters, release.resolution), _is_here(release)
+    return ModelRecord(name, release.task, *size, licence.name, licence.commercial, here)
+
+
+def _shown(value: str | bool) -> str:
+    """A value as users type it."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _folder_of(release: Release) -> Path:
+    """Where the folder of a release of the Hub may be put by hand."""
+    return downloads.models_folder() / release.name
+
+
+def _is_here(release: Release) -> bool:
+    if release.files:
+        return downloads.place_of(release.files[0]).is_file()
+    return formats.has_weights(_folder_of(release)) or hub.is_here(release.repository)
+
+
+def _fetch(release: Release) -> Path:
+    """The weights file or folder of a release.
+
+    Raises:
+        ValueError: it cannot be had, telling what to put where.
+    """
+    if release.files:
+        weights = downloads.fetch(release.files[0])
+        for remote in release.files[1:]:
+            try:
+                downloads.fetch(remote)
+            except ValueError as error:  # the vocabulary: pictures need none
+                log.warning("%s: knows no words: %s", release.name, error)
+        return weights
+    folder = _folder_of(release)
+    if formats.has_weights(folder):
+        return folder
+    try:
+        return hub.fetch_folder(hub.PREFIX + release.repository)
+    except ValueError as error:
+        raise ValueError(f"{error}, or put that folder at {folder}") from None
+
+
+def _with_origin(record: Record, model: str | Path, place: Path) -> Record:
+    """A record that tells where the model came from, and what its licence is, where either is known."""
+    if model in RELEASES:
+        release = RELEASES[str(model)]
+        name, facts = release.name, {"origin": release.source, "licence": release.licence.name}
+    elif hub.is_spec(model):
+        name = str(model).removeprefix(hub.PREFIX).partition("@")[0]
+        licence = hub.licence_of(place)
+        facts = {"origin": f"{hub.PREFIX}{name}@{place.name}", **({"licence": licence} if licence else {})}
+    else:
+        return record
+    return replace(record, name=name, trained={**record.trained, **facts})
+
+
+def _tell_licence(record: Record) -> None:
+    licence = str(record.trained.get("licence", ""))
+    if not allows_commerce(licence):
+        _warn_of_licence(record.name, licence)
+
+
+@cache  # once
+def _warn_of_licence(name: str, licence: str) -> None:
+    log.warning("%s: its licence, %s, forbids commercial use", name, licence)
 
 
 def _place(data: str) -> str:
