@@ -7,16 +7,22 @@ list, too: then only the list's own SHA-256 helps, had from the maker by another
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from synoptic.files import read_bounded
+from synoptic.files import cache_folder, read_bounded, write_text
+
+log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
 LARGEST = 1 << 20  # bytes of a list; one of ours has some hundred
+SETTLED = 2.0  # seconds; a change soon after another may leave the times of a file as they are
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\]+)")
 
 
@@ -24,6 +30,37 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """The SHA-256 of a file, which is hashed when it is first seen and after every change.
+
+    Hashing takes as long as loading. So the digest is kept in the user's cache, with what a change does not leave as it
+    was: size, place on the disk, and two times, the second of which no program can set back.
+    """
+    note = cache_folder("checksums") / hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    state, settled = _state(path)
+    try:
+        seen, _, digest = note.read_text(encoding="utf-8").rpartition(" ")
+        if seen == state and _DIGEST.fullmatch(digest):
+            return digest
+    except (OSError, ValueError):  # none, or damaged
+        pass
+    digest = sha256_of(path)
+    if settled and _state(path)[0] == state:
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(note, f"{state} {digest}")
+        except OSError as error:
+            log.info("%s cannot be written (%s), so %s is hashed again next time", note.parent, error.strerror, path)
+    return digest
+
+
+def _state(path: Path) -> tuple[str, bool]:
+    """What tells a file from what it was before, and whether it is old enough for another change to show in it."""
+    stat = path.stat()
+    state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return " ".join(map(str, state)), time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED
 
 
 def write_sums(folder: Path) -> None:
@@ -56,7 +93,8 @@ def read_sums(folder: Path) -> dict[str, str]:
 def verified(folder: Path, sums: Mapping[str, str], large: str) -> Iterator[None]:
     """Lets its block read a folder, and raises where a file is not the one that was saved.
 
-    Small files are looked at before the block; the large one is hashed in a thread of its own while the block reads it.
+    Small files are looked at before the block; the large one is hashed, if it has to be, in a thread of its own while
+    the block reads it.
 
     Args:
         folder: where the files lie.
@@ -67,16 +105,16 @@ def verified(folder: Path, sums: Mapping[str, str], large: str) -> Iterator[None
     """
     for name in sums:
         if name != large:
-            _check(folder / name, _digest(folder / name), sums[name])
+            _check(folder / name, _digest(folder / name, sha256_of), sums[name])
     with ThreadPoolExecutor(1) as beside:
-        digest = beside.submit(_digest, folder / large)
+        digest = beside.submit(_digest, folder / large, known_sha256)
         yield
         _check(folder / large, digest.result(), sums[large])
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, take: Callable[[Path], str]) -> str:
     try:
-        return sha256_of(path)
+        return take(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}), so the weights folder is not whole") from None
 

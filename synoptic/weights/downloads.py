@@ -22,7 +22,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from synoptic.files import cache_folder
 from synoptic.weights.catalogue import Remote
-from synoptic.weights.checksums import sha256_of
+from synoptic.weights.checksums import known_sha256
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def fetch(remote: Remote, schemes: Sequence[str] = ("https",)) -> Path:
     """
     path = place_of(remote)
     if path.is_file():
-        if remote.sha256 is not None and sha256_of(path) != remote.sha256:
+        if remote.sha256 is not None and known_sha256(path) != remote.sha256:
             raise ValueError(
                 f"{path}: damaged, or not the released file: its SHA-256 differs; remove it to fetch it anew"
             )

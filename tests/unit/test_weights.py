@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,8 +26,8 @@ from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.types import Preprocess
-from synoptic.weights import zoo
-from synoptic.weights.checksums import SUMS, write_sums
+from synoptic.weights import checksums, zoo
+from synoptic.weights.checksums import SUMS, sha256_of, write_sums
 from synoptic.weights.convert import (
     HUGGINGFACE_CLIP_TEXT,
     HUGGINGFACE_DINOV2,
@@ -418,6 +420,34 @@ def test_the_system_can_check_a_folder_too(tmp_path: Path) -> None:
     assert subprocess.run(check, cwd=folder, capture_output=True).returncode == 1
 
 
+def test_a_file_is_hashed_when_it_is_first_seen_and_after_every_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    path = saved(tmp_path) / MODEL
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(checksums, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    assert checksums.known_sha256(path) == checksums.known_sha256(path) == sha256_of(path)
+    assert len(hashed) == 2  # so young that another change might not show
+    monkeypatch.setattr(checksums, "SETTLED", -1.0)
+    for _ in range(2):
+        assert checksums.known_sha256(path) == sha256_of(path)
+    assert len(hashed) == 3
+    times = path.stat()
+    time.sleep(0.02)
+    flip(-3)(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # by somebody who hides it
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged, or changed since it was saved"):
+        load_folder(path.parent)
+    for note in (tmp_path / "cache" / "synoptic" / "checksums").iterdir():
+        note.write_bytes(b"\xff")
+    assert checksums.known_sha256(path) == sha256_of(path)
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_bytes(b"")  # no folder can be made there
+    assert checksums.known_sha256(path) == sha256_of(path)
+
+
+@settings(max_examples=30)
 @given(st.integers(0, 10**9), st.integers(0, 7))
 def test_any_bit_of_the_weights_counts(tmp_path_factory: pytest.TempPathFactory, place: int, bit: int) -> None:
     folder = saved(tmp_path_factory.mktemp("w"), "vit")
