@@ -30,8 +30,9 @@ def load(model: str | Path, device: str | torch.device = "auto", **options: Any)
     """A model ready for use. On a CPU it keeps the weights of linear layers a second time, as they are read quickest.
 
     Args:
-        model: a name that `list_models` tells (random weights), a run folder, a weights folder of this library or of
-            Hugging Face, or a weights file of DINO, DINOv2, CLIP or SigLIP.
+        model: a name that `list_models` tells (built-in architectures have random weights, released models are fetched
+            at their first use), a run folder, a weights folder of this library or of Hugging Face, a weights file of
+            DINO, DINOv2, CLIP or SigLIP, or `hf:owner/name` or `hf:owner/name@revision` on the Hub.
         device: where it computes; "auto" takes a GPU where there is one.
         options: what a file of other makers does not say itself, as in `heads=3, part="student"`; see `LoadOptions`.
     Raises:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PREFIX = "hf:"
 TOKENIZER, MERGES = "tokenizer.json", "merges.txt"
 _LARGEST_CARD = 1 << 20  # bytes of a card that are read
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
@@ -44,6 +45,8 @@ def fetch_folder(spec: str) -> Path:
             do then.
     """
     name, _, revision = spec.removeprefix(PREFIX).partition("@")
+    if not _NAME.fullmatch(name) or ".." in revision:
+        raise ValueError(f"{spec}: is not of the form {PREFIX}owner/name or {PREFIX}owner/name@revision")
     config = _Repository(name, revision or "main").need(CONFIG)
     model = _Repository(name, config.parent.name)  # the commit's folder
     header = load_json(config)
@@ -108,7 +111,7 @@ class _Repository:
         except Exception as error:  # the libraries below it raise what they like
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 return None
-            told = next(iter(str(error).splitlines()), "").strip() or type(error).__name__
+            told = " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__
         raise ValueError(
             f"{PREFIX}{self.name}: {file} cannot be fetched ({told}); fetch the model's {CONFIG}, weights and "
             "tokenizer elsewhere into one folder, and give that folder as MODEL"

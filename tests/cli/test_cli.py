@@ -341,7 +341,7 @@ def test_a_file_with_an_unknown_key_is_refused(tmp_path: Path, mistake) -> None:
 def test_models_are_lines_for_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "mini"]) == 0
     header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert header == ["name", "task", "parameters", "resolution", "licence", "local"]
+    assert header == ["name", "task", "parameters", "resolution", "licence", "commercial", "local"]
     assert [row[0] for row in rows] == ["vit_mini8", "vit_mini16"]
     assert all(1_000_000 <= int(row[2]) <= 3_000_000 for row in rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -272,6 +273,23 @@ def test_a_licence_that_forbids_commercial_use_is_told_once(
     assert len(caplog.messages) == 2
 
 
+def test_what_a_released_file_does_not_say_is_known(
+    fixtures_dir: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], places: Path
+) -> None:
+    """MetaCLIP's keys do not tell its activation, and its weights may not be used commercially."""
+    path = downloads.place_of(RELEASES["metaclip_vitb32_400m"].files[0])
+    path.parent.mkdir(parents=True)
+    shutil.copy(fixtures_dir / "open_clip" / "weights.clip_quickgelu.pt", path)
+    model = synoptic.load("metaclip_vitb32_400m", "cpu", heads=4, text_heads=2)
+    assert model.model.config.image.activation == model.model.config.text.activation == "quick_gelu"
+    assert "metaclip_vitb32_400m: its licence, CC-BY-NC-4.0, forbids commercial use" in caplog.messages
+    assert [message for message in caplog.messages if "knows no words: https://raw." in message]
+    model.save(places / "saved")
+    assert "license: cc-by-nc-4.0\n" in (places / "saved" / "README.md").read_text()
+    assert cli.main(["models", "metaclip", "local=true"]) == 0
+    assert "\tCC-BY-NC-4.0\tno\tyes\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("licence", "allowed"),
     [
@@ -307,7 +325,7 @@ def test_a_model_in_the_hubs_cache_needs_no_network(hub: Hub, caplog: pytest.Log
     synoptic.load("hf:my/dino", "cpu")
     assert "model.safetensors" not in [name for name, _ in hub.asked]
     assert len(caplog.messages) == 1  # of what decides how pictures are read
-    assert "preprocessor_config.json cannot be fetched (outgoing traffic has been disabled.); fetch" in caplog.text
+    assert "preprocessor_config.json cannot be fetched (outgoing traffic has been disabled); fetch" in caplog.text
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
@@ -317,7 +335,7 @@ def test_without_a_network_a_model_of_the_hub_may_lie_in_any_folder(hub: Hub, pl
     with pytest.raises(ValueError) as error:
         synoptic.load("hf:my/dino")
     assert str(error.value) == (
-        f"hf:my/dino: {lost} cannot be fetched (outgoing traffic has been disabled.); fetch the model's config.json, "
+        f"hf:my/dino: {lost} cannot be fetched (outgoing traffic has been disabled); fetch the model's config.json, "
         "weights and tokenizer elsewhere into one folder, and give that folder as MODEL"
     )
     for name in ("config.json", "model.safetensors"):
@@ -385,9 +403,11 @@ def test_a_weights_folder_of_ours_may_lie_on_the_hub(hub: Hub, tmp_path: Path) -
             "model.safetensors",
             "hf:my/dino: has none of model.safetensors, model.safetensors.index.json, ",
         ),
-        ("hf:", "", "hf:: config.json cannot be fetched"),
-        ("hf:a/b/c", "", "hf:a/b/c: config.json cannot be fetched"),
-        ("hf:../../etc", "", r"hf:\.\./\.\./etc: config.json cannot be fetched"),
+        ("hf:", "", "hf:: is not of the form hf:owner/name or hf:owner/name@revision"),
+        ("hf:a/b/c", "", "hf:a/b/c: is not of the form hf:owner/name"),
+        ("hf:../../etc", "", r"hf:\.\./\.\./etc: is not of the form hf:owner/name"),
+        ("hf:../etc", "", r"hf:\.\./etc: config.json cannot be fetched \(Repo id must use alphanumeric chars"),
+        ("hf:a/b@../../c", "", r"hf:a/b@\.\./\.\./c: is not of the form hf:owner/name"),
     ],
 )
 def test_what_is_no_model_on_the_hub_is_refused(
