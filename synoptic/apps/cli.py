@@ -11,7 +11,7 @@ from rich.console import Console
 
 import synoptic
 from synoptic.apps.arguments import Verb, print_help, split, two_columns
-from synoptic.apps.fetching import fetching_bars
+from synoptic.apps.bars import fetching_bars
 from synoptic.apps.training import Train
 from synoptic.apps.verbs import SIMPLE_VERBS
 from synoptic.config import nearest

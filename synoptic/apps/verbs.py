@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from synoptic.apps.arguments import OptionsVerb
-from synoptic.apps.fetching import bars_console
+from synoptic.apps.bars import bar, bars
 from synoptic.weights.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -97,7 +95,7 @@ def scenes(options: ScenesOptions) -> None:
     from synoptic.data.scenes import SceneConfig, parse_objects, write
 
     config = SceneConfig(options.count, options.size, options.seed, parse_objects(options.objects), options.views)
-    with _bar("drawing") as advance:
+    with bar("drawing") as advance:
         out = write(Path(options.out), config, progress=advance)
     print(f"{config.count} pictures in {out}")
 
@@ -136,7 +134,7 @@ def embed(options: EmbedOptions) -> None:
 
     out = _path(options.out)
     known = out.exists() and not options.overwrite
-    with _bar("embedding") as advance:
+    with bar("embedding") as advance:
         tally = embed(
             options.images,
             options.model,
@@ -184,7 +182,7 @@ def search(options: SearchOptions) -> None:
     """The pictures nearest to words or to a picture."""
     from synoptic.apps.search import search
 
-    with _bar("indexing") as advance:
+    with bar("indexing") as advance:
         hits = search(
             options.index,
             options.text,
@@ -233,7 +231,7 @@ def classify(options: ClassifyOptions) -> None:
     """The label in words that fits each picture best."""
     from synoptic.apps.labelling import classify
 
-    with _bars("reading the prompts", "classifying") as (prepare, advance):
+    with bars("reading the prompts", "classifying") as (prepare, advance):
         answers, left_out = classify(
             options.images,
             _model(options.model, options.load),
@@ -343,7 +341,7 @@ def figures(options: FiguresOptions) -> None:
     from synoptic.apps.views import figures
 
     out, model = _path(options.out), _model(options.model, options.load)
-    with _bar("drawing") as advance:
+    with bar("drawing") as advance:
         left_out = figures(
             options.images,
             model,
@@ -413,7 +411,7 @@ def pack(options: PackOptions) -> None:
     if options.split in ("train", "validation") and "validation" not in parts_of(options.data):
         told = "data has no validation part, so a tenth of its training pictures is set apart for one"
         print(f"{told}, as training does: split=all packs both", file=sys.stderr)
-    with _bar("packing") as advance:
+    with bar("packing") as advance:
         shards = pack(source, options.out, options.seed, options.overwrite, progress=advance)
     last = f" to {shards[-1].name}, {len(shards)} shards" if len(shards) > 1 else ""
     print(f"{len(source) - len(source.errors)} pictures in {shards[0]}{last}")
@@ -455,24 +453,6 @@ def _file(typed: str | None) -> Path | None:
 def _tell_left_out(count: int) -> None:
     if count:
         print(f"left out {count} unreadable picture{'s' if count > 1 else ''}", file=sys.stderr)
-
-
-@contextmanager
-def _bars(*names: str) -> Iterator[list[Callable[[int, int], None]]]:
-    """Progress bars on a terminal, nothing elsewhere: each to be told how many of how many are done, and shown then."""
-    console = bars_console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-
-        def bar(task: TaskID) -> Callable[[int, int], None]:
-            return lambda done, total: bars.update(task, completed=done, total=total, visible=True)
-
-        yield [bar(bars.add_task(name, total=None, visible=False)) for name in names]
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    with _bars(name) as (bar,):
-        yield bar
 
 
 def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -77,7 +77,7 @@ def fetch(remote: Remote, schemes: Sequence[str] = ("https",)) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
         _download(remote, path, schemes)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: of an address that is none
         raise ValueError(
             f"{remote.url} cannot be fetched ({_reason(error)}); fetch it elsewhere and put it at {path}, or give its "
             "path as MODEL"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ class _Repository:
         except Exception as error:  # the libraries below it raise what they like
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 return None
-            told = " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__
+            told = textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
         raise ValueError(
             f"{PREFIX}{self.name}: {file} cannot be fetched ({told}); fetch the model's {CONFIG}, weights and "
             "tokenizer elsewhere into one folder, and give that folder as MODEL"

@@ -83,6 +83,9 @@ class Server(BaseHTTPRequestHandler):
     def inside(self) -> None:
         self.answer(302, Location="file:///etc/hostname")
 
+    def crooked(self) -> None:
+        self.answer(302, Location="http://[::1/good.bin")
+
     def circle(self) -> None:
         self.answer(302, Location="/circle.bin")
 
@@ -137,6 +140,7 @@ BAD = {
     "nonsense.bin": "this is no HTTP",
     "elsewhere.bin": "ftp://127.0.0.1/good.bin is no address of http",
     "inside.bin": "HTTP 302 Found - Redirection to url 'file:///etc/hostname' is not allowed",
+    "crooked.bin": "Invalid IPv6 URL",
     "circle.bin": "infinite loop",
 }
 

@@ -325,7 +325,10 @@ def test_a_model_in_the_hubs_cache_needs_no_network(hub: Hub, caplog: pytest.Log
     synoptic.load("hf:my/dino", "cpu")
     assert "model.safetensors" not in [name for name, _ in hub.asked]
     assert len(caplog.messages) == 1  # of what decides how pictures are read
-    assert "preprocessor_config.json cannot be fetched (outgoing traffic has been disabled); fetch" in caplog.text
+    assert (
+        "preprocessor_config.json cannot be fetched (outgoing traffic has been disabled. Set something.); fetch"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
@@ -335,7 +338,7 @@ def test_without_a_network_a_model_of_the_hub_may_lie_in_any_folder(hub: Hub, pl
     with pytest.raises(ValueError) as error:
         synoptic.load("hf:my/dino")
     assert str(error.value) == (
-        f"hf:my/dino: {lost} cannot be fetched (outgoing traffic has been disabled); fetch the model's config.json, "
+        f"hf:my/dino: {lost} cannot be fetched (outgoing traffic has been disabled. Set something.); fetch the model's config.json, "
         "weights and tokenizer elsewhere into one folder, and give that folder as MODEL"
     )
     for name in ("config.json", "model.safetensors"):

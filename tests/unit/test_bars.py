@@ -1,4 +1,4 @@
-"""The bars of files that are fetched: on a terminal, beside those of a verb, and nowhere else."""
+"""Progress bars, of verbs and of files that are fetched: on a terminal, together, and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from synoptic.apps import fetching, verbs
+from synoptic.apps import bars
 from synoptic.weights import downloads
 
 
@@ -22,9 +22,8 @@ def told(name: str, done: int, total: int | None) -> None:
 def test_files_are_shown_on_a_terminal_alone(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.StringIO()
     console = Console(file=page, force_terminal=terminal, width=100)
-    monkeypatch.setattr(fetching, "bars_console", lambda: console)
-    monkeypatch.setattr(verbs, "bars_console", lambda: console)
-    with fetching.fetching_bars(), verbs._bar("embedding") as advance:
+    monkeypatch.setattr(bars, "bars_console", lambda: console)
+    with bars.fetching_bars(), bars.bar("embedding") as advance:
         for done in (1, 2, 3):
             told("a.pth", done * 10**6, 3 * 10**6)
         told("of unknown length", 5, None)
@@ -36,8 +35,8 @@ def test_files_are_shown_on_a_terminal_alone(terminal: bool, monkeypatch: pytest
 def test_the_cursor_comes_back_when_a_file_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.StringIO()
     console = Console(file=page, force_terminal=True, width=100)
-    monkeypatch.setattr(fetching, "bars_console", lambda: console)
-    with pytest.raises(ValueError, match="broken"), fetching.fetching_bars():
+    monkeypatch.setattr(bars, "bars_console", lambda: console)
+    with pytest.raises(ValueError, match="broken"), bars.fetching_bars():
         told("a.pth", 1, 3)
         raise ValueError("broken")
     assert page.getvalue().rindex("\x1b[?25h") > page.getvalue().rindex("\x1b[?25l")
