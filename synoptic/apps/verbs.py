@@ -108,7 +108,7 @@ class EmbedOptions:
         images: a file, a folder (any depth), a glob, or a .txt list: all that the table is to hold. What it has already
             is kept, by its content where a file has moved; new and changed files are embedded, those that were deleted
             dropped.
-        model: a name from `synoptic models`, a run folder, or a weights file or folder.
+        model: a name from `synoptic models`, a run folder, a weights file or folder, or hf:owner/name.
         out: the .parquet file.
         tokens: one embedding a picture, or one a patch.
         adaptor: the teacher of a student in whose space they lie; None takes the model's own space. To be searched by
@@ -206,7 +206,7 @@ class ClassifyOptions:
 
     Attributes:
         images: a file, a folder (any depth), a glob, or a .txt list.
-        model: a name from `synoptic models`, a run folder, or a weights file or folder.
+        model: a name from `synoptic models`, a run folder, a weights file or folder, or hf:owner/name.
         labels: the classes in words, comma-separated, or a .csv or .txt file with a line a class: its name, then its
             prompts with commas between them; one without prompts takes the templates.
         templates: sentences in which `{}` stands for a label, comma-separated; 7 or 80 for those published with CLIP;
@@ -253,7 +253,7 @@ class EvaluateOptions:
     """Scores of a model on the test part of a labelled data set, as fractions.
 
     Attributes:
-        model: a name from `synoptic models`, a run folder, or a weights file or folder.
+        model: a name from `synoptic models`, a run folder, a weights file or folder, or hf:owner/name.
         on: evaluations, comma-separated: knn asks the nearest training pictures, linear and logistic classifiers of
             the features, retrieval the nearest test pictures of classes, and captions and pictures for each other,
             zeroshot words, segmentation a linear probe of the patches, and attention whether the foreground is looked
@@ -314,7 +314,7 @@ class FiguresOptions:
 
     Attributes:
         images: a file, a folder (any depth), a glob, or a .txt list.
-        model: a name from `synoptic models`, a run folder, or a weights file or folder.
+        model: a name from `synoptic models`, a run folder, a weights file or folder, or hf:owner/name.
         out: folder of the figures; the same command goes on where it was stopped.
         text: words whose likeness to each patch is shown, comma-separated.
         adaptor: the teacher of a student whose words they are; needed where several know words.

@@ -331,6 +331,23 @@ def test_a_model_in_the_hubs_cache_needs_no_network(hub: Hub, caplog: pytest.Log
     )
 
 
+def test_the_hubs_own_library_reads_its_cache_without_a_network(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing stands for the Hub here: its library itself is told to ask nobody."""
+    assert constants.HF_HUB_OFFLINE
+    cache = Hub(files_of_dinov2())
+    cache.put("my/dino", "config.json", "model.safetensors")
+    absent = cache.folder("my/dino").parents[1] / ".no_exist" / COMMIT / "preprocessor_config.json"
+    absent.parent.mkdir(parents=True)
+    absent.touch()
+    for spec in ("hf:my/dino", f"hf:my/dino@{COMMIT}"):
+        assert synoptic.load(spec, "cpu").trained["origin"] == f"hf:my/dino@{COMMIT}"
+    assert caplog.messages == []
+    with pytest.raises(ValueError, match=r"hf:my/dino: config\.json cannot be fetched \("):
+        synoptic.load("hf:my/dino@v2")
+    with pytest.raises(ValueError, match=r"hf:my/other: config\.json cannot be fetched \("):
+        synoptic.load("hf:my/other")
+
+
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
 def test_without_a_network_a_model_of_the_hub_may_lie_in_any_folder(hub: Hub, places: Path, lost: str) -> None:
     hub.put("my/dino", *{"config.json", "model.safetensors"} - {lost})
@@ -338,8 +355,8 @@ def test_without_a_network_a_model_of_the_hub_may_lie_in_any_folder(hub: Hub, pl
     with pytest.raises(ValueError) as error:
         synoptic.load("hf:my/dino")
     assert str(error.value) == (
-        f"hf:my/dino: {lost} cannot be fetched (outgoing traffic has been disabled. Set something.); fetch the model's config.json, "
-        "weights and tokenizer elsewhere into one folder, and give that folder as MODEL"
+        f"hf:my/dino: {lost} cannot be fetched (outgoing traffic has been disabled. Set something.); fetch the model's "
+        "config.json, weights and tokenizer elsewhere into one folder, and give that folder as MODEL"
     )
     for name in ("config.json", "model.safetensors"):
         (places / name).write_bytes(hub.files[name])
