@@ -46,6 +46,7 @@ from synoptic.apps.report_page import (
 from synoptic.apps.report_parts import duration, percent
 from synoptic.data import scenes
 from synoptic.evaluation.intervals import interval
+from synoptic.weights.checksums import write_sums
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -367,6 +368,7 @@ def test_methods_have_the_names_of_their_papers(runs: dict[str, Path], tmp_path:
     config = json.loads((run / "weights" / "config.json").read_text())
     config["trained"]["method"] = "dinov2"
     (run / "weights" / "config.json").write_text(json.dumps(config))
+    write_sums(run / "weights")
     assert "DINOv2, vit_mini16" in report([run]).read_text()
 
 
@@ -376,6 +378,7 @@ def test_the_scores_are_those_of_the_model_that_was_kept(runs: dict[str, Path], 
     config = json.loads(path.read_text())
     config["trained"] |= {"steps": 77, "scores": {"knn": 0.9876}}
     path.write_text(json.dumps(config))
+    write_sums(path.parent)
     texts = read_page(report([run]).read_text()).texts
     assert "77" in texts and percent(0.9876) in " ".join(texts)
 
