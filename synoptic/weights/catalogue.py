@@ -56,7 +56,7 @@ class Release:
         parameters: how many the file holds of its network.
         resolution: side in pixels of the pictures that it was trained for at last.
         licence: of the weights.
-        files: what is fetched, the weights first; empty where they lie on the Hub.
+        files: what is fetched, the weights and then a vocabulary if they need one; empty where they lie on the Hub.
         repository: on the Hub of Hugging Face, as `owner/name`; empty where they do not lie there.
         options: what the file does not say itself.
     """

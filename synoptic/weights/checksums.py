@@ -36,7 +36,7 @@ def known_sha256(path: Path) -> str:
     """The SHA-256 of a file, which is hashed when it is first seen and after every change.
 
     Hashing takes as long as loading. So the digest is kept in the user's cache, with what a change does not leave as it
-    was: size, place on the disk, and two times, the second of which no program can set back.
+    was: size, place on the disk, and two times, the second of which programs cannot set.
     """
     note = cache_folder("checksums") / hashlib.sha256(str(path.resolve()).encode()).hexdigest()
     state, settled = _state(path)

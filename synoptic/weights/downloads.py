@@ -56,11 +56,12 @@ def place_of(remote: Remote) -> Path:
     return models_folder() / remote.name
 
 
-def fetch(remote: Remote, schemes: Sequence[str] = ("https",)) -> Path:
+def fetch(remote: Remote, key: str = "MODEL", schemes: Sequence[str] = ("https",)) -> Path:
     """The file, from the cache or else from its server.
 
     Args:
         remote: its address, and its checksum where that is known: it is looked at whenever the file is asked for.
+        key: as what users may give the file's path instead, told in errors.
         schemes: of addresses that may be asked, by redirection too.
     Raises:
         ValueError: it cannot be had, telling what to put where; or it is not the file that was released.
@@ -80,7 +81,7 @@ def fetch(remote: Remote, schemes: Sequence[str] = ("https",)) -> Path:
     except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: of an address that is none
         raise ValueError(
             f"{remote.url} cannot be fetched ({_reason(error)}); fetch it elsewhere and put it at {path}, or give its "
-            "path as MODEL"
+            f"path as {key}"
         ) from None
     return path
 

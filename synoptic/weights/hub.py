@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,18 +143,13 @@ def _fetch_theirs(model: _Repository, header: Mapping[str, Any]) -> None:
     if weights.endswith(INDEX):
         for shard in shards_of(model.need(weights)):
             model.need(shard)
-    for name in _beside(model, header):
-        try:
-            model.get(name)
-        except ValueError as error:  # without a network, whether it has one remains unknown
-            log.log(logging.INFO if name == CARD else logging.WARNING, "%s; going on without it", error)
-
-
-def _beside(model: _Repository, header: Mapping[str, Any]) -> Iterator[str]:
-    """Names of what may lie beside the weights."""
-    yield PROCESSOR
-    yield CARD
-    if "text_config" in header:
-        yield TOKENIZER
-        if not model.has(TOKENIZER):
-            yield MERGES
+    model.get(PROCESSOR)  # it decides how pictures are normalised, so whether there is one has to be known
+    try:
+        model.get(CARD)
+    except ValueError as error:
+        log.info("%s; so its licence is not known", error)
+    try:
+        if "text_config" in header and model.get(TOKENIZER) is None:
+            model.get(MERGES)
+    except ValueError as error:  # pictures need none
+        log.warning("%s%s knows no words without its tokenizer: %s", PREFIX, model.name, error)

@@ -210,9 +210,9 @@ def _fetch(release: Release) -> Path:
         weights = downloads.fetch(release.files[0])
         for remote in release.files[1:]:
             try:
-                downloads.fetch(remote)
-            except ValueError as error:  # the vocabulary: pictures need none
-                log.warning("%s: knows no words: %s", release.name, error)
+                downloads.fetch(remote, "load.vocabulary")
+            except ValueError as error:  # pictures need none
+                log.warning("%s knows no words without its vocabulary: %s", release.name, error)
         return weights
     folder = _folder_of(release)
     if formats.has_weights(folder):

@@ -254,7 +254,9 @@ def test_a_vocabulary_that_cannot_be_had_leaves_the_pictures(caplog: pytest.LogC
     downloads.place_of(plain).write_bytes(b"")
     release = type(RELEASES["clip_vitb32"])(**{**vars(RELEASES["clip_vitb32"]), "files": (plain, vocabulary)})
     assert zoo._fetch(release) == downloads.place_of(plain)
-    assert re.search(r"clip_vitb32: knows no words: https://.*bpe_simple_vocab_16e6\.txt\.gz cannot", caplog.text)
+    assert re.search(
+        r"clip_vitb32 knows no words .*bpe_simple_vocab_16e6\.txt\.gz cannot .* as load\.vocabulary", caplog.text
+    )
 
 
 def test_a_licence_that_forbids_commercial_use_is_told_once(
@@ -283,7 +285,7 @@ def test_what_a_released_file_does_not_say_is_known(
     model = synoptic.load("metaclip_vitb32_400m", "cpu", heads=4, text_heads=2)
     assert model.model.config.image.activation == model.model.config.text.activation == "quick_gelu"
     assert "metaclip_vitb32_400m: its licence, CC-BY-NC-4.0, forbids commercial use" in caplog.messages
-    assert [message for message in caplog.messages if "knows no words: https://raw." in message]
+    assert [message for message in caplog.messages if "knows no words without its vocabulary: https://raw." in message]
     model.save(places / "saved")
     assert "license: cc-by-nc-4.0\n" in (places / "saved" / "README.md").read_text()
     assert cli.main(["models", "metaclip", "local=true"]) == 0
@@ -320,15 +322,11 @@ def test_a_model_of_the_hub_is_fetched_from_one_commit(hub: Hub) -> None:
 
 
 def test_a_model_in_the_hubs_cache_needs_no_network(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    hub.put("my/dino", "config.json", "model.safetensors")
+    hub.files["preprocessor_config.json"] = b'{"image_mean": [0.5, 0.5, 0.5]}'
+    hub.put("my/dino", "config.json", "model.safetensors", "preprocessor_config.json")
     hub.reachable = False
-    synoptic.load("hf:my/dino", "cpu")
-    assert "model.safetensors" not in [name for name, _ in hub.asked]
-    assert len(caplog.messages) == 1  # of what decides how pictures are read
-    assert (
-        "preprocessor_config.json cannot be fetched (outgoing traffic has been disabled. Set something.); fetch"
-        in caplog.text
-    )
+    assert synoptic.load("hf:my/dino", "cpu").model.config.mean == (0.5,) * 3
+    assert [name for name, _ in hub.asked] == ["README.md"] and caplog.messages == []
 
 
 def test_the_hubs_own_library_reads_its_cache_without_a_network(caplog: pytest.LogCaptureFixture) -> None:
@@ -374,6 +372,26 @@ def test_a_release_of_the_hub_may_be_put_into_a_folder_of_its_name(hub: Hub, pla
         (folder / name).write_bytes(hub.files[name])
     assert zoo.resolve("siglip-base-patch16-224") == folder
     assert zoo.list_models("siglip-base-patch16-224")[0].local
+
+
+def test_it_has_to_be_known_how_pictures_are_normalised(hub: Hub) -> None:
+    hub.put("my/dino", "config.json", "model.safetensors")
+    hub.reachable = False
+    with pytest.raises(ValueError, match=r"hf:my/dino: preprocessor_config\.json cannot be fetched"):
+        synoptic.load("hf:my/dino", "cpu")
+
+
+def test_a_tokenizer_that_cannot_be_had_leaves_the_pictures(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    header = json.loads(hub.files["config.json"]) | {"text_config": {}}
+    hub.files |= {"config.json": json.dumps(header).encode(), "preprocessor_config.json": b"{}"}
+    hub.put("my/clip", "config.json", "model.safetensors", "preprocessor_config.json")
+    hub.reachable = False
+    zoo.resolve("hf:my/clip")
+    (message,) = caplog.messages
+    assert message.startswith("hf:my/clip knows no words without its tokenizer: hf:my/clip: tokenizer.json cannot be")
+    hub.reachable = True
+    zoo.resolve("hf:my/clip")
+    assert [name for name, _ in hub.asked[-2:]] == ["tokenizer.json", "merges.txt"]
 
 
 def test_a_release_in_the_hubs_cache_is_on_this_machine(hub: Hub) -> None:
