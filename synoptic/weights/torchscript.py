@@ -7,7 +7,9 @@ of; any other name is refused before it is looked up.
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -45,9 +47,17 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """
     with zipfile.ZipFile(path) as archive:
         (place,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-        with archive.open(place) as file:
-            module = _Reader(file, archive, place.removesuffix("data.pkl")).load()
+        content = archive.read(place)
+        _check_numbers(content)
+        module = _Reader(io.BytesIO(content), archive, place.removesuffix("data.pkl")).load()
     return dict(_tensors(module, ""))
+
+
+def _check_numbers(content: bytes) -> None:
+    """Refuses a pickle that counts its objects higher than it has bytes: room is made for as many as it counts."""
+    for code, argument, _ in pickletools.genops(content):
+        if code.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(content):
+            raise pickle.UnpicklingError(f"it counts {argument:,} objects in {len(content):,} bytes")
 
 
 class _Module:

@@ -169,6 +169,20 @@ def test_a_spoiled_file_is_refused_in_one_line_that_says_why(tmp_path: Path, cas
     assert str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize("code", [b"r\xff\xff\xff\x0f", b"p268435455\n"])
+def test_an_archive_cannot_ask_for_more_memory_than_it_fills(tmp_path: Path, code: bytes) -> None:
+    """Python's unpickler makes room for as many objects as the highest number that a pickle gives one: here, 4 GB."""
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        for name in ("a/constants.pkl", "a/code/x"):
+            archive.writestr(name, b"")
+        archive.writestr("a/data.pkl", b"\x80\x02N" + code + b".")
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="damaged weights file"):
+        read_parts(tmp_path / "a.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
 def test_what_is_no_dictionary_has_no_tensors(tmp_path: Path) -> None:
     for content in (WEIGHT, [WEIGHT], {3: WEIGHT}, {"a": {"b": {"c": WEIGHT}}}):
         assert read_parts(written(tmp_path / "a.pth", content)) == {}
