@@ -13,6 +13,7 @@ LIBRARY = "synoptic"
 # What the Hub calls licences that it knows; the others are "other" there, with their name beside.
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
+_MODES = {"crop": "the largest centred square", "squash": "the whole picture"}
 _CALLED = {
     "vit": "vision transformer",
     "resnet": "ResNet of CLIP",
@@ -31,7 +32,7 @@ _HEAD = """A {kind} of {parameters:.1f} M parameters for synoptic (`pip install 
 import synoptic
 
 model = synoptic.load("path/to/this/folder")
-model.embed(["a.jpg"])  # (1, {summary}) float32, L2-normalised
+{example}
 ```"""
 
 
@@ -74,9 +75,9 @@ def _sections(model: Any, preprocess: Preprocess, kind: str, trained: Mapping[st
             kind=_CALLED[kind],
             parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
             size=preprocess.size,
-            mode={"crop": "the largest centred square", "squash": "the whole picture"}[preprocess.mode],
+            mode=_MODES[preprocess.mode],
             patch=model.stride,
-            summary=model.summary_width,
+            example=_example(model),
         ),
     )
     if isinstance(model, Student):
@@ -89,6 +90,13 @@ def _sections(model: Any, preprocess: Preprocess, kind: str, trained: Mapping[st
     yield "Data", _list(facts, _DATA) or "Not told."
     yield "Metrics", _table(facts.get(_METRICS)) or "None are told."
     yield "How it was made", _list(facts, [key for key in facts if key not in told]) or "Not told."
+
+
+def _example(model: Any) -> str:
+    """What the model is most used for, as a line of Python."""
+    if model.summary_width:
+        return f'model.embed(["a.jpg"])  # (1, {model.summary_width}) float32, L2-normalised'
+    return f'model.features("a.jpg").patches  # (1, h*w, {model.width})'
 
 
 def _list(facts: Mapping[str, Any], keys: Any) -> str:

@@ -18,7 +18,7 @@ from synoptic.models import resnet, vit
 from synoptic.models.resnet import ResNet, resnet_config
 from synoptic.models.vit import ViT, vit_config
 from synoptic.types import Preprocess
-from synoptic.weights import downloads, formats, hub
+from synoptic.weights import downloads, formats, hub_files
 from synoptic.weights.catalogue import APACHE, RELEASES, Release, allows_commerce
 from synoptic.weights.folder import CONFIG, Record, load_folder, shapes_alone
 from synoptic.weights.options import LoadOptions
@@ -103,8 +103,8 @@ def resolve(model: str | Path) -> str | Path:
         return str(model)
     if model in RELEASES:
         return _fetch(RELEASES[str(model)])
-    if hub.is_spec(model):
-        return hub.fetch_folder(str(model))
+    if hub_files.is_spec(model):
+        return hub_files.fetch_folder(str(model))
     path = Path(model).expanduser()
     if path.name in formats.FILES and formats.has_weights(path.parent):
         path = path.parent
@@ -197,7 +197,7 @@ def _folder_of(release: Release) -> Path:
 def _is_here(release: Release) -> bool:
     if release.files:
         return downloads.place_of(release.files[0]).is_file()
-    return formats.has_weights(_folder_of(release)) or hub.is_here(release.repository)
+    return formats.has_weights(_folder_of(release)) or hub_files.is_here(release.repository)
 
 
 def _fetch(release: Release) -> Path:
@@ -218,7 +218,7 @@ def _fetch(release: Release) -> Path:
     if formats.has_weights(folder):
         return folder
     try:
-        return hub.fetch_folder(hub.PREFIX + release.repository)
+        return hub_files.fetch_folder(hub_files.PREFIX + release.repository)
     except ValueError as error:
         raise ValueError(f"{error}, or put that folder at {folder}") from None
 
@@ -228,10 +228,10 @@ def _with_origin(record: Record, model: str | Path, place: Path) -> Record:
     if model in RELEASES:
         release = RELEASES[str(model)]
         name, facts = release.name, {"origin": release.source, "licence": release.licence.name}
-    elif hub.is_spec(model):
-        name = str(model).removeprefix(hub.PREFIX).partition("@")[0]
-        licence = hub.licence_of(place)
-        facts = {"origin": f"{hub.PREFIX}{name}@{place.name}", **({"licence": licence} if licence else {})}
+    elif hub_files.is_spec(model):
+        name = str(model).removeprefix(hub_files.PREFIX).partition("@")[0]
+        licence = hub_files.licence_of(place)
+        facts = {"origin": f"{hub_files.PREFIX}{name}@{place.name}", **({"licence": licence} if licence else {})}
     else:
         return record
     return replace(record, name=name, trained={**record.trained, **facts})

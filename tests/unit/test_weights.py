@@ -137,6 +137,12 @@ CARDS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+def test_the_card_of_a_model_without_a_summary_shows_what_it_has(tmp_path: Path) -> None:
+    save_folder(tmp_path / "w", ViT(vit_config(tokens=0)), Preprocess(16))
+    card = (tmp_path / "w" / "README.md").read_text()
+    assert 'model.features("a.jpg").patches  # (1, h*w, 12)' in card and "embed" not in card
+
+
 @pytest.mark.parametrize("case", CARDS)
 def test_the_model_card_begins_with_what_the_hub_reads(tmp_path: Path, case: str) -> None:
     facts, head, body = CARDS[case]

@@ -1,4 +1,4 @@
-"""Models on the Hub of Hugging Face: the files that make one, fetched into the Hub's own cache.
+"""The files that make a model of Hugging Face's Hub, fetched into the Hub's own cache.
 
 `HF_HOME` says where that lies, `HF_HUB_OFFLINE=1` that nothing is to be asked.
 """
