@@ -160,7 +160,15 @@ def to_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
             unknown.append(key)
     partial = [key for (key, rule), parts in gathered.items() if len(parts) < len(rule.theirs)]
     _refuse("the keys do not fit the table", unknown=unknown, incomplete=partial)
-    return {key: rule.change.join([parts[part] for part in rule.theirs]) for (key, rule), parts in gathered.items()}
+    return {key: _joined(key, rule, [parts[part] for part in rule.theirs]) for (key, rule), parts in gathered.items()}
+
+
+def _joined(key: str, rule: Rule, parts: Sequence[Tensor]) -> Tensor:
+    try:
+        return rule.change.join(parts)
+    except (RuntimeError, IndexError):  # tensors of other shapes than the family's
+        shapes = " and ".join(str(tuple(part.shape)) for part in parts)
+        raise ValueError(f"tensors of {shapes} do not make {key} (by our names)") from None
 
 
 def from_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
@@ -191,7 +199,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         state: its tensors by key.
         where: told in errors, the file.
     Raises:
-        ValueError: naming the keys that are missing, unexpected, of another shape, or no floats where floats belong.
+        ValueError: naming the keys that are missing, unexpected, of another shape, no floats where floats belong, or
+            not finite.
     """
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
@@ -208,7 +217,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
     ]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "mistyped": mistyped}
     _refuse(f"{where}: the weights do not fit the model", **problems)
+    broken = [key for key, tensor in state.items() if not _is_finite(tensor)]
+    _refuse(f"{where}: weights that are no numbers or infinite", spoiled=broken)
     model.load_state_dict(dict(state), assign=True)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum is quicker to look at than its parts, and finite if they are, unless it is too large itself."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _find(key: str, patterns: Iterable[tuple[str, Rule]]) -> tuple[str, Rule, dict[str, str]] | None:

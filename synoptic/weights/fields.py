@@ -33,6 +33,7 @@ _SAID = {  # our field: its name in config.json and preprocessor_config.json
     "activation": "hidden_act",
     "mean": "image_mean",
     "std": "image_std",
+    "mask_token": "use_mask_token",
 }
 
 
