@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synoptic.config import from_dict
-from synoptic.data.inputs import Pictures, is_single, read_batches
+from synoptic.data.inputs import Picture, Pictures, at_once, is_single, read_batches
 from synoptic.data.prompts import Labels, Templates, class_prompts
 from synoptic.models.adaptors import Student
 from synoptic.models.linear import quicken
+from synoptic.models.sam import Sam
 from synoptic.models.vit import ViT
+from synoptic.segmenter import Numbers, Segmenter
 from synoptic.text_encoder import TextEncoder
-from synoptic.types import Features, Preprocess
+from synoptic.types import Features, Preprocess, Segments
 from synoptic.weights import zoo
 from synoptic.weights.folder import save_folder, text_towers
 from synoptic.weights.options import LoadOptions
@@ -32,7 +34,7 @@ def load(model: str | Path, device: str | torch.device = "auto", **options: Any)
     Args:
         model: a name that `list_models` tells (built-in architectures have random weights, released models are fetched
             at their first use), a run folder, a weights folder of this library or of Hugging Face, a weights file of
-            DINO, DINOv2, CLIP or SigLIP, or `hf:owner/name` or `hf:owner/name@revision` on the Hub.
+            DINO, DINOv2, CLIP, SigLIP or SAM, or `hf:owner/name` or `hf:owner/name@revision` on the Hub.
         device: where it computes; "auto" takes a GPU where there is one.
         options: what a file of other makers does not say itself, as in `heads=3, part="student"`; see `LoadOptions`.
     Raises:
@@ -185,12 +187,13 @@ class VisionModel:
             inputs: a file, folder (any depth), glob or `.txt` list; a Pillow picture; an array (H, W, C) or tensor
                 (C, H, W), uint8 or float in [0, 1], or a stack of them; or a list of such things. A model of full
                 depth takes values of any type and range, scaled as in the files that it was trained on.
+            batch_size: how many of 224 pixels the network sees together; of larger ones fewer.
         Returns:
             Features of all pictures, in order, on the CPU.
         Raises:
             ValueError: for something that is no picture, naming the file.
         """
-        batches = read_batches(inputs, self.preprocess, batch_size)
+        batches = read_batches(inputs, self.preprocess, at_once(self.preprocess.size, batch_size))
         return _joined([_on_cpu(self(batch.images)) for batch in batches])
 
     def embed(self, inputs: Pictures, adaptor: str | None = None, batch_size: int = 64) -> np.ndarray:
@@ -199,18 +202,18 @@ class VisionModel:
         Args:
             inputs: see `features`.
             adaptor: a teacher in whose space the vectors are to lie; None takes the model's own summary.
+            batch_size: see `features`.
         Returns:
             (N, C) float32, L2-normalised.
         Raises:
             ValueError: for something that is no picture, and where the model has no summary.
         """
         vectors = []
-        for batch in read_batches(inputs, self.preprocess, batch_size):
+        for batch in read_batches(inputs, self.preprocess, at_once(self.preprocess.size, batch_size)):
             answer = _answer(self(batch.images, adaptors=() if adaptor is None else (adaptor,)), adaptor)
             if answer.summary is None:
-                raise ValueError(
-                    f"{self.name} has no summary{'' if adaptor is None else f' in the space of {adaptor}'}"
-                )
+                space = "" if adaptor is None else f" in the space of {adaptor}"
+                raise ValueError(f"{self.name} has no summary{space}, only patches: take features()")
             vectors.append(_unit(answer.summary))
         return np.concatenate(vectors)
 
@@ -310,6 +313,47 @@ class VisionModel:
         features = self.model.encode_patches(self._placed(images), *space)
         patches = F.normalize(features.patches.float(), dim=-1).cpu()
         return (patches @ words.T).transpose(1, 2).unflatten(2, features.grid)
+
+    def segmenter(self, image: Picture) -> Segmenter:
+        """One picture that will be asked for many masks; the network looks at it once, at the first question.
+
+        Args:
+            image: a file, a Pillow picture, an array (H, W, C) or a tensor (C, H, W); see `features`.
+        Raises:
+            ValueError: for something that is no single picture, and for a model that is no SAM, or one without decoder.
+        """
+        if not isinstance(self.model, Sam):
+            raise ValueError(f"{self.name} cannot segment: take a SAM, its makers' file or a folder of SamModel")
+        if self.model.decoder is None:
+            raise ValueError(
+                f"{self.name} is the image encoder of a SAM alone, and cannot segment: take the whole model"
+            )
+        if not is_single(image):
+            raise ValueError(f"segmenting takes one picture, not {image!r}; ask for one after the other")
+        config = self.model.config
+        shape = Preprocess(config.image_size, "pad", self.preprocess.bands, interpolation="bilinear", fill=config.mean)
+        (batch,) = read_batches(image, shape)
+        return Segmenter(self.model, self._placed(batch.images), batch.sizes[0])
+
+    def segment(
+        self,
+        image: Picture,
+        points: Numbers | None = None,
+        boxes: Numbers | None = None,
+        labels: Numbers | None = None,
+        alternatives: bool = False,
+    ) -> Segments:
+        """What points and boxes mean in one picture, cut out.
+
+        Args:
+            image: see `segmenter`, which answers many questions about one picture.
+            points, boxes, labels, alternatives: see `Segmenter.segment`.
+        Returns:
+            Masks (n, H, W) bool at the picture's own size and scores (n,), one of each an object.
+        Raises:
+            ValueError: see `segmenter` and `Segmenter.segment`.
+        """
+        return self.segmenter(image).segment(points, boxes, labels, alternatives)
 
     def save(self, folder: str | Path) -> None:
         """Writes a weights folder that `load` reads; one that lies there already is replaced.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-Mode = Literal["crop", "squash"]
+Mode = Literal["crop", "squash", "pad"]
 
 
 def present(value: T | None) -> T:
@@ -50,6 +50,20 @@ class Features:
             layers=tuple(layer.float() for layer in self.layers),
             adaptors={name: features.float() for name, features in self.adaptors.items()},
         )
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What a model cuts out of one picture.
+
+    Attributes:
+        masks: (n, H, W) bool, at the size of the picture.
+        scores: (n,) float32, what the model expects of each: its intersection over union with what was meant. A
+            prediction, about 0 to 1.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -178,19 +192,27 @@ class Preprocess:
 
     Attributes:
         size: side in pixels.
-        mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape.
+        mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape; "pad" brings the
+            longer side to the size and fills up on the right and below.
         bands: how many bands are read at their full depth (see `data.bands`); None reads 8-bit RGB.
+        interpolation: the filter with which pictures are resized.
+        fill: what "pad" fills each band with, in what the model reads; nothing is 0. A model whose makers filled with
+            zeros after normalisation has its mean here.
     """
 
     size: int
     mode: Mode = "crop"
     bands: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    fill: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size={self.size} should be a number of pixels")
         if self.bands is not None and self.bands < 1:
             raise ValueError(f"bands={self.bands} should be a number of bands, or null for 8-bit RGB")
+        if len(self.fill) not in (0, self.bands or 3):
+            raise ValueError(f"fill={self.fill} should be {self.bands or 3} values, one a band, or none")
 
 
 class EncodesImages(Protocol):

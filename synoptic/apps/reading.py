@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from synoptic.data.inputs import ReadBatch, read_batches
+from synoptic.data.inputs import ReadBatch, at_once, read_batches
 from synoptic.data.listing import list_images
 from synoptic.predict import VisionModel
 from synoptic.types import Preprocess
@@ -40,7 +40,7 @@ class Reading:
         vision: VisionModel,
         paths: Sequence[Path] | None = None,
         preprocess: Preprocess | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> Iterator[ReadBatch]:
         """Pictures that can be read, in order.
 
@@ -48,14 +48,15 @@ class Reading:
             vision: what they are read for.
             paths: which of them, none of them too; None takes all.
             preprocess: in place of the model's own.
-            batch_size: pictures a batch.
+            batch_size: pictures a batch; None takes 64, or fewer where they are large.
         Raises:
             ValueError: at the end, if none could be read until then.
         """
         wanted = list(self.paths if paths is None else paths)
         if not wanted:
             return
-        for batch in read_batches(wanted, preprocess or vision.preprocess, batch_size, on_error=self._skip):
+        preprocess = preprocess or vision.preprocess
+        for batch in read_batches(wanted, preprocess, batch_size or at_once(preprocess.size), on_error=self._skip):
             yield batch
             self._read += len(batch.inputs)
             if self._progress:

@@ -75,6 +75,12 @@ def read_batches(
             pool.shutdown(cancel_futures=True)
 
 
+def at_once(size: int, most: int = 64) -> int:
+    """How many pictures of a side in pixels go through a network together: `most` of 224, of larger ones fewer, so that
+    they have no more pixels."""
+    return max(1, min(most, most * 224**2 // size**2))
+
+
 _Read = tuple[Tensor, tuple[int, int]]
 
 
@@ -82,7 +88,8 @@ def _read(item: Picture, preprocess: Preprocess) -> _Read:
     """One picture: (C, S, S) as the model wants it, and its own size."""
     image = _rgb(item) if preprocess.bands is None else _of_bands(item, preprocess.bands)
     size = (image.shape[1], image.shape[2])
-    return fit(image[None], torch.tensor([size]), preprocess.size, preprocess.mode)[0], size
+    seen = preprocess.size, preprocess.mode, preprocess.interpolation, preprocess.fill
+    return fit(image[None], torch.tensor([size]), *seen)[0], size
 
 
 def _gathered(

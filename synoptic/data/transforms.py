@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from pydantic import Field as Bound
 from pydantic import PositiveInt
 from torch import Tensor
@@ -15,8 +17,8 @@ from torch import Tensor
 from synoptic.config import AreaSpan, PositiveSpan, Share
 from synoptic.data import colour
 from synoptic.data.draws import Draws
-from synoptic.data.resample import interleaved, resized_crop
-from synoptic.types import Batch, present
+from synoptic.data.resample import Interpolation, interleaved, resized_crop
+from synoptic.types import Batch, Mode, present
 
 MOST_CROPS = 1000  # small ones a picture, a hundred times the paper's: more is a slip
 _TRIES = 10
@@ -56,20 +58,32 @@ def random_boxes(
     return torch.cat((left, top, left + wide, top + high), dim=1).float()
 
 
-def fit(images: Tensor, sizes: Tensor, size: int, mode: Literal["crop", "squash"] = "crop") -> Tensor:
+def fit(
+    images: Tensor,
+    sizes: Tensor,
+    size: int,
+    mode: Mode = "crop",
+    interpolation: Interpolation = "bicubic",
+    fill: Sequence[float] = (),
+) -> Tensor:
     """Brings pictures to one size for evaluation, without chance.
 
     Args:
         images: (B, C, H, W) uint8 or float, zero-padded on the right and below.
         sizes: (B, 2) height and width of each picture inside the padding.
         size: side of the result in pixels.
-        mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape.
+        mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape; "pad" brings the
+            longer side to `size` and fills up on the right and below (SAM).
+        interpolation: the filter.
+        fill: what "pad" fills each band with; nothing is 0.
 
     Returns:
         (B, C, size, size) float32; bytes become shares of 255, floats stay as they are.
     """
-    if mode not in ("crop", "squash"):
-        raise ValueError(f"mode {mode!r} of fit is unknown: choose crop or squash")
+    if mode not in ("crop", "squash", "pad"):
+        raise ValueError(f"mode {mode!r} of fit is unknown: choose crop, squash or pad")
+    if mode == "pad":
+        return _padded(images, sizes, size, interpolation, fill)
     height, width = sizes.cpu().unbind(1)
     if mode == "squash":
         left, top = torch.zeros_like(width), torch.zeros_like(height)
@@ -77,7 +91,36 @@ def fit(images: Tensor, sizes: Tensor, size: int, mode: Literal["crop", "squash"
         side = torch.minimum(height, width)
         left, top = (width - side) // 2, (height - side) // 2
         height, width = side, side
-    return resized_crop(images, torch.stack((left, top, left + width, top + height), dim=1), size)
+    boxes = torch.stack((left, top, left + width, top + height), dim=1)
+    return resized_crop(images, boxes, size, interpolation=interpolation)
+
+
+def inside(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Height and width of a picture whose longer side is brought to `side` pixels, rounded as SAM's code does;
+    at least 1."""
+    scale = side / max(size)
+    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
+
+
+def _padded(images: Tensor, sizes: Tensor, size: int, interpolation: Interpolation, fill: Sequence[float]) -> Tensor:
+    values = torch.tensor(fill or (0.0,), device=images.device).view(1, -1, 1, 1)
+    result = values.expand(*images.shape[:2], size, size).clone()
+    for image, place, (height, width) in zip(images, result, sizes.tolist(), strict=True):
+        high, wide = inside((height, width), size)
+        if image.dtype == torch.uint8:
+            place[:, :high, :wide] = _by_pillow(image[:, :height, :width], (high, wide), interpolation)
+        else:
+            box = torch.tensor([[0, 0, width, height]])
+            place[:, :high, :wide] = resized_crop(image[None], box, (high, wide), interpolation=interpolation)[0]
+    return result
+
+
+def _by_pillow(picture: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """(C, H, W) uint8 resized to the very bytes that Pillow makes, which PyTorch's kernel misses by up to two levels of
+    255; (C, height, width) float32 in [0, 1]. SAM's makers resize with Pillow."""
+    kernel = Image.Resampling[interpolation.upper()]
+    bands = [np.asarray(Image.fromarray(band).resize(size[::-1], kernel)) for band in picture.cpu().numpy()]
+    return torch.from_numpy(np.stack(bands)) / 255
 
 
 @dataclass(frozen=True)

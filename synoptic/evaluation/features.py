@@ -253,7 +253,8 @@ _Read = tuple[Tensor, tuple[int, int]]
 def _read(source: Source, index: int, preprocess: Preprocess) -> _Read:
     picture = torch.from_numpy(source.read(index, bands=preprocess.bands)).permute(2, 0, 1)
     shape = (picture.shape[1], picture.shape[2])
-    return fit(picture[None], torch.tensor([shape]), preprocess.size, preprocess.mode)[0], shape
+    seen = preprocess.size, preprocess.mode, preprocess.interpolation, preprocess.fill
+    return fit(picture[None], torch.tensor([shape]), *seen)[0], shape
 
 
 def _gathered(reads: list[tuple[int, Future[_Read]]]) -> _Batch:

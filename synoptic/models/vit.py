@@ -155,6 +155,36 @@ def tiled_sizes(size: int, patch: int) -> tuple[int, int]:
     return max(size // patch, 1) * patch, max(-(-size // patch), 1) * patch
 
 
+def patch_grid(images: Tensor, channels: int, patch: int) -> tuple[int, int]:
+    """The patches down and across that tile (B, C, H, W) pictures.
+
+    Raises:
+        ValueError: there are other than so many channels, or patches do not tile the pictures.
+    """
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise ValueError(f"expected pictures of shape (B, {channels}, H, W), got {tuple(images.shape)}")
+    height, width = images.shape[-2:]
+    if height % patch or width % patch or not height or not width:
+        (low_h, high_h), (low_w, high_w) = tiled_sizes(height, patch), tiled_sizes(width, patch)
+        raise ValueError(
+            f"pictures of {height}x{width} are not tiled by patches of {patch}; "
+            f"the nearest sizes that work are {low_h}x{low_w} and {high_h}x{high_w}"
+        )
+    return height // patch, width // patch
+
+
+def block_numbers(layers: Sequence[int], depth: int) -> list[int]:
+    """Blocks that are counted from 0 or, if negative, from the end, all counted from 0.
+
+    Raises:
+        ValueError: for one that does not exist.
+    """
+    for index in layers:
+        if not -depth <= index < depth:
+            raise ValueError(f"there is no layer {index}; this network has {depth}, 0 to {depth - 1}")
+    return [index % depth for index in layers]
+
+
 class ConvStem(nn.Sequential):
     """Strided 3x3 convolutions with GroupNorm and ReLU, then a 1x1 one; no BatchNorm, since batches may be small."""
 
@@ -268,7 +298,7 @@ class ViT(nn.Module):
         self, images: Sequence[Tensor], masks: Sequence[Tensor | None], layers: Sequence[int]
     ) -> tuple[Features, ...]:
         tokens, groups, grids = self._pack(images, masks)
-        wanted = self._layers(layers)
+        wanted = block_numbers(layers, len(self.blocks))
         kept: dict[int, list[Features]] = {}
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, groups)
@@ -309,7 +339,7 @@ class ViT(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        (index,) = self._layers([layer])
+        (index,) = block_numbers([layer], len(self.blocks))
         tokens, groups, _ = self._pack([images], [None])
         for block in self.blocks[:index]:
             tokens = block(tokens, groups)
@@ -338,13 +368,6 @@ class ViT(nn.Module):
         learned = [part.expand(len(tokens), -1, -1) for part in (summary, self.register_token) if part is not None]
         return torch.cat([*learned, tokens], dim=1)
 
-    def _layers(self, layers: Sequence[int]) -> list[int]:
-        depth = len(self.blocks)
-        for index in layers:
-            if not -depth <= index < depth:
-                raise ValueError(f"there is no layer {index}; this network has {depth}, 0 to {depth - 1}")
-        return [index % depth for index in layers]
-
     def _features(self, tokens: Tensor, groups: Groups, grids: Sequence[tuple[int, int]]) -> list[Features]:
         parts = self.norm(tokens).split([batch * count for batch, count in groups])
         count = self.config.summary_tokens
@@ -357,14 +380,4 @@ class ViT(nn.Module):
         return answers
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"expected pictures of shape (B, {self.channels}, H, W), got {tuple(images.shape)}")
-        height, width = images.shape[-2:]
-        patch = self.stride
-        if height % patch or width % patch or not height or not width:
-            (low_h, high_h), (low_w, high_w) = tiled_sizes(height, patch), tiled_sizes(width, patch)
-            raise ValueError(
-                f"pictures of {height}x{width} are not tiled by patches of {patch}; "
-                f"the nearest sizes that work are {low_h}x{low_w} and {high_h}x{high_w}"
-            )
-        return height // patch, width // patch
+        return patch_grid(images, self.channels, self.stride)

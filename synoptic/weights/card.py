@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from synoptic.models.adaptors import Student
+from synoptic.models.sam import Sam
 from synoptic.types import Preprocess
 
 LIBRARY = "synoptic"
@@ -13,12 +14,18 @@ LIBRARY = "synoptic"
 # What the Hub calls licences that it knows; the others are "other" there, with their name beside.
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
-_MODES = {"crop": "the largest centred square", "squash": "the whole picture"}
+_MODES = {
+    "crop": "the largest centred square",
+    "squash": "the whole picture",
+    "pad": "the whole picture, its longer side, filled up on the right and below",
+}
 _CALLED = {
     "vit": "vision transformer",
     "resnet": "ResNet of CLIP",
     "clip": "CLIP",
     "student": "student of several teachers",
+    "sam": "SAM",
+    "hub": "model of transformers",
 }
 _ORIGIN = ("origin", "from", "part", "architecture", "init")
 _DATA = ("data", "images")
@@ -56,14 +63,18 @@ def model_card(model: Any, preprocess: Preprocess, kind: str, name: str, trained
 def _front_matter(model: Any, kind: str, trained: Mapping[str, Any]) -> str:
     licence = str(trained.get(_LICENCE) or "unknown").lower()
     known = licence == "unknown" or licence in _HUB_LICENCES
-    words = "zero-shot-image-classification" if _knows_words(model) else "image-feature-extraction"
+    task = "image-feature-extraction"
+    if _segments(model):
+        task = "mask-generation"
+    elif _knows_words(model):
+        task = "zero-shot-image-classification"
     lines = [
         f"license: {licence if known else 'other'}",
         *([] if known else [f"license_name: {_plain(licence)}"]),
         f"library_name: {LIBRARY}",
-        f"pipeline_tag: {words}",
+        f"pipeline_tag: {task}",
         "tags:",
-        *(f"- {tag}" for tag in (words, LIBRARY, kind)),
+        *(f"- {tag}" for tag in (task, LIBRARY, kind)),
     ]
     return "\n".join(["---", *lines, "---", ""])
 
@@ -96,7 +107,13 @@ def _example(model: Any) -> str:
     """What the model is most used for, as a line of Python."""
     if model.summary_width:
         return f'model.embed(["a.jpg"])  # (1, {model.summary_width}) float32, L2-normalised'
+    if _segments(model):
+        return 'model.segment("a.jpg", points=[(10, 20)])  # masks (n, H, W) bool, scores (n,)'
     return f'model.features("a.jpg").patches  # (1, h*w, {model.width})'
+
+
+def _segments(model: Any) -> bool:
+    return isinstance(model, Sam) and model.decoder is not None
 
 
 def _list(facts: Mapping[str, Any], keys: Any) -> str:

@@ -76,6 +76,97 @@ def siglip(**known: Any) -> Fields:
     return fields
 
 
+def sam(decoder_eps: float) -> Fields:
+    """The configuration of a SAM, with its decoder where there is one; the shapes of its relative positions tell heads,
+    windows and which blocks attend over the whole picture.
+
+    Args:
+        decoder_eps: of the norms in its decoder, where config.json says nothing of them.
+    """
+
+    def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+        encoder, decoder = _part(state, "encoder"), _part(state, "decoder")
+        vision = _section(header, "vision_config") or header  # that of SamVisionModel is all vision
+        masks = _section(header, "mask_decoder_config")
+        _refuse(vision, use_abs_pos=True, use_rel_pos=True, qkv_bias=True, hidden_act="gelu")
+        _refuse(_section(header, "prompt_encoder_config"), hidden_act="gelu", layer_norm_eps=1e-6)
+        _refuse(masks, hidden_act="relu")
+        both = {**vision, **header}
+        said = {ours: both[theirs] for ours, theirs in _SAM_SAID.items() if both.get(theirs) is not None}
+        width, channels, patch, across = _shape(encoder, "patch_embed.weight", 4)
+        side = _side(_shape(encoder, "positions.table", 3)[1], patch, across)
+        shapes = {
+            "patch_size": patch,
+            "width": width,
+            "depth": _depth(encoder),
+            "hidden": _shape(encoder, "blocks.0.mlp.fc1.weight", 2)[0],
+            "image_size": side * patch,
+            "channels": channels,
+            "embedding": _shape(encoder, "neck.0.weight", 4)[0],
+            "heads": options.heads or max(width // _shape(encoder, "blocks.0.attn.down", 2)[1], 1),
+            **_windows(encoder, side, vision, options),
+        }
+        eps = masks.get("layer_norm_eps", decoder_eps)
+        answers = {**_sam_decoder(decoder, masks, options), "norm_eps": eps} if decoder else None
+        return {**shapes, **said, "decoder": answers}
+
+    return fields
+
+
+_SAM_SAID = {"norm_eps": "layer_norm_eps", "mean": "image_mean", "std": "image_std"}
+
+
+def _section(header: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = header.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{name} in its config.json should hold keys and values, not {found!r}")
+    return found
+
+
+def _refuse(said: Mapping[str, Any], **usual: Any) -> None:
+    """Refuses what a config.json of transformers may say, and no released model does."""
+    for key, value in usual.items():
+        if said.get(key, value) != value:
+            raise ValueError(f"{key}={said[key]} is not known here, only {value}")
+
+
+def _windows(encoder: State, side: int, vision: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+    """Which blocks of a SAM attend over the whole picture, and in which windows the others do.
+
+    Where windows are as large as the trained grid, shapes do not tell; then config.json does, or all are global.
+    """
+    sides = [(_shape(encoder, f"blocks.{block}.attn.down", 2)[0] + 1) // 2 for block in range(_depth(encoder))]
+    others = sorted({each for each in sides if each != side})
+    if len(others) > 1:
+        raise ValueError(f"its blocks attend in windows of several sizes ({', '.join(map(str, others))} patches)")
+    window = options.window or vision.get("window_size") or (others[0] if others else side)
+    whole = [block for block, each in enumerate(sides) if each == side]
+    told = vision.get("global_attn_indexes") if window == side else whole
+    if options.global_blocks is not None:
+        told = options.global_blocks
+    return {"window": window, "global_blocks": whole if told is None else told}
+
+
+def _sam_decoder(state: State, said: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+    """What the shapes of the weights tell of a SAM's prompt encoder and mask decoder."""
+    width = _shape(state, "masks.mask_tokens.weight", 2)[1]
+    heads = options.decoder_heads or said.get("num_attention_heads")
+    if heads is None and width != 256:
+        told = "say how many its mask decoder has, decoder_heads=N (load.decoder_heads=N on the command line)"
+        raise ValueError(f"8 heads belong to a mask decoder of 256 channels, and it has {width}; {told}")
+    layers = [int(key.split(".")[3]) for key in state if key.startswith("masks.transformer.layers.")]
+    narrow = _shape(state, "masks.transformer.final_attn_token_to_image.q_proj.weight", 2)[0]
+    return {
+        "depth": 1 + max(layers, default=-1),
+        "heads": heads or 8,
+        "hidden": _shape(state, "masks.transformer.layers.0.mlp.lin1.weight", 2)[0],
+        "downsample": max(width // narrow, 1),
+        "mask_channels": _shape(state, "prompts.mask_embed.conv2.weight", 4)[0],
+        "iou_hidden": _shape(state, "masks.iou_prediction_head.proj_in.weight", 2)[0],
+        "masks": _shape(state, "masks.mask_tokens.weight", 2)[0] - 1,
+    }
+
+
 def _part(state: State, name: str) -> State:
     return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
 
@@ -148,9 +239,7 @@ def _shapes(state: State) -> dict[str, Any]:
     width, channels, patch, across = _shape(state, "patch_embed.weight", 4)
     tokens = _shape(state, "summary_token", 3)[1] if "summary_token" in state else 0
     cells = _shape(state, "positions.table", 3)[1] - tokens
-    side = math.isqrt(max(cells, 0))
-    if patch != across or not side or side**2 != cells:
-        raise ValueError(f"its {cells} positions of patches of {patch} x {across} pixels make no square")
+    side = _side(cells, patch, across)
     gated = "blocks.0.mlp.w12.weight" in state
     rows = _shape(state, "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight", 2)[0]
     return {
@@ -168,6 +257,14 @@ def _shapes(state: State) -> dict[str, Any]:
         "mask_token": "mask_token" in state,
         "patch_bias": "patch_embed.bias" in state,
     }
+
+
+def _side(cells: int, patch: int, across: int) -> int:
+    """How many patches lie along a side of the picture that a table of positions covers."""
+    side = math.isqrt(max(cells, 0))
+    if patch != across or not side or side**2 != cells:
+        raise ValueError(f"its {cells} positions of patches of {patch} x {across} pixels make no square")
+    return side
 
 
 def _shape(state: State, key: str, dimensions: int) -> tuple[int, ...]:

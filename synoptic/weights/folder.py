@@ -32,6 +32,7 @@ from synoptic.files import read_bounded
 from synoptic.models.adaptors import Student, StudentConfig
 from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.resnet import ResNet, ResNetConfig
+from synoptic.models.sam import Sam, SamConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
@@ -82,6 +83,7 @@ KINDS: dict[str, Kind] = {
     "resnet": Kind(ResNetConfig, ResNet, lambda config, tokenizers: ResNet(config)),
     "clip": Kind(ClipConfig, Clip, lambda config, tokenizers: Clip(config, tokenizers.get(""))),
     "student": Kind(StudentConfig, Student, Student),
+    "sam": Kind(SamConfig, Sam, lambda config, tokenizers: Sam(config)),
 }
 
 

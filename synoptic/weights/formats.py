@@ -15,9 +15,9 @@ from torch import nn
 
 from synoptic.config import from_dict, load_json, nearest
 from synoptic.types import Preprocess
-from synoptic.weights import clip_tables, convert
+from synoptic.weights import clip_tables, convert, sam_tables
 from synoptic.weights.convert import Table, load_state, to_ours
-from synoptic.weights.fields import Fields, clip, siglip, vit
+from synoptic.weights.fields import Fields, clip, sam, siglip, vit
 from synoptic.weights.folder import CONFIG, FORMAT, KINDS, WEIGHTS, Record, shapes_alone
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.reading import INDEX, State, owned, read_parts
@@ -150,6 +150,29 @@ FORMATS = (
         "siglip",
         "clip",
     ),
+    Format(
+        "SAM",
+        ("image_encoder.pos_embed", "image_encoder.neck.0.weight"),
+        sam_tables.SAM,
+        sam(decoder_eps=1e-5),
+        kind="sam",
+    ),
+    Format(
+        "SamModel of transformers",
+        ("vision_encoder.pos_embed", "shared_image_embedding.positional_embedding"),
+        sam_tables.HUGGINGFACE_SAM,
+        sam(decoder_eps=1e-6),
+        "sam",
+        "sam",
+    ),
+    Format(
+        "SamVisionModel of transformers",
+        ("vision_encoder.pos_embed", "vision_encoder.neck.conv1.weight"),
+        sam_tables.HUGGINGFACE_SAM,
+        sam(decoder_eps=1e-6),
+        "sam_vision_model",
+        "sam",
+    ),
 )
 
 
@@ -170,7 +193,7 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
         model = kind.build(found.config, {"": words} if words else {})
     load_state(model, {key: owned(tensor) for key, tensor in found.state.items()}, str(file))
     name = path.resolve().name if path.is_dir() else path.stem
-    return model.eval(), Preprocess(found.config.image_size), Record(found.format.kind, name, _facts(found, options))
+    return model.eval(), _preprocess(found), Record(found.format.kind, name, _facts(found, options))
 
 
 def identify(parts: Mapping[str, State], header: Mapping[str, Any], options: LoadOptions, where: str) -> Identified:
@@ -264,6 +287,15 @@ def _by_keys(state: State, where: str) -> Format:
     keys = ", ".join(list(state)[:3])
     names = ", ".join(form.name for form in FORMATS)
     raise ValueError(f"{where}: no layout that is known here begins with {keys}; known are {names}")
+
+
+def _preprocess(found: Identified) -> Preprocess:
+    """What the makers of such models do to pictures."""
+    config = found.config
+    if found.format.kind != "sam":
+        return Preprocess(config.image_size)
+    bands = None if config.channels == 3 else config.channels
+    return Preprocess(config.image_size, "pad", bands, interpolation="bilinear", fill=config.mean)
 
 
 def _facts(found: Identified, options: LoadOptions) -> dict[str, str]:

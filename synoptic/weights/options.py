@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,11 @@ class LoadOptions:
         heads: attention heads of a transformer, of pictures where there is one of text too; None takes what the folder
             says, and of a file one head for every 64 channels, or 16 for the widest ViTs, as its makers have it.
         text_heads: likewise, of the transformer of text.
+        decoder_heads: likewise, of the mask decoder of a SAM; None takes 8 of one that is 256 wide, as released.
+        window: side in patches of the windows in which the blocks of a SAM attend; None takes what the sizes of its
+            relative positions tell.
+        global_blocks: blocks of a SAM that attend over the whole picture, counted from 0; None takes those whose
+            relative positions are for the whole picture.
         activation: of a CLIP whose file does not tell it; a wrong one is as good as other weights.
         vocabulary: file of CLIP's byte-pair encoding (`bpe_simple_vocab_16e6.txt.gz`); None looks for it beside the
             weights, and a model without one sees and does not read.
@@ -24,6 +29,9 @@ class LoadOptions:
 
     heads: PositiveInt | None = None
     text_heads: PositiveInt | None = None
+    decoder_heads: PositiveInt | None = None
+    window: PositiveInt | None = None
+    global_blocks: tuple[NonNegativeInt, ...] | None = None
     activation: Literal["gelu", "quick_gelu"] | None = None
     vocabulary: str | None = None
     part: Literal["student", "teacher"] | None = None

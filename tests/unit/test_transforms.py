@@ -18,6 +18,7 @@ from synoptic.data.transforms import (
     RandomCrop,
     Step,
     fit,
+    inside,
     plan_crops,
     random_boxes,
     recolour,
@@ -264,6 +265,37 @@ def test_fit_takes_the_centred_square_or_everything(mode, box):
     assert (found[0].permute(1, 2, 0) - torch.from_numpy(truth / 255)).abs().max() <= 2.001 / 255
 
 
+@given(height=st.integers(1, 90), width=st.integers(1, 90), side=st.integers(1, 40), deep=st.booleans())
+def test_fit_pads_what_keeps_its_shape(height, width, side, deep):
+    """The picture as Pillow resizes it, its longer side as long as wanted, and beside it nothing but the fill."""
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    padded = torch.full((1, 3, height + 3, width + 5), 255, dtype=torch.uint8)
+    padded[0, :, :height, :width] = torch.from_numpy(pixels).permute(2, 0, 1)
+    images = padded / 255 if deep else padded
+    found = fit(images, torch.tensor([[height, width]]), side, "pad", "bilinear", (0.1, 0.2, 0.3))[0]
+    high, wide = inside((height, width), side)
+    assert max(high, wide) == side and found.shape == (3, side, side)
+    truth = np.asarray(Image.fromarray(pixels).resize((wide, high), Image.Resampling.BILINEAR))
+    assert (found[:, :high, :wide].permute(1, 2, 0) - torch.from_numpy(truth / 255)).abs().max() <= 2.001 / 255
+    fill = torch.tensor([0.1, 0.2, 0.3])[:, None]
+    assert torch.equal(found[:, high:].flatten(1), fill.expand(3, (side - high) * side))
+    assert torch.equal(found[:, :, wide:].flatten(1), fill.expand(3, (side - wide) * side))
+
+
+def test_fit_pads_pictures_of_several_shapes_and_without_a_fill_with_zeros():
+    images, sizes = torch.rand(2, 4, 20, 30), torch.tensor([[20, 10], [8, 30]])
+    found = fit(images, sizes, 16, "pad")
+    assert found.shape == (2, 4, 16, 16)
+    assert (found[0, :, :, 8:] == 0).all() and (found[0, :, :, :8] > 0).all()
+    assert (found[1, :, 4:] == 0).all() and (found[1, :, :4] > 0).all()
+
+
+@pytest.mark.parametrize(("size", "expected"), [((72, 96), (84, 112)), ((100, 70), (112, 78)), ((1, 5000), (1, 112))])
+def test_what_is_inside_of_the_padding_is_rounded_as_sams_code_does(size, expected):
+    assert inside(size, 112) == expected
+    assert inside(size[::-1], 112) == expected[::-1]
+
+
 def test_the_configuration_survives_json():
     config = replace(SMALL, augmentation="released", sigma=(0.2, 1.5))
     assert from_dict(MultiCropConfig, to_dict(config), "config.json") == config
@@ -293,7 +325,7 @@ def test_impossible_configurations_are_named(values, said):
 
 
 def test_other_impossible_requests_are_named():
-    with pytest.raises(ValueError, match="choose crop or squash"):
+    with pytest.raises(ValueError, match="choose crop, squash or pad"):
         fit(torch.zeros(1, 3, 8, 8), torch.tensor([[8, 8]]), 4, "stretch")
     with pytest.raises(ValueError, match="scale"):
         RandomCrop((8,), scale=(0.0, 1.0))
