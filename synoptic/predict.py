@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +321,7 @@ class VisionModel:
         Args:
             image: a file, a Pillow picture, an array (H, W, C) or a tensor (C, H, W); see `features`.
         Raises:
-            ValueError: for something that is no single picture, and for a model that is no SAM, or one without decoder.
+            ValueError: for no picture or several, and for a model that is no SAM, or one without its decoder.
         """
         if not isinstance(self.model, Sam):
             raise ValueError(f"{self.name} cannot segment: take a SAM, its makers' file or a folder of SamModel")
@@ -328,11 +329,11 @@ class VisionModel:
             raise ValueError(
                 f"{self.name} is the image encoder of a SAM alone, and cannot segment: take the whole model"
             )
-        if not is_single(image):
-            raise ValueError(f"segmenting takes one picture, not {image!r}; ask for one after the other")
         config = self.model.config
         shape = Preprocess(config.image_size, "pad", self.preprocess.bands, interpolation="bilinear", fill=config.mean)
-        (batch,) = read_batches(image, shape)
+        batch, *others = islice(read_batches(image, shape, batch_size=1), 2)
+        if others:
+            raise ValueError("several pictures were given, and masks are asked of one: take one after the other")
         return Segmenter(self.model, self._placed(batch.images), batch.sizes[0])
 
     def segment(

@@ -248,7 +248,7 @@ def test_calling_with_bytes_or_for_unknown_spaces_is_refused() -> None:
         student().embed(np.zeros((16, 16, 3), np.uint8), adaptor="clap")
     with pytest.raises(ValueError, match="tiny has no summary in the space of sam"):
         student().embed(np.zeros((16, 16, 3), np.uint8), adaptor="sam")
-    with pytest.raises(ValueError, match=r"tiny has no summary$"):
+    with pytest.raises(ValueError, match=r"tiny has no summary, only patches: take features\(\)$"):
         vit(summary_tokens=0).embed(np.zeros((16, 16, 3), np.uint8))
 
 
