@@ -16,7 +16,7 @@ class SegmentOptions:
 
     Attributes:
         image: the file.
-        model: a run folder, or a weights file or folder.
+        model: a name from `synoptic models`, a run folder, or a weights file or folder.
         points: x and y in pixels of the picture, from its upper left corner, as in "120,80;130,95"; all of them are on
             or off one object, and stand in the box where one is given. Needs quotes, since `;` ends a command.
         boxes: left, top, right and bottom in pixels, as in "10,20,110,220;90,20,300,220", one an object.

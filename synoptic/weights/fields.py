@@ -103,17 +103,26 @@ def sam(decoder_eps: float) -> Fields:
             "image_size": side * patch,
             "channels": channels,
             "embedding": _shape(encoder, "neck.0.weight", 4)[0],
-            "heads": options.heads or max(width // _shape(encoder, "blocks.0.attn.down", 2)[1], 1),
+            "heads": max(width // _shape(encoder, "blocks.0.attn.down", 2)[1], 1),
             **_windows(encoder, side, vision, options),
         }
-        eps = masks.get("layer_norm_eps", decoder_eps)
-        answers = {**_sam_decoder(decoder, masks, options), "norm_eps": eps} if decoder else None
-        return {**shapes, **said, "decoder": answers}
+        given = {"heads": options.heads} if options.heads else {}
+        answers = {"norm_eps": decoder_eps, **_sam_decoder(decoder, masks, options)} if decoder else None
+        return {**shapes, **said, **given, "decoder": answers}
 
     return fields
 
 
-_SAM_SAID = {"norm_eps": "layer_norm_eps", "mean": "image_mean", "std": "image_std"}
+_SAM_SAID = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "embedding": "output_channels",
+    "norm_eps": "layer_norm_eps",
+    "mean": "image_mean",
+    "std": "image_std",
+}
+_SAM_DECODER_SAID = {"depth": "num_hidden_layers", "hidden": "mlp_dim", "norm_eps": "layer_norm_eps"}
 
 
 def _section(header: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -133,7 +142,7 @@ def _refuse(said: Mapping[str, Any], **usual: Any) -> None:
 def _windows(encoder: State, side: int, vision: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     """Which blocks of a SAM attend over the whole picture, and in which windows the others do.
 
-    Where windows are as large as the trained grid, shapes do not tell; then config.json does, or all are global.
+    Shapes do not tell where windows are as large as the trained grid: then all blocks are global, unless it is said.
     """
     sides = [(_shape(encoder, f"blocks.{block}.attn.down", 2)[0] + 1) // 2 for block in range(_depth(encoder))]
     others = sorted({each for each in sides if each != side})
@@ -141,10 +150,8 @@ def _windows(encoder: State, side: int, vision: Mapping[str, Any], options: Load
         raise ValueError(f"its blocks attend in windows of several sizes ({', '.join(map(str, others))} patches)")
     window = options.window or vision.get("window_size") or (others[0] if others else side)
     whole = [block for block, each in enumerate(sides) if each == side]
-    told = vision.get("global_attn_indexes") if window == side else whole
-    if options.global_blocks is not None:
-        told = options.global_blocks
-    return {"window": window, "global_blocks": whole if told is None else told}
+    said = vision.get("global_attn_indexes", whole)
+    return {"window": window, "global_blocks": said if options.global_blocks is None else options.global_blocks}
 
 
 def _sam_decoder(state: State, said: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
@@ -156,7 +163,7 @@ def _sam_decoder(state: State, said: Mapping[str, Any], options: LoadOptions) ->
         raise ValueError(f"8 heads belong to a mask decoder of 256 channels, and it has {width}; {told}")
     layers = [int(key.split(".")[3]) for key in state if key.startswith("masks.transformer.layers.")]
     narrow = _shape(state, "masks.transformer.final_attn_token_to_image.q_proj.weight", 2)[0]
-    return {
+    shapes = {
         "depth": 1 + max(layers, default=-1),
         "heads": heads or 8,
         "hidden": _shape(state, "masks.transformer.layers.0.mlp.lin1.weight", 2)[0],
@@ -165,6 +172,7 @@ def _sam_decoder(state: State, said: Mapping[str, Any], options: LoadOptions) ->
         "iou_hidden": _shape(state, "masks.iou_prediction_head.proj_in.weight", 2)[0],
         "masks": _shape(state, "masks.mask_tokens.weight", 2)[0] - 1,
     }
+    return shapes | {ours: said[theirs] for ours, theirs in _SAM_DECODER_SAID.items() if theirs in said}
 
 
 def _part(state: State, name: str) -> State:

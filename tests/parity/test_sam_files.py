@@ -24,7 +24,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 
 import synoptic
 from synoptic.data.transforms import fit, inside
-from synoptic.models.sam import Sam, SamConfig, upscaled
+from synoptic.models.sam import Sam, upscaled
 from synoptic.models.vit import IMAGENET_MEAN
 from synoptic.types import present
 from synoptic.weights import formats, sam_tables
@@ -313,42 +313,81 @@ def test_a_file_without_its_folder_is_known_by_its_keys(folder: Path, tmp_path: 
     save_file(vision, tmp_path / "vision.safetensors")
     whole = synoptic.load(tmp_path / "whole.safetensors", "cpu", decoder_heads=4)
     assert whole.trained == {"from": "SamModel of transformers"}
-    asked = photograph(40, 70)
-    assert np.array_equal(
-        whole.segment(asked, boxes=[(5, 6, 30, 28)]).masks,
-        synoptic.load(folder, "cpu").segment(asked, boxes=[(5, 6, 30, 28)]).masks,
-    )
+    assert whole.model.config == synoptic.load(folder, "cpu").model.config
     alone = synoptic.load(tmp_path / "vision.safetensors", "cpu")
     assert alone.trained == {"from": "SamVisionModel of transformers"}
 
 
+SAID: dict[str, tuple[str, Any, str]] = {
+    "more blocks": ("vision_config.num_hidden_layers", 4, r"missing .encoder\.blocks\.3\."),
+    "fewer blocks": ("vision_config.num_hidden_layers", 2, r"unexpected .encoder\.blocks\.2\."),
+    "another width": ("vision_config.hidden_size", 64, "misshapen"),
+    "another neck": ("vision_config.output_channels", 32, "misshapen"),
+    "another window": (
+        "vision_config.window_size",
+        4,
+        r"misshapen .encoder\.blocks\.0\.attn\.down .5, 16. for .7, 16.",
+    ),
+    "other global blocks": ("vision_config.global_attn_indexes", [0], r"misshapen .encoder\.blocks\.0\.attn\.down"),
+    "no such block": ("vision_config.global_attn_indexes", [3], r"global_blocks=\(3,\) should be blocks from 0 to 2"),
+    "no positions": ("vision_config.use_abs_pos", False, "use_abs_pos=False is not known here, only True"),
+    "another activation": ("vision_config.hidden_act", "relu", "hidden_act=relu is not known here, only gelu"),
+    "more layers": ("mask_decoder_config.num_hidden_layers", 3, r"missing .decoder\.masks\.transformer\.layers\.2"),
+    "uneven heads": (
+        "mask_decoder_config.num_attention_heads",
+        5,
+        r"decoder\.heads=5 and 8 should divide embedding=16",
+    ),
+    "nothing of a part": ("mask_decoder_config", "none", "mask_decoder_config in its config.json should hold keys"),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_a_folder_says_of_itself_has_to_fit_its_weights(folder: Path, tmp_path: Path, case: str) -> None:
+    key, value, message = SAID[case]
+    header = json.loads((folder / "config.json").read_text())
+    section, _, name = key.partition(".")
+    header[section] = {**header[section], name: value} if name else value
+    (tmp_path / "config.json").write_text(json.dumps(header))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=message) as error:
+        synoptic.load(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_windows_as_large_as_the_grid_are_told_by_who_knows(tmp_path: Path) -> None:
+    """Shapes are the same; at the trained size so are answers, at others not."""
+    twin = randomly(SamVisionModel(SamVisionConfig(**VISION | {"window_size": 8})))
+    twin.save_pretrained(tmp_path / "folder")
+    state, images = load_file(tmp_path / "folder" / "model.safetensors"), torch.rand(1, 3, 96, 96)
+    save_file(state, tmp_path / "alone.safetensors")
+    said = synoptic.load(tmp_path / "folder", "cpu")
+    given = synoptic.load(tmp_path / "alone.safetensors", "cpu", window=8, global_blocks=(1,))
+    silent = synoptic.load(tmp_path / "alone.safetensors", "cpu")
+    assert said.model.config == given.model.config and silent.model.config.global_blocks == (0, 1, 2)
+    assert torch.equal(said(images).patches, given(images).patches)
+    assert not torch.allclose(said(images).patches, silent(images).patches)
+    small = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(said(small).patches, silent(small).patches)
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 96), (48, 48), (40, 88), (136, 24)])
 def test_other_sizes_resample_positions_as_sams_code_does(height: int, width: int) -> None:
-    """transformers takes one size alone; its layers take others once they are told."""
+    """transformers takes one size alone; its layers take others once they are told, and resample the relative ones."""
     model = randomly(SamVisionModel(SamVisionConfig(**VISION))).double()
-    ours = Sam(SamConfig(**OURS)).double().eval()
-    state = {key.removeprefix("vision_encoder."): tensor for key, tensor in model.state_dict().items()}
     found = formats.identify({"": model.state_dict()}, {}, LoadOptions(), "twin")
-    ours.load_state_dict({key: tensor.clone() for key, tensor in found.state.items()})
+    ours, grid = Sam(found.config).double().eval(), (height // 8, width // 8)
+    load_state(ours, {key: tensor.clone() for key, tensor in found.state.items()}, "twin")
     encoder = model.vision_encoder
     encoder.patch_embed.image_size = (height, width)
-    table = state["pos_embed"].float().permute(0, 3, 1, 2)
-    grid = (height // 8, width // 8)
-    resampled = table if grid == (8, 8) else F.interpolate(table, grid, mode="bicubic")
-    exact = state["pos_embed"].permute(0, 3, 1, 2)
-    exact = exact if grid == (8, 8) else F.interpolate(exact, grid, mode="bicubic")
-    assert (resampled - exact).abs().max() < 1e-6
-    encoder.pos_embed = nn.Parameter(exact.permute(0, 2, 3, 1))
+    if grid != (8, 8):
+        table = F.interpolate(encoder.pos_embed.permute(0, 3, 1, 2), grid, mode="bicubic")
+        encoder.pos_embed = nn.Parameter(table.permute(0, 2, 3, 1))
     images = torch.rand(1, 3, height, width, dtype=torch.float64)
     with torch.no_grad():
-        expected = encoder(normalised(images)).last_hidden_state
-        found = ours(images)
-    assert found.grid == grid
-    assert_equal(found.patches.mT.unflatten(2, grid), expected)
-
-
-OURS = {"patch_size": 8, "width": 32, "depth": 3, "heads": 2, "hidden": 40, "image_size": 64, "window": 3}
-OURS |= {"global_blocks": (1,), "embedding": 16}
+        expected, answer = encoder(normalised(images)).last_hidden_state, ours(images)
+    assert answer.grid == grid
+    assert_equal(answer.patches.mT.unflatten(2, grid), expected)
 
 
 def test_what_is_converted_loads_in_transformers_and_says_the_same(folder: Path, tmp_path: Path) -> None:
@@ -402,5 +441,6 @@ def test_a_full_size_sam_says_what_transformers_says(tmp_path: Path) -> None:
     torch.testing.assert_close(segmenter.embedding, embedding, rtol=0, atol=bound)
     found = segmenter.segment(boxes=[(50, 60, 300, 280)])
     (masks,) = processor(1024).post_process_masks(answer.pred_masks, sizes, inner)
+    assert 0.01 < masks.float().mean() < 0.99
     assert (found.masks[0] == masks[0, 0].numpy()).mean() > 0.999
     np.testing.assert_allclose(found.scores, answer.iou_scores.flatten().numpy(), atol=1e-3)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import synoptic
-from synoptic.data.inputs import read_batches
+from synoptic.data.inputs import at_once, read_batches
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
@@ -167,6 +167,11 @@ def test_batches_tell_what_they_hold(folder: Path) -> None:
     assert batches[2].inputs == [folder / "below" / "0.png"]
     assert all(batch.images.shape[1:] == (3, 16, 16) for batch in batches)
     assert all(batch.images.dtype == torch.float32 for batch in batches)
+
+
+def test_large_pictures_are_seen_fewer_at_once() -> None:
+    assert [at_once(size) for size in (16, 224, 448, 1024, 30_000)] == [64, 64, 16, 3, 1]
+    assert [at_once(size, 2) for size in (16, 224, 448)] == [2, 2, 1]
 
 
 def test_unreadable_files_are_an_error_or_told_and_left_out(folder: Path) -> None:

@@ -150,7 +150,7 @@ def test_pictures_of_any_shape(model: VisionModel, height: int, width: int, x: f
 
 
 def test_where_a_point_lies_decides(model: VisionModel) -> None:
-    """x is across and y is down, in pixels of the picture, however large it is: doubled pictures have doubled places."""
+    """x is across and y is down, in pixels of the picture, however large: doubled pictures have doubled places."""
     small = np.random.default_rng(0).integers(0, 256, (12, 24, 3), dtype=np.uint8)
     large = small.repeat(2, 0).repeat(2, 1)
     one, other = model.segmenter(small), model.segmenter(large)
@@ -223,6 +223,16 @@ def test_a_sam_has_no_summary_and_says_so(model: VisionModel, picture: np.ndarra
         model.classify(picture, ["a", "b"])
     features = model.features([picture] * 3)
     assert features.summary is None and features.patches.shape == (3, 36, 16)
+
+
+def test_pictures_of_other_bands_are_padded_and_segmented_too() -> None:
+    mean = (0.1, 0.2, 0.3, 0.4)
+    config = SamConfig(**TINY, channels=4, mean=mean, std=(0.2,) * 4, decoder=DECODER)
+    model = VisionModel(Sam(config), Preprocess(24, "pad", bands=4, fill=mean), "bands")
+    picture = np.random.default_rng(0).random((*SIZE, 4), np.float32)
+    assert model.segment(picture, points=[(3, 4)]).masks.shape == (1, *SIZE)
+    with pytest.raises(ValueError, match=r"fill=\(0.1, 0.2\) should be 4 values, one a band, or none"):
+        Preprocess(24, "pad", bands=4, fill=(0.1, 0.2))
 
 
 def test_half_precision_segments_too(picture: np.ndarray) -> None:
