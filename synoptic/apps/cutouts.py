@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from synoptic.data.listing import expand
 from synoptic.data.pictures import read_picture
 from synoptic.files import check_file, write_atomically
 from synoptic.predict import VisionModel, load
@@ -51,10 +52,13 @@ def segment(
     """
     _check_place("out", out, ".png")
     _check_place("masks", masks, ".npz", ".png")
+    path = expand(image)
+    if not path.is_file():
+        raise ValueError(f"{image}: no such picture; give the file of one")
     vision = model if isinstance(model, VisionModel) else load(model, **options)
-    found = vision.segment(image, points, boxes, labels, alternatives)
+    found = vision.segment(path, points, boxes, labels, alternatives)
     if out is not None:
-        _save(out, draw(read_picture(image), found, points or (), boxes or (), labels))
+        _save(out, draw(read_picture(path), found, points or (), boxes or (), labels))
     if masks is not None:
         _write(masks, found)
     areas = [int(mask.sum()) for mask in found.masks]

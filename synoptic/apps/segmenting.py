@@ -45,7 +45,7 @@ def segment(options: SegmentOptions) -> None:
     from synoptic.apps.cutouts import segment
 
     found = segment(
-        os.path.expanduser(options.image),
+        options.image,
         options.model,
         points,
         boxes,

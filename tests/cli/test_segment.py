@@ -123,7 +123,8 @@ def test_other_models_and_pictures_are_refused(type_in: Any) -> None:
     assert "vit_mini16 cannot segment: take a SAM" in type_in("a.png", "model=vit_mini16", "points=1,2", code=2)
     told = type_in("a.png", "model=encoder", "points=1,2", code=2)
     assert "encoder is the image encoder of a SAM alone, and cannot segment" in told
-    assert "b.png" in type_in("b.png", "model=sam", "points=1,2", code=2)
+    assert "b.png: no such picture" in type_in("b.png", "model=sam", "points=1,2", code=2)
+    assert "sam: no such picture; give the file of one" in type_in("sam", "model=sam", "points=1,2", code=2)
     assert "there is no model 'samm'" in type_in("a.png", "model=samm", "points=1,2", code=2)
     assert "says itself what window= should be" in type_in(
         "a.png", "model=sam", "points=1,2", "load.window=4", "load.global_blocks=none", code=2
