@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,9 +91,32 @@ def peak(step: Callable[[], Any], device: str = "cpu") -> int:
     return _status("VmHWM") - before
 
 
-def peaks(names: Sequence[str]) -> dict[str, int]:
-    """What this very command prints with `--peak-of NAME` added, a process for each name: its `peak`."""
-    command = [sys.executable, *sys.argv, "--peak-of"]
+def anonymous_peak(step: Callable[[], Any]) -> int:
+    """As `peak` on a CPU, without the pages of files that are mapped: they are the system's cache, which it takes back.
+
+    Looked at every millisecond, since the system keeps no high-water mark of it.
+    """
+    step()
+    before = _status("RssAnon")
+    found, over = [before], threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.001):
+            found.append(_status("RssAnon"))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        step()
+    finally:
+        over.set()
+        watcher.join()
+    return max(found) - before
+
+
+def peaks(names: Sequence[str], *more: str) -> dict[str, int]:
+    """What this very command prints with `more` and `--peak-of NAME` added, a process for each name: its `peak`."""
+    command = [sys.executable, *sys.argv, *more, "--peak-of"]
     exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed goes back to the system at once
     return {
         name: int(subprocess.run([*command, name], env=exact, stdout=subprocess.PIPE, text=True, check=True).stdout)

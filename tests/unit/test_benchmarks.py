@@ -18,6 +18,7 @@ SCRIPTS = (
     "clip_memory",
     "imagenette_floors",
     "input_pipeline",
+    "load",
     "loop_overhead",
     "scenes",
     "search",
