@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from synoptic.config import from_dict
 from synoptic.data.inputs import Picture, Pictures, at_once, is_single, read_batches
-from synoptic.data.prompts import Labels, Templates, class_prompts
+from synoptic.data.prompts import Labels, Templates, class_names, class_prompts
 from synoptic.models.adaptors import Student
+from synoptic.models.classifier import Classifier
 from synoptic.models.linear import quicken
 from synoptic.models.sam import Sam
 from synoptic.models.vit import ViT
@@ -26,7 +27,7 @@ from synoptic.types import Features, Preprocess, Segments
 from synoptic.weights import zoo
 from synoptic.weights.folder import save_folder, text_towers
 from synoptic.weights.options import LoadOptions
-from synoptic.zeroshot import ZeroShotHead
+from synoptic.zeroshot import ZeroShotHead, ranked
 
 
 def load(model: str | Path, device: str | torch.device = "auto", **options: Any) -> VisionModel:
@@ -87,6 +88,11 @@ class VisionModel:
     def adaptors(self) -> tuple[str, ...]:
         """Names of the teachers in whose spaces it answers too."""
         return tuple(self.model.adaptors) if isinstance(self.model, Student) else ()
+
+    @property
+    def classes(self) -> int:
+        """How many classes it was itself trained to tell apart; 0 where it has no linear classifier."""
+        return self.model.config.classes if isinstance(self.model, Classifier) else 0
 
     @property
     def depth(self) -> int:
@@ -221,29 +227,55 @@ class VisionModel:
     def classify(
         self,
         inputs: Pictures,
-        labels: Labels,
+        labels: Labels | None = None,
         templates: Templates = ("a {}",),
         adaptor: str | None = None,
         batch_size: int = 64,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        """Which of some labels fits a picture, by words alone (CLIP sec. 3.1, arXiv 2103.00020).
+        """Which of some labels fits a picture, by words alone (CLIP sec. 3.1, arXiv 2103.00020), or by the linear
+        classifier that the model has.
 
         Args:
             inputs: see `features`.
-            labels, templates, adaptor: see `zero_shot_head`.
+            labels, templates, adaptor: see `zero_shot_head`; with a linear classifier, see `own_classes`.
         Returns:
             [{"label", "score"}, ...] with the highest score first; scores sum to one. For a single picture one such
             list, for a folder, glob, stack or list of pictures one a picture.
         Raises:
-            ValueError: see `embed` and `zero_shot_head`.
+            ValueError: see `embed`, `zero_shot_head` and `own_classes`.
         """
-        head = self.zero_shot_head(labels, templates, adaptor)
-        ranked = head.ranked(torch.from_numpy(self.embed(inputs, head.adaptor, batch_size)))
-        return ranked[0] if is_single(inputs) else ranked
+        if self.classes and adaptor is None:
+            answers = self.own_classes(inputs, labels, batch_size=batch_size)
+        else:
+            head = self.zero_shot_head(labels, templates, adaptor)
+            answers = head.ranked(torch.from_numpy(self.embed(inputs, head.adaptor, batch_size)))
+        return answers[0] if is_single(inputs) else answers
+
+    @torch.no_grad()
+    def own_classes(
+        self, inputs: Pictures, labels: Labels | None = None, k: int | None = None, batch_size: int = 64
+    ) -> list[list[dict[str, Any]]]:
+        """Which of the classes that its linear classifier was trained on fits a picture.
+
+        Args:
+            inputs: see `features`.
+            labels: names of all classes, in the classifier's order, or a file with a line a class; None numbers them.
+            k: only so many; None takes all.
+        Returns:
+            For each picture [{"label", "score"}, ...] with the highest score first; of all classes they sum to one.
+        Raises:
+            ValueError: for a model without a linear classifier, and for more or fewer names than classes.
+        """
+        if not self.classes:
+            raise ValueError(f"{self.name} has no classes of its own: give labels, or load it with a linear_head")
+        names, answers = class_names(labels, self.classes), []
+        for batch in read_batches(inputs, self.preprocess, batch_size):
+            answers += ranked(self.model.classify(self._placed(batch.images)).float().softmax(1), names, k)
+        return answers
 
     def zero_shot_head(
         self,
-        labels: Labels,
+        labels: Labels | None,
         templates: Templates = ("a {}",),
         adaptor: str | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -265,6 +297,8 @@ class VisionModel:
             ValueError: for a model that knows no words or came without a vocabulary, and see `class_prompts`.
         """
         words = self._words(adaptor)
+        if labels is None:
+            raise ValueError(f"{self.name} has no classes of its own: give labels=")
         prompts = class_prompts(labels, templates)
         classes = words.directions(list(prompts.values()), progress)
         return ZeroShotHead(tuple(prompts), classes, words.scale, words.adaptor)

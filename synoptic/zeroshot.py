@@ -42,12 +42,19 @@ class ZeroShotHead:
         Args:
             k: only so many; None takes all.
         """
-        count = len(self.labels) if k is None else min(k, len(self.labels))
-        scores, places = self.probabilities(pictures).cpu().sort(dim=1, descending=True, stable=True)
-        rows = zip(scores[:, :count].tolist(), places[:, :count].tolist(), strict=True)
-        return [
-            [{"label": self.labels[place], "score": score} for score, place in zip(*row, strict=True)] for row in rows
-        ]
+        return ranked(self.probabilities(pictures), self.labels, k)
+
+
+def ranked(probabilities: Tensor, labels: Sequence[str], k: int | None = None) -> list[list[dict[str, str | float]]]:
+    """(N, n) probabilities of n labels as [{"label", "score"}, ...] for each row, the highest score first.
+
+    Args:
+        k: only so many; None takes all.
+    """
+    count = len(labels) if k is None else min(k, len(labels))
+    scores, places = probabilities.cpu().sort(dim=1, descending=True, stable=True)
+    rows = zip(scores[:, :count].tolist(), places[:, :count].tolist(), strict=True)
+    return [[{"label": labels[place], "score": score} for score, place in zip(*row, strict=True)] for row in rows]
 
 
 def class_embeddings(

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from synoptic.apps.arguments import OptionsVerb
 from synoptic.apps.bars import bar, bars
+from synoptic.apps.conversion import ConvertOptions, convert
 from synoptic.weights.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -202,13 +203,14 @@ def search(options: SearchOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyOptions:
-    """Scores of the labels given in words, for a model with a text tower.
+    """Scores of the labels given in words, for a model with a text tower, or of the classes of a linear classifier.
 
     Attributes:
         images: a file, a folder (any depth), a glob, or a .txt list.
         model: a name from `synoptic models`, a run folder, a weights file or folder, or hf:owner/name.
         labels: the classes in words, comma-separated, or a .csv or .txt file with a line a class: its name, then its
-            prompts with commas between them; one without prompts takes the templates.
+            prompts with commas between them; one without prompts takes the templates. With load.linear_head, names of
+            all its classes in order; None numbers them.
         templates: sentences in which `{}` stands for a label, comma-separated; 7 or 80 for those published with CLIP;
             or a file with one a line.
         adaptor: the teacher of a student whose words are used; needed where several know words.
@@ -219,7 +221,7 @@ class ClassifyOptions:
 
     images: str
     model: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
     templates: tuple[str, ...] = ("a {}",)
     adaptor: str | None = None
     k: PositiveInt | None = None
@@ -228,7 +230,7 @@ class ClassifyOptions:
 
 
 def classify(options: ClassifyOptions) -> None:
-    """The label in words that fits each picture best."""
+    """The label that fits each picture best."""
     from synoptic.apps.labelling import classify
 
     with bars("reading the prompts", "classifying") as (prepare, advance):
@@ -428,6 +430,7 @@ SIMPLE_VERBS = (
     OptionsVerb(evaluate, EvaluateOptions, "model"),
     OptionsVerb(figures, FiguresOptions, "images"),
     OptionsVerb(pack, PackOptions, "data"),
+    OptionsVerb(convert, ConvertOptions, "model"),
     OptionsVerb(report, ReportOptions, "runs"),
 )
 

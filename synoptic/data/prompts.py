@@ -76,6 +76,26 @@ def class_prompts(
     return {name: list(own) or said(name) for name, own in given.items()}
 
 
+def class_names(labels: Labels | None, count: int) -> tuple[str, ...]:
+    """Names for the classes that a model was trained on, in its order; two classes may have the same.
+
+    Args:
+        labels: the names, or a file with a line a class, or class -> anything; None numbers them from 0.
+        count: how many classes there are.
+    Raises:
+        ValueError: they are fewer or more, or the file is missing or damaged.
+    """
+    if labels is None:
+        return tuple(map(str, range(count)))
+    if isinstance(labels, str | Path):
+        names = [name for name, _ in _read_classes(_class_file(labels))]
+    else:
+        names = [name.strip() for name in labels if isinstance(name, str)]
+    if len(names) != count or not all(names):
+        raise ValueError(f"labels: {len(names):,} names for {count:,} classes; name all of them in order, or none")
+    return tuple(names)
+
+
 def read_templates(templates: Templates) -> tuple[str, ...]:
     """The sentences themselves; see `class_prompts`.
 
@@ -110,11 +130,7 @@ def _named(file: str | Path) -> Sequence[str]:
 def _given(labels: Labels) -> Mapping[str, Sequence[str]]:
     """The classes with what is said of each of them alone."""
     if isinstance(labels, str | Path):
-        path = expand(labels)
-        if not path.is_file():
-            form = 'give a list such as ["cat", "dog"], or a class file with a line a class'
-            raise ValueError(f"labels={labels}: is no file; {form}")
-        return _checked(_read_classes(path), f"labels={labels}")
+        return _checked(_read_classes(_class_file(labels)), f"labels={labels}")
     pairs = list(labels.items() if isinstance(labels, Mapping) else ((label, ()) for label in labels))
     for name, own in pairs:
         if not isinstance(name, str):
@@ -122,6 +138,14 @@ def _given(labels: Labels) -> Mapping[str, Sequence[str]]:
         if isinstance(own, str) or not all(isinstance(text, str) for text in own):
             raise ValueError(f'labels: the prompts of {name!r} should be a list of texts, such as ["a {name}"]')
     return _checked([(name.strip(), tuple(own)) for name, own in pairs], "labels")
+
+
+def _class_file(labels: str | Path) -> Path:
+    path = expand(labels)
+    if not path.is_file():
+        form = 'give a list such as ["cat", "dog"], or a class file with a line a class'
+        raise ValueError(f"labels={labels}: is no file; {form}")
+    return path
 
 
 def _checked(classes: Sequence[tuple[str, Sequence[str]]], where: str) -> dict[str, Sequence[str]]:

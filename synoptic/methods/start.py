@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from synoptic.models.adaptors import Student
+from synoptic.models.classifier import Classifier
 from synoptic.models.clip import Clip, ClipConfig, Towers
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig, vit_config
@@ -124,7 +125,9 @@ def fingerprint(model: nn.Module) -> str:
 
 def _trunk(init: str, options: LoadOptions) -> ViT:
     model, _, _ = zoo.load(init, options)
-    trunk = model.image if isinstance(model, Clip) else model.backbone if isinstance(model, Student) else model
+    trunk = (
+        model.image if isinstance(model, Clip) else model.backbone if isinstance(model, Student | Classifier) else model
+    )
     if not isinstance(trunk, ViT):
         raise ValueError(f"init={init}: a {type(model).__name__} has no vision transformer to go on with")
     return trunk

@@ -135,13 +135,18 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        hidden = gated_width(hidden)
         self.w12 = Linear(width, 2 * hidden)
         self.w3 = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         gate, value = self.w12(tokens).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * value)
+
+
+def gated_width(hidden: int) -> int:
+    """The width of the gated layers in place of a plain MLP that is `hidden` wide."""
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
 class LayerScale(nn.Module):

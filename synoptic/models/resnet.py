@@ -166,23 +166,32 @@ class ResNet(nn.Module):
         Raises:
             ValueError: for other sizes, masks, or stages that do not exist.
         """
-        if masks is not None:
-            raise ValueError("masks were given to a ResNet, which hides nothing")
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % STRIDE or images.shape[3] % STRIDE:
-            wanted = f"(B, 3, H, W), H and W multiples of {STRIDE}"
-            raise ValueError(f"expected pictures of shape {wanted}, got {tuple(images.shape)}")
-        for index in layers:
-            if not -4 <= index < 4:
-                raise ValueError(f"there is no layer {index}; this network has 4, 0 to 3")
+        check_images(images, masks, layers, self.channels)
         maps, kept = self.stem(self.normalize(images)), []
         for stage in self.stages:
             maps = stage(maps)
             kept.append(maps)
-        patches, grid = _flat(maps)
-        between = tuple(Features(*_flat(kept[index])) for index in layers)
+        patches, grid = flat(maps)
+        between = tuple(Features(*flat(kept[index])) for index in layers)
         return Features(patches, grid, self.pool(patches, grid), between)
 
 
-def _flat(maps: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def check_images(images: Tensor, masks: Tensor | None, layers: Sequence[int], channels: int) -> None:
+    """Sees to it that a ResNet of four stages can answer.
+
+    Raises:
+        ValueError: for pictures of other bands or sizes, masks, or stages that do not exist.
+    """
+    if masks is not None:
+        raise ValueError("masks were given to a ResNet, which hides nothing")
+    if images.ndim != 4 or images.shape[1] != channels or any(not side or side % STRIDE for side in images.shape[2:]):
+        wanted = f"(B, {channels}, H, W), H and W multiples of {STRIDE}"
+        raise ValueError(f"expected pictures of shape {wanted}, got {tuple(images.shape)}")
+    for index in layers:
+        if not -4 <= index < 4:
+            raise ValueError(f"there is no layer {index}; this network has 4, 0 to 3")
+
+
+def flat(maps: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """(B, D, h, w) as (B, h*w, D) and (h, w)."""
     return maps.flatten(2).transpose(1, 2), (maps.shape[2], maps.shape[3])

@@ -22,6 +22,8 @@ _MODES = {
 _CALLED = {
     "vit": "vision transformer",
     "resnet": "ResNet of CLIP",
+    "plain_resnet": "ResNet",
+    "classifier": "linear classifier on a backbone",
     "clip": "CLIP",
     "student": "student of several teachers",
     "sam": "SAM",

@@ -13,6 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+Problems = Mapping[str, Sequence[str]]  # sort -> keys
+
 
 @dataclass(frozen=True)
 class Change:
@@ -48,10 +50,12 @@ class Table:
     Attributes:
         rules: every key that both have.
         ignored: keys of theirs that our model has no use for.
+        left_out: keys of ours that theirs has no place for, and that take no part in an answer.
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def same(ours: str, theirs: str) -> Rule:
@@ -64,19 +68,20 @@ def qkv(ours: str, attention: str, *names: str) -> Rule:
     return Rule(ours, tuple(f"{attention}.{name}.{{p}}" for name in names), STACKED_QKV)
 
 
-# The released backbones of DINO and DINOv2, with and without registers; their blocks are named as ours.
-DINO_VIT = Table(
-    rules=(
-        same("summary_token", "cls_token"),
-        same("register_token", "register_tokens"),
-        same("mask_token", "mask_token"),
-        same("positions.table", "pos_embed"),
-        same("patch_embed.{p}", "patch_embed.proj.{p}"),
-        same("blocks.{i}.{part}.{p}", "blocks.{i}.{part}.{p}"),
-        same("blocks.{i}.{part}.{layer}.{p}", "blocks.{i}.{part}.{layer}.{p}"),
-        same("norm.{p}", "norm.{p}"),
-    )
+_DINO = (  # the blocks of DINO, iBOT and DINOv2 are named as ours
+    same("summary_token", "cls_token"),
+    same("positions.table", "pos_embed"),
+    same("patch_embed.{p}", "patch_embed.proj.{p}"),
+    same("blocks.{i}.{part}.{p}", "blocks.{i}.{part}.{p}"),
+    same("blocks.{i}.{part}.{layer}.{p}", "blocks.{i}.{part}.{layer}.{p}"),
+    same("norm.{p}", "norm.{p}"),
 )
+
+# The released backbones of DINO, those of iBOT, whose students have a token in place of hidden patches, and those of
+# DINOv2, with and without registers.
+DINO_VIT = Table(_DINO, left_out=("mask_token",))
+IBOT_VIT = Table((*_DINO, same("mask_token", "masked_embed")))
+DINOV2_VIT = Table((*_DINO, same("register_token", "register_tokens"), same("mask_token", "mask_token")))
 
 # The heads in the files of their trainings, as `models.heads.DinoHead`.
 DINO_HEAD = Table(
@@ -102,6 +107,7 @@ HUGGINGFACE_VIT = Table(
         same("norm.{p}", "layernorm.{p}"),
     ),
     ignored=("pooler.dense.{p}", "embeddings.mask_token"),
+    left_out=("mask_token",),
 )
 
 # Dinov2Model and Dinov2WithRegistersModel of transformers, as their files have it.
@@ -149,6 +155,13 @@ def to_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     Raises:
         ValueError: for keys that the table does not know, or where some of the tensors that make one of ours lack.
     """
+    ours, problems = sorted_out(state, table)
+    refuse("the keys do not fit the table", problems)
+    return ours
+
+
+def sorted_out(state: Mapping[str, Tensor], table: Table) -> tuple[dict[str, Tensor], Problems]:
+    """Those tensors of a file of theirs that the table knows, under our keys; and what does not fit it."""
     gathered: dict[tuple[str, Rule], dict[str, Tensor]] = {}  # (our key, rule) -> their pattern -> tensor
     unknown = []
     for key, tensor in state.items():
@@ -158,28 +171,26 @@ def to_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
             gathered.setdefault((rule.ours.format(**names), rule), {})[part] = tensor
         elif not any(_pattern(ignored).fullmatch(key) for ignored in table.ignored):
             unknown.append(key)
-    partial = [key for (key, rule), parts in gathered.items() if len(parts) < len(rule.theirs)]
-    _refuse("the keys do not fit the table", unknown=unknown, incomplete=partial)
-    return {key: _joined(key, rule, [parts[part] for part in rule.theirs]) for (key, rule), parts in gathered.items()}
-
-
-def _joined(key: str, rule: Rule, parts: Sequence[Tensor]) -> Tensor:
-    try:
-        return rule.change.join(parts)
-    except (RuntimeError, IndexError):  # tensors of other shapes than the family's
-        shapes = " and ".join(str(tuple(part.shape)) for part in parts)
-        raise ValueError(f"tensors of {shapes} do not make {key} (by our names)") from None
+    whole = {place: parts for place, parts in gathered.items() if len(parts) == len(place[1].theirs)}
+    incomplete = [key for key, _ in gathered.keys() - whole.keys()]
+    ours, unlike = {}, []
+    for (key, rule), parts in whole.items():
+        try:
+            ours[key] = rule.change.join([parts[part] for part in rule.theirs])
+        except (RuntimeError, IndexError):  # of shapes that cannot be stacked or turned
+            unlike.append(f"{key} of {', '.join(str(tuple(part.shape)) for part in parts.values())}")
+    return ours, {"unknown": unknown, "incomplete": sorted(incomplete), "of unlike shapes": unlike}
 
 
 def from_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Our tensors under their keys: what `to_ours` turns into `state`.
+    """Our tensors under their keys: what `to_ours` turns into `state`, but for those that the table leaves out.
 
     Raises:
         ValueError: for keys that the table does not know, since their model has no place for those tensors.
     """
     converted: dict[str, Tensor] = {}
     unknown = []
-    for key, tensor in state.items():
+    for key, tensor in kept(state, table).items():
         found = _find(key, ((rule.ours, rule) for rule in table.rules))
         if found is None:
             unknown.append(key)
@@ -187,8 +198,13 @@ def from_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
         _, rule, names = found
         parts = rule.change.split(tensor)
         converted |= {part.format(**names): piece for part, piece in zip(rule.theirs, parts, strict=True)}
-    _refuse("the keys do not fit the table", unknown=unknown)
+    refuse("the keys do not fit the table", {"unknown": unknown})
     return converted
+
+
+def kept(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Those of our tensors that a table does not leave out."""
+    return {key: tensor for key, tensor in state.items() if key not in table.left_out}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -200,26 +216,33 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         where: told in errors, the file.
     Raises:
         ValueError: naming the keys that are missing, unexpected, of another shape, no floats where floats belong, or
-            not finite.
+            not finite; where they are many, the message counts them and names the first, and the error's notes name
+            all.
     """
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    misshapen = [
-        f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    mistyped = [
-        f"{key} {state[key].dtype} for {tensor.dtype}"
-        for key, tensor in expected.items()
-        if key in state and state[key].is_floating_point() != tensor.is_floating_point()
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "mistyped": mistyped}
-    _refuse(f"{where}: the weights do not fit the model", **problems)
+    refuse(f"{where}: the weights do not fit the model", misfits(model, state))
     broken = [key for key, tensor in state.items() if not _is_finite(tensor)]
-    _refuse(f"{where}: weights that are no numbers or infinite", spoiled=broken)
+    refuse(f"{where}: weights that are no numbers or infinite", {"spoiled": broken})
     model.load_state_dict(dict(state), assign=True)
+
+
+def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> Problems:
+    """What keeps tensors from being the weights of a model."""
+    expected = model.state_dict()
+    both = [(key, tensor, state[key]) for key, tensor in expected.items() if key in state]
+    return {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "misshapen": [
+            f"{key} {tuple(given.shape)} for {tuple(wanted.shape)}"
+            for key, wanted, given in both
+            if given.shape != wanted.shape
+        ],
+        "mistyped": [
+            f"{key} {given.dtype} for {wanted.dtype}"
+            for key, wanted, given in both
+            if given.is_floating_point() != wanted.is_floating_point()
+        ],
+    }
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -227,6 +250,30 @@ def _is_finite(tensor: Tensor) -> bool:
     if tensor.is_meta or not tensor.is_floating_point():
         return True
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+_TOLD = 3  # keys that a message names of each problem
+
+
+def refuse(what: str, problems: Problems) -> None:
+    """Raises where there are problems. The message is one line; notes, which tracebacks show, hold the whole lists.
+
+    Args:
+        what: told first.
+        problems: the keys of each sort.
+    """
+    told = [
+        f"{len(keys)} {problem} ({', '.join(keys[:_TOLD])}{', ...' if len(keys) > _TOLD else ''})"
+        for problem, keys in problems.items()
+        if keys
+    ]
+    if not told:
+        return
+    error = ValueError(f"{what}: {'; '.join(told)}")
+    for problem, keys in problems.items():
+        if len(keys) > _TOLD:
+            error.add_note("\n  ".join([f"{problem}:", *keys]))
+    raise error
 
 
 def _find(key: str, patterns: Iterable[tuple[str, Rule]]) -> tuple[str, Rule, dict[str, str]] | None:
@@ -244,13 +291,3 @@ def _pattern(key: str) -> re.Pattern[str]:
     groups = [f"(?P<{name}>{r'[0-9]+' if name == 'i' else r'[^.]+'})" for name in parts[1::2]]
     literals = [re.escape(part) for part in parts[::2]]
     return re.compile("".join(text for pair in zip(literals, [*groups, ""], strict=True) for text in pair))
-
-
-def _refuse(what: str, **problems: list[str]) -> None:
-    told = [
-        f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for problem, keys in problems.items()
-        if keys
-    ]
-    if told:
-        raise ValueError(f"{what}: {'; '.join(told)}")

@@ -18,6 +18,8 @@ def vit(**known: Any) -> Fields:
 
     def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
         said = {ours: header[theirs] for ours, theirs in _SAID.items() if header.get(theirs) is not None}
+        if "activation" in said:
+            said["activation"] = _called(said["activation"])
         shapes = _shapes(state)
         heads = options.heads or said.get("heads") or _usual_heads(shapes["width"])
         return {**shapes, **known, **said, "heads": heads}
@@ -70,8 +72,10 @@ def siglip(**known: Any) -> Fields:
         fixed = {"pool": "attention", "mean": half, "std": half}
         image = vit(**fixed)(_part(state, "image"), _part_header(header, "vision"), options)
         text = _text(_part(state, "text"), _part_header(header, "text"), options)
-        whole = {"causal": False, "read_at": "last", "norm_eps": 1e-6, "activation": act, "end": 1}
-        return {"image": {**image, "activation": act}, "text": {**text, **whole}, "bias": True}
+        # The token that fills rows ends them too; that which transformers calls the end is never read.
+        end = _part_header(header, "text").get("pad_token_id")
+        whole = {"causal": False, "read_at": "last", "activation": act, "end": 1 if end is None else end}
+        return {"image": {**image, "activation": act}, "text": {"norm_eps": 1e-6, **text, **whole}, "bias": True}
 
     return fields
 
@@ -175,6 +179,28 @@ def _sam_decoder(state: State, said: Mapping[str, Any], options: LoadOptions) ->
     return shapes | {ours: said[theirs] for ours, theirs in _SAM_DECODER_SAID.items() if theirs in said}
 
 
+def plain_resnet(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+    """The configuration of a plain ResNet.
+
+    Raises:
+        ValueError: config.json says of a ResNet of transformers what no plain one of bottlenecks is.
+    """
+    for key, plain in _PLAIN.items():
+        if header.get(key, plain) != plain:
+            raise ValueError(f"{key}={header[key]} makes another network; only those with {key}={plain} are read")
+    width, channels, *_ = _shape(state, "stem.0.weight", 4)
+    said = {ours: header[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in header}
+    return {"blocks": _blocks(state), "width": width, "channels": channels, **said}
+
+
+_PLAIN = {
+    "layer_type": "bottleneck",
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
+}
+
+
 def _part(state: State, name: str) -> State:
     return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
 
@@ -182,7 +208,8 @@ def _part(state: State, name: str) -> State:
 def _part_header(header: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What config.json says of one tower, and the preprocessor of pictures."""
     processor = {key: header[key] for key in ("image_mean", "image_std") if key in header}
-    return {**(processor if name == "vision" else {}), **(header.get(f"{name}_config") or {})}
+    own = header.get(f"{name}_config")
+    return {**(processor if name == "vision" else {}), **(own if isinstance(own, Mapping) else {})}
 
 
 def _activation(known: Mapping[str, Any], header: Mapping[str, Any], options: LoadOptions) -> str:
@@ -191,8 +218,8 @@ def _activation(known: Mapping[str, Any], header: Mapping[str, Any], options: Lo
     Raises:
         ValueError: nothing tells it, or what is said differs.
     """
-    said = {_part_header(header, name).get("hidden_act") for name in ("vision", "text")} - {None}
-    told = {_ACTIVATIONS.get(str(name), str(name)) for name in said} or {known.get("activation")} - {None}
+    said = [_part_header(header, name).get("hidden_act") for name in ("vision", "text")]
+    told = {_called(name) for name in said if name is not None} or {known.get("activation")} - {None}
     if len(told) > 1:
         raise ValueError(f"its towers have different activations ({', '.join(sorted(map(str, told)))})")
     (found,) = told or {None}
@@ -206,14 +233,18 @@ def _activation(known: Mapping[str, Any], header: Mapping[str, Any], options: Lo
     return str(found or options.activation)
 
 
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}  # by the names of transformers
+def _called(activation: Any) -> str:
+    """An activation by our name for it."""
+    return {"gelu_pytorch_tanh": "gelu_tanh"}.get(str(activation), str(activation))
 
 
 def _text(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     """What the shapes of a text tower's weights tell."""
     vocabulary, width = _shape(state, "token_embedding.weight", 2)
     heads = options.text_heads or header.get("num_attention_heads") or _usual_heads(width, "text_heads")
+    said = {"norm_eps": header["layer_norm_eps"]} if header.get("layer_norm_eps") is not None else {}
     return {
+        **said,
         "vocabulary": vocabulary,
         "context": _shape(state, "positions", 2)[0],
         "width": width,
@@ -232,14 +263,19 @@ def _resnet(state: State) -> dict[str, Any]:
     side = math.isqrt(max(cells, 0))
     if not side or side**2 != cells:
         raise ValueError(f"its {cells} positions make no square")
-    blocks = [{int(key.split(".")[2]) for key in state if key.startswith(f"stages.{stage}.")} for stage in range(4)]
     return {
-        "blocks": tuple(len(members) for members in blocks),
+        "blocks": _blocks(state),
         "width": width,
         "heads": max(width * 32 // 64, 1),
         "embedding": _shape(state, "pool.attn.proj.weight", 2)[0],
         "image_size": side * 32,
     }
+
+
+def _blocks(state: State) -> tuple[int, ...]:
+    """How many blocks each of the four stages of a ResNet has."""
+    found = [{key.split(".")[2] for key in state if key.startswith(f"stages.{stage}.")} for stage in range(4)]
+    return tuple(map(len, found))
 
 
 def _shapes(state: State) -> dict[str, Any]:
@@ -288,12 +324,13 @@ def _depth(state: State) -> int:
     return 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
 
 
-_WIDE_HEADS = {1280: 16, 1408: 16, 1664: 16}  # width of pictures' ViT-H, ViT-g and ViT-bigG (open_clip): their heads
+# Width of pictures' ViT-H, ViT-g and ViT-bigG (open_clip) and of both towers of SigLIP's SO400M: their heads.
+_WIDE_HEADS = {"heads": {1280: 16, 1408: 16, 1664: 16, 1152: 16}, "text_heads": {1152: 16}}
 
 
 def _usual_heads(width: int, key: str = "heads") -> int:
-    if key == "heads" and width in _WIDE_HEADS:
-        return _WIDE_HEADS[width]
+    if width in _WIDE_HEADS[key]:
+        return _WIDE_HEADS[key][width]
     if width % 64:
         told = f"say how many it has, {key}=N (load.{key}=N on the command line)"
         raise ValueError(f"heads of 64 channels do not divide its width of {width}; {told}")

@@ -30,7 +30,9 @@ from torch.overrides import TorchFunctionMode
 from synoptic.config import from_dict, load_json, nearest, to_dict
 from synoptic.files import read_bounded
 from synoptic.models.adaptors import Student, StudentConfig
+from synoptic.models.classifier import Classifier, ClassifierConfig
 from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.plain_resnet import PlainResNet, PlainResNetConfig
 from synoptic.models.resnet import ResNet, ResNetConfig
 from synoptic.models.sam import Sam, SamConfig
 from synoptic.models.text import TextConfig
@@ -81,6 +83,8 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "vit": Kind(ViTConfig, ViT, lambda config, tokenizers: ViT(config)),
     "resnet": Kind(ResNetConfig, ResNet, lambda config, tokenizers: ResNet(config)),
+    "plain_resnet": Kind(PlainResNetConfig, PlainResNet, lambda config, tokenizers: PlainResNet(config)),
+    "classifier": Kind(ClassifierConfig, Classifier, lambda config, tokenizers: Classifier(config)),
     "clip": Kind(ClipConfig, Clip, lambda config, tokenizers: Clip(config, tokenizers.get(""))),
     "student": Kind(StudentConfig, Student, Student),
     "sam": Kind(SamConfig, Sam, lambda config, tokenizers: Sam(config)),

@@ -1,23 +1,27 @@
 """What is this file? Layouts of other makers, told by their keys, shapes and config.json, and read as our models.
 
-To add a layout: a table of its keys in `convert.py`, and a line in `FORMATS`.
+To add a layout: a table of its keys in `convert.py`, and a line in `FORMATS`. The same line says how it is written.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from synoptic.config import from_dict, load_json, nearest
+from synoptic.models.bounds import LARGEST
+from synoptic.models.sam import SamConfig
+from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from synoptic.types import Preprocess
-from synoptic.weights import clip_tables, convert, sam_tables
-from synoptic.weights.convert import Table, load_state, to_ours
-from synoptic.weights.fields import Fields, clip, sam, siglip, vit
+from synoptic.weights import clip_tables, convert, headers, heads, resnet_tables, sam_tables
+from synoptic.weights.convert import Table, load_state, misfits, refuse, sorted_out
+from synoptic.weights.fields import Fields, clip, plain_resnet, sam, siglip, vit
 from synoptic.weights.folder import CONFIG, FORMAT, KINDS, WEIGHTS, Record, shapes_alone
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.reading import INDEX, State, owned, read_parts
@@ -46,6 +50,11 @@ class Format:
         fields: (our tensors, values of config.json where there is one, options) -> our configuration's fields.
         model_type: what config.json says in a folder of Hugging Face, in place of the marks.
         kind: of our models, a key of `folder.KINDS`.
+        always: fields of our configuration (dotted where nested) in which its makers' code has no choice: a model that
+            differs there is not written in it.
+        header: our configuration -> what config.json says of it; None for what has no header, or is not written.
+        constants: our configuration -> tensors of theirs that follow from it.
+        unsaid: options that a file leaves open -> where our configuration has them.
     """
 
     name: str
@@ -54,6 +63,15 @@ class Format:
     fields: Fields
     model_type: str | None = None
     kind: str = "vit"
+    always: Mapping[str, Any] = field(default_factory=dict)
+    header: Callable[[Any], dict[str, Any]] | None = None
+    constants: Callable[[Any], State] = lambda config: {}
+    unsaid: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def maker(self) -> Literal["official", "huggingface"]:
+        """Whose layout it is: that of the models' makers, or of transformers."""
+        return "official" if self.model_type is None else "huggingface"
 
 
 @dataclass(frozen=True)
@@ -71,25 +89,90 @@ class Identified:
     state: State
 
 
+_PATCHES = {"stem": "patch", "position": "learned", "pre_norm": False, "final_norm": True, "patch_bias": True}
+_VIT = {**_PATCHES, "summary_tokens": 1, "pool": "tokens"}
+_DINO = {**_VIT, "registers": 0, "feed_forward": "mlp", "layer_scale": None}
+_CLIP = {
+    **{f"image.{name}": value for name, value in {**_DINO, "pre_norm": True, "patch_bias": False}.items()},
+    **{"image.qkv_bias": True, "image.mask_token": False, "text.causal": True, "text.read_at": "end"},
+    **{"text.projection_bias": False, "bias": False},
+}
+_SIGLIP = {
+    **{f"image.{name}": value for name, value in {**_DINO, "summary_tokens": 0, "pool": "attention"}.items()},
+    **{"image.qkv_bias": True, "image.mask_token": False, "text.causal": False, "text.read_at": "last"},
+    **{"text.projection_bias": True, "bias": True},
+}
+_RESNET = {"text.causal": True, "text.read_at": "end", "text.projection_bias": False, "bias": False}
+_HEADS = {"heads": "heads"}
+_TOWERS = {"heads": "image.heads", "text_heads": "text.heads"}
+
+
+def _openai(config: Any) -> State:
+    """The numbers that OpenAI's state dicts hold beside the weights.
+
+    Raises:
+        ValueError: a tower's feed-forward layers are not four times as wide as it, as OpenAI's code has them.
+    """
+    for tower in (config.image, config.text):
+        if tower is not None and tower.hidden not in (None, 4 * tower.width):
+            raise ValueError(f"hidden={tower.hidden} is not four times width={tower.width}")
+    sizes = {"input_resolution": config.image_size, "context_length": config.text.context}
+    return {name: torch.tensor(size) for name, size in {**sizes, "vocab_size": config.text.vocabulary}.items()}
+
+
 # Positions at other sizes than the trained one: the released DINO and DINOv2 resample by a factor that is 0.1 cells too
 # large, DINOv2 with registers to the exact size and low-passed. transformers takes the exact size in all its models, so
 # that those without registers differ from the release that they were converted from. Here a file of the makers answers
-# as their code does, and a folder of Hugging Face as transformers does.
+# as their code does, and a folder of Hugging Face as transformers does. The makers of CLIP and SigLIP have no rule, as
+# their code sees the trained size alone; here their files answer at others as transformers does.
 FORMATS = (
     Format(
         "DINOv2 with registers",
-        ("cls_token", "pos_embed", "mask_token", "register_tokens"),
-        convert.DINO_VIT,
+        ("cls_token", "pos_embed", "register_tokens"),
+        convert.DINOV2_VIT,
         vit(antialias=True),
+        always={**_VIT, "mask_token": True, "layer_scale": 1.0},
+        unsaid=_HEADS,
     ),
-    Format("DINOv2", ("cls_token", "pos_embed", "mask_token"), convert.DINO_VIT, vit(position_offset=0.1)),
-    Format("DINO", ("cls_token", "pos_embed", "blocks.0.attn.qkv.weight"), convert.DINO_VIT, vit(position_offset=0.1)),
+    Format(
+        "DINOv2",
+        ("cls_token", "pos_embed", "mask_token"),
+        convert.DINOV2_VIT,
+        vit(position_offset=0.1),
+        always={**_VIT, "registers": 0, "mask_token": True, "layer_scale": 1.0},
+        unsaid=_HEADS,
+    ),
+    Format(  # its teachers have no token for what is hidden, and are told as DINO, whose answers are the same
+        "iBOT",
+        ("cls_token", "pos_embed", "masked_embed"),
+        convert.IBOT_VIT,
+        vit(position_offset=0.1),
+        always={**_DINO, "mask_token": True},
+        unsaid=_HEADS,
+    ),
+    Format(
+        "DINO",
+        ("cls_token", "pos_embed", "blocks.0.attn.qkv.weight"),
+        convert.DINO_VIT,
+        vit(position_offset=0.1),
+        always=_DINO,
+        unsaid=_HEADS,
+    ),
+    Format(
+        "DINO with a ResNet",
+        ("conv1.weight", "layer1.0.bn3.weight", "layer4.0.downsample.1.weight"),
+        resnet_tables.TORCHVISION_RESNET,
+        plain_resnet,
+        kind="plain_resnet",
+    ),
     Format(
         "Dinov2WithRegistersModel of transformers",
         ("embeddings.position_embeddings", "embeddings.register_tokens"),
         convert.HUGGINGFACE_DINOV2,
         vit(antialias=True),
         "dinov2_with_registers",
+        always={**_VIT, "mask_token": True, "layer_scale": 1.0},
+        header=headers.dinov2_with_registers,
     ),
     Format(
         "Dinov2Model of transformers",
@@ -97,6 +180,8 @@ FORMATS = (
         convert.HUGGINGFACE_DINOV2,
         vit(),
         "dinov2",
+        always={**_VIT, "registers": 0, "layer_scale": 1.0},
+        header=headers.dinov2,
     ),
     Format(
         "ViTModel of transformers",
@@ -104,6 +189,17 @@ FORMATS = (
         convert.HUGGINGFACE_VIT,
         vit(norm_eps=1e-12),
         "vit",
+        always=_DINO,
+        header=headers.vit,
+    ),
+    Format(
+        "ResNetModel of transformers",
+        ("embedder.embedder.convolution.weight", "encoder.stages.0.layers.0.layer.2.convolution.weight"),
+        resnet_tables.HUGGINGFACE_RESNET,
+        plain_resnet,
+        "resnet",
+        "plain_resnet",
+        header=headers.plain_resnet,
     ),
     Format(
         "CLIP with a ViT, of OpenAI",
@@ -111,6 +207,9 @@ FORMATS = (
         clip_tables.CLIP_VIT,
         clip(activation="quick_gelu"),
         kind="clip",
+        always={**_CLIP, "resnet": None, "text.activation": "quick_gelu"},
+        constants=_openai,
+        unsaid=_TOWERS,
     ),
     Format(
         "CLIP with a ResNet, of OpenAI",
@@ -118,14 +217,27 @@ FORMATS = (
         clip_tables.CLIP_RESNET,
         clip(activation="quick_gelu"),
         kind="clip",
+        always={**_RESNET, "image": None, "text.activation": "quick_gelu"},
+        constants=_openai,
+        unsaid={"text_heads": "text.heads"},
     ),
-    Format("CLIP with a ViT", ("visual.class_embedding", "text_projection"), clip_tables.CLIP_VIT, clip(), kind="clip"),
+    Format(
+        "CLIP with a ViT",
+        ("visual.class_embedding", "text_projection"),
+        clip_tables.CLIP_VIT,
+        clip(),
+        kind="clip",
+        always={**_CLIP, "resnet": None},
+        unsaid={**_TOWERS, "activation": "text.activation"},
+    ),
     Format(
         "CLIP with a ResNet",
         ("visual.attnpool.positional_embedding", "text_projection"),
         clip_tables.CLIP_RESNET,
         clip(),
         kind="clip",
+        always={**_RESNET, "image": None},
+        unsaid={"text_heads": "text.heads", "activation": "text.activation"},
     ),
     Format(
         "SigLIP of open_clip",
@@ -133,6 +245,8 @@ FORMATS = (
         clip_tables.OPEN_CLIP_SIGLIP,
         siglip(activation="gelu"),
         kind="clip",
+        always={**_SIGLIP, "resnet": None},
+        unsaid=_TOWERS,
     ),
     Format(
         "CLIPModel of transformers",
@@ -141,6 +255,8 @@ FORMATS = (
         clip(),
         "clip",
         "clip",
+        always={**_CLIP, "resnet": None},
+        header=headers.clip,
     ),
     Format(
         "SiglipModel of transformers",
@@ -149,6 +265,8 @@ FORMATS = (
         siglip(activation="gelu_tanh"),
         "siglip",
         "clip",
+        always={**_SIGLIP, "resnet": None},
+        header=headers.siglip,
     ),
     Format(
         "SAM",
@@ -156,6 +274,8 @@ FORMATS = (
         sam_tables.SAM,
         sam(decoder_eps=1e-5),
         kind="sam",
+        always={"mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD], "norm_eps": 1e-6, "decoder.norm_eps": 1e-5},
+        unsaid={"decoder_heads": "decoder.heads"},
     ),
     Format(
         "SamModel of transformers",
@@ -164,6 +284,7 @@ FORMATS = (
         sam(decoder_eps=1e-6),
         "sam",
         "sam",
+        header=sam_tables.header,
     ),
     Format(
         "SamVisionModel of transformers",
@@ -172,6 +293,7 @@ FORMATS = (
         sam(decoder_eps=1e-6),
         "sam_vision_model",
         "sam",
+        header=sam_tables.header,
     ),
 )
 
@@ -185,7 +307,7 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
     Raises:
         ValueError: it is damaged, of a layout that is not known, or does not fit together.
     """
-    file, header = _open(path)
+    file, header = open_place(path)
     found = identify(read_parts(file), header, options, str(path))
     kind = KINDS[found.format.kind]
     words = find_tokenizer(path, found.config.text, options) if found.format.kind == "clip" else None
@@ -193,7 +315,31 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
         model = kind.build(found.config, {"": words} if words else {})
     load_state(model, {key: owned(tensor) for key, tensor in found.state.items()}, str(file))
     name = path.resolve().name if path.is_dir() else path.stem
-    return model.eval(), _preprocess(found), Record(found.format.kind, name, _facts(found, options))
+    preprocess = prepared(found.config, header)
+    if options.linear_head is None:
+        return model.eval(), preprocess, Record(found.format.kind, name, _facts(found, options))
+    classifier, preprocess = heads.put_on(model.eval(), preprocess, options.linear_head)
+    return classifier, preprocess, Record("classifier", name, _facts(found, options))
+
+
+def prepared(config: Any, header: Mapping[str, Any]) -> Preprocess:
+    """What pictures go through: what a folder of Hugging Face says, where that is the largest square or all of it.
+
+    Processors that enlarge a picture before they cut its middle out are read as taking the largest square, at the size
+    that the positions are made for.
+    """
+    if isinstance(config, SamConfig):
+        bands = None if config.channels == 3 else config.channels
+        return Preprocess(config.image_size, "pad", bands, interpolation="bilinear", fill=config.mean)
+    size, crop = header.get("size"), header.get("crop_size")
+    side = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else None
+    square = {"height": side, "width": side}
+    if isinstance(side, int) and 0 < side <= LARGEST and side % _patch_size(config) == 0:
+        if header.get("do_center_crop") is True and size == {"shortest_edge": side} and crop == square:
+            return Preprocess(side)
+        if header.get("do_center_crop") is False and size == square:
+            return Preprocess(side, "squash")
+    return Preprocess(config.image_size)
 
 
 def identify(parts: Mapping[str, State], header: Mapping[str, Any], options: LoadOptions, where: str) -> Identified:
@@ -209,12 +355,18 @@ def identify(parts: Mapping[str, State], header: Mapping[str, Any], options: Loa
     """
     state = networks(parts, options.part, where)["backbone"]
     form = _by_header(header, where) if header else _by_keys(state, where)
+    ours, strange = sorted_out(state, form.table)
+    kind, misfit = KINDS[form.kind], f"{where}: looks like {form.name}, but the keys do not fit"
     try:
-        ours = to_ours(state, form.table)
         fields = form.fields(ours, header, options)
     except ValueError as error:
+        refuse(misfit, strange)
         raise ValueError(f"{where}: looks like {form.name}, but {error}") from None
-    return Identified(form, from_dict(KINDS[form.kind].config, fields, where), ours)
+    config: Any = from_dict(kind.config, fields, where)
+    if any(strange.values()):
+        with shapes_alone():
+            refuse(misfit, {**strange, **misfits(kind.build(config, {}), ours)})
+    return Identified(form, config, ours)
 
 
 def networks(parts: Mapping[str, State], part: str | None, where: str) -> dict[str, State]:
@@ -264,8 +416,8 @@ def is_ours(path: Path) -> bool:
     return header.get("format") == FORMAT
 
 
-def _open(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The file with the weights, and what lies beside it to tell what they are."""
+def open_place(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The file with the weights of a file or folder, and what lies beside it to tell what they are."""
     if not path.is_dir():
         return path, {}
     extra = load_json(path / PROCESSOR) if (path / PROCESSOR).is_file() else {}
@@ -284,19 +436,21 @@ def _by_keys(state: State, where: str) -> Format:
     for form in FORMATS:
         if all(mark in state for mark in form.marks):
             return form
+    if (head := heads.find_head(state)) is not None:
+        classes, channels = head["weight"].shape
+        raise ValueError(
+            f"{where}: is a linear classifier of {classes:,} classes that reads {channels:,} channels, and no network; "
+            f"give it as load.linear_head={where} to the backbone that it was made for"
+        )
     keys = ", ".join(list(state)[:3])
     names = ", ".join(form.name for form in FORMATS)
     raise ValueError(f"{where}: no layout that is known here begins with {keys}; known are {names}")
 
 
-def _preprocess(found: Identified) -> Preprocess:
-    """What the makers of such models do to pictures."""
-    config = found.config
-    if found.format.kind != "sam":
-        return Preprocess(config.image_size)
-    bands = None if config.channels == 3 else config.channels
-    return Preprocess(config.image_size, "pad", bands, interpolation="bilinear", fill=config.mean)
+def _patch_size(config: Any) -> int:
+    return getattr(config, "encoder", config).patch_size
 
 
 def _facts(found: Identified, options: LoadOptions) -> dict[str, str]:
-    return {"from": found.format.name} | ({"part": options.part} if options.part else {})
+    said = {"part": options.part, "linear_head": options.linear_head and Path(options.linear_head).name}
+    return {"from": found.format.name} | {key: value for key, value in said.items() if value}

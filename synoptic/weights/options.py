@@ -24,6 +24,8 @@ class LoadOptions:
         activation: of a CLIP whose file does not tell it; a wrong one is as good as other weights.
         vocabulary: file of CLIP's byte-pair encoding (`bpe_simple_vocab_16e6.txt.gz`); None looks for it beside the
             weights, and a model without one sees and does not read.
+        linear_head: file of a linear classifier that was released beside a backbone of DINO or DINOv2, which then tells
+            the classes that this was trained on.
         part: which network of a file that holds a training's student and teacher; None takes the teacher.
     """
 
@@ -32,6 +34,7 @@ class LoadOptions:
     decoder_heads: PositiveInt | None = None
     window: PositiveInt | None = None
     global_blocks: tuple[NonNegativeInt, ...] | None = None
-    activation: Literal["gelu", "quick_gelu"] | None = None
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = None
     vocabulary: str | None = None
+    linear_head: str | None = None
     part: Literal["student", "teacher"] | None = None

@@ -1,10 +1,12 @@
-"""The tokenizer that belongs to another maker's weights: their files hold none, folders of Hugging Face often do."""
+"""The tokenizer that belongs to another maker's weights: their files hold none, folders of Hugging Face often do, and
+are written with one."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from synoptic.files import read_bounded
 from synoptic.models.clip import Towers
@@ -12,11 +14,15 @@ from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import END, START, Tokenizer
 from synoptic.weights.options import LoadOptions
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+
 MERGES = "bpe_simple_vocab_16e6.txt"  # of OpenAI, which it packs with gzip
 LARGEST = 16_000_000  # bytes of an unpacked vocabulary; that of CLIP has 3.2 million
 LARGEST_TOKENIZER = 1 << 26  # bytes of a tokenizer.json; those of a quarter of a million tokens have 35 million
 _SIGLIP_END = "</s>"
 _HUB_FILE = "tokenizer.json"
+_HUB_CONFIG = "tokenizer_config.json"
 
 
 def find_tokenizer(path: Path, text: TextConfig, options: LoadOptions) -> Tokenizer | None:
@@ -83,6 +89,54 @@ def fetch_tokenizer(repository: str) -> Path:
         raise ValueError(f"hf:{repository}: no {_HUB_FILE} can be had ({reason}); {mend}") from None
 
 
+def write_tokenizer(folder: Path, words: Tokenizer) -> None:
+    """Writes a tokenizer as transformers reads it, which gives a text the same ids, start and end among them.
+
+    What is cleaned here before a text is cut, is done there by the tokenizer itself, but for two steps that it has no
+    way to do: what ftfy repairs (broken encodings, curled quotes), and HTML's names (`&amp;`).
+    """
+    from tokenizers import Tokenizer as Engine
+    from tokenizers.processors import TemplateProcessing
+
+    said = json.loads(words.to_json())
+    engine = Engine.from_str(json.dumps(said["tokenizer"]))
+    _clean_inside(engine, said["clean"])
+    start, end = said["start"], said["end"]
+    marks = [(token, engine.token_to_id(token)) for token in (start, end) if token is not None]
+    engine.post_processor = TemplateProcessing(
+        single=[*([] if start is None else [start]), "$A", end], special_tokens=list(dict(marks).items())
+    )
+    (folder / _HUB_FILE).write_text(engine.to_str(), encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": words.context,
+        **({} if start is None else {"bos_token": start}),
+        **dict.fromkeys(("eos_token", "pad_token", "unk_token"), end),
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / _HUB_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _clean_inside(engine: Engine, clean: str) -> None:
+    """Puts what is done to a text first before what the tokenizer does to it, unless it does so already."""
+    from tokenizers import Regex
+    from tokenizers import Tokenizer as Engine
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import NFC, Lowercase, Replace, Sequence, Strip
+
+    spaces, punctuation = Regex(r"\s+"), Regex(r"[!-/:-@\[-`{-~]")
+    steps: dict[str, list[Any]] = {
+        "none": [],
+        "clip": [NFC(), Replace(spaces, " "), Lowercase()],
+        "siglip": [Replace(punctuation, ""), Lowercase(), Replace(spaces, " "), Strip()],
+    }
+    first = Engine(BPE())
+    first.normalizer = Sequence(steps[clean])
+    wanted, there = (json.loads(each.to_str())["normalizer"] or {} for each in (first, engine))
+    if there.get("normalizers", [])[: len(steps[clean])] != wanted["normalizers"]:
+        engine.normalizer = Sequence([*steps[clean], *([engine.normalizer] if there else [])])
+
+
 def _place(path: Path, options: LoadOptions) -> Path | None:
     if options.vocabulary is not None:
         return Path(options.vocabulary).expanduser()
@@ -106,5 +160,6 @@ def _definition(content: str, context: int, towers: Towers) -> Tokenizer:
     if "tokenizer" in json.loads(content):
         return Tokenizer.from_json(content, context)
     if towers == "siglip":
-        return Tokenizer(content, context, start=None, end=_SIGLIP_END, clean="siglip", full=True)
+        end = _SIGLIP_END if json.dumps(_SIGLIP_END) in content else END  # words learned here end as CLIP's do
+        return Tokenizer(content, context, start=None, end=end, clean="siglip", full=True)
     return Tokenizer(content, context, start=START, end=END, clean="clip")

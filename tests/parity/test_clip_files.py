@@ -225,3 +225,27 @@ def test_folders_answer_and_learn_as_transformers(kind: str, act: str, tmp_path:
     largest = max(float(gradient.abs().max()) for gradient in wanted.values())
     for name, gradient in wanted.items():  # of the keys' biases there is none in theory, since a softmax takes it out
         torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-9 * largest)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"vision_config": "none", "text_config": ["none"]}, "do not tell the activation|heads of 64 channels"),
+        ({"vision_config": {"hidden_act": ["gelu"]}}, "its towers have different activations"),
+        ({"text_config": {"layer_norm_eps": "small"}}, "norm_eps=small should be"),
+        ({"text_config": {"eos_token_id": [1, 2]}}, r"text\.end=1,2 should be"),
+    ],
+)
+def test_a_folder_that_talks_nonsense_is_refused_in_one_line(
+    said: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    huggingface("clip", "quick_gelu").float().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    header = json.loads(path.read_text())
+    for part, values in said.items():
+        if isinstance(values, dict):
+            said = {**said, part: {**header[part], **values}}
+    path.write_text(json.dumps(header | said))
+    with pytest.raises(ValueError, match=message) as error:
+        synoptic.load(tmp_path)
+    assert "\n" not in str(error.value)

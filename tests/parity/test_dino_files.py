@@ -17,11 +17,13 @@ from comparison import all_tokens, assert_equal, resample_positions_in_float32
 from safetensors.torch import load_file
 from torch import Tensor
 
+from synoptic.models.classifier import Classifier, ClassifierConfig
 from synoptic.models.heads import DinoHead
+from synoptic.models.plain_resnet import PlainResNetConfig
 from synoptic.models.vit import ViT
 from synoptic.weights import formats
 from synoptic.weights.convert import DINO_HEAD, from_ours, load_state, to_ours
-from synoptic.weights.folder import shapes_alone
+from synoptic.weights.folder import KINDS, shapes_alone
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.reading import State, read_parts
 
@@ -155,35 +157,101 @@ def released(fixtures_dir: Path) -> Iterator[tuple[str, dict[str, State]]]:
             parts: dict[str, State] = {}
             for key, shape in shapes.items():
                 part, _, key = key.rpartition("/")
-                parts.setdefault(part, {})[key] = torch.empty(shape, device="meta")
+                dtype = torch.int64 if key.endswith("num_batches_tracked") else torch.float32
+                parts.setdefault(part, {})[key] = torch.empty(shape, device="meta", dtype=dtype)
             yield name, parts
 
 
 def test_released_files_are_known_and_map_one_to_one(fixtures_dir: Path) -> None:
-    known = {}
+    known: dict[str, tuple[Any, ...]] = {}
     for name, parts in released(fixtures_dir):
-        if name.endswith("_head") or "resnet" in name:
-            with pytest.raises(ValueError, match="no layout that is known"):
+        if name.endswith("_head"):
+            classes, channels = parts[""]["weight"].shape
+            told = f"is a linear classifier of 1,000 classes that reads {channels:,} channels, and no network"
+            assert classes == 1000
+            with pytest.raises(ValueError, match=told):
                 formats.identify(parts, {}, LoadOptions(), name)
             continue
         for part in [part for part in ("student", "teacher") if part in parts] or [None]:
             found = formats.identify(parts, {}, LoadOptions(part=part), name)
             inside = formats.networks(parts, part, name)
             with shapes_alone():
-                model = ViT(found.config)
+                model = KINDS[found.format.kind].build(found.config, {})
                 heads = {key: head(state) for key, state in inside.items() if key != "backbone"}
             load_state(model, found.state, name)
             assert shapes(from_ours(model.state_dict(), found.format.table)) == shapes(inside["backbone"])
             for key, projection in heads.items():
                 assert shapes(from_ours(projection.state_dict(), DINO_HEAD)) == shapes(inside[key])
         config = found.config
-        known[name] = (found.format.name, config.width, config.depth, config.heads, config.patch_size)
-    assert len(known) == 16
+        if isinstance(config, PlainResNetConfig):
+            known[name] = (found.format.name, config.channels_out, config.blocks)
+        else:
+            known[name] = (found.format.name, config.width, config.depth, config.heads, config.patch_size)
+    assert len(known) == 17
+    assert known["dino_resnet50_pretrain"] == ("DINO with a ResNet", 2048, (3, 4, 6, 3))
     assert known["dino_vits8_pretrain"] == ("DINO", 384, 12, 6, 8)
     assert known["dino_vitb8_full_checkpoint"] == ("DINO", 768, 12, 12, 8)
     assert known["dinov2_vitl14_pretrain"] == ("DINOv2", 1024, 24, 16, 14)
     assert known["dinov2_vitg14_reg4_pretrain"] == ("DINOv2 with registers", 1536, 40, 24, 14)
     assert known["train_vitl16_short_teacher_checkpoint"] == ("DINOv2", 1024, 24, 16, 16)
+
+
+def test_every_released_head_fits_its_backbone_and_no_other_width(fixtures_dir: Path, tmp_path: Path) -> None:
+    heads_of: dict[str, list[str]] = {}
+    files = dict(released(fixtures_dir))
+    for name in files:
+        if name.endswith("_head"):
+            heads_of.setdefault(re.sub(r"_linear4?_head", "_pretrain", name), []).append(name)
+    assert len(heads_of) == 8 and all(len(names) == 2 for names in heads_of.values())
+    for backbone_name, names in heads_of.items():
+        config = formats.identify(files[backbone_name], {}, LoadOptions(), backbone_name).config
+        for name in names:
+            with shapes_alone():
+                layers = 4 if "linear4" in name else 1
+                model = Classifier(ClassifierConfig(classes=1000, vit=config, layers=layers, mean="behind"))
+            assert shapes(model.head.state_dict()) == shapes(files[name][""])
+
+
+def linear_head(folder: Path, channels: int, dino: bool = False) -> tuple[Path, Tensor, Tensor]:
+    """A file in the layout of a released head, its weight and its bias; of DINO with the wrapper of its training."""
+    weight, bias = torch.randn(10, channels), torch.randn(10)
+    state = {"weight": weight, "bias": bias}
+    if dino:
+        state = {"epoch": 3, "state_dict": {f"module.linear.{key}": tensor for key, tensor in state.items()}}
+    torch.save(state, folder / "head.pth")
+    return folder / "head.pth", weight, bias
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_a_linear_head_of_dinov2_reads_what_its_makers_recorded(
+    layers: int, fixtures_dir: Path, tmp_path: Path
+) -> None:
+    """The logits are the head's own arithmetic on the recorded tokens: summaries of the last blocks, then the mean."""
+    record = load_file(fixtures_dir / "dinov2" / "io.safetensors")
+    path, weight, bias = linear_head(tmp_path, 16 * (layers + 1))
+    file = fixtures_dir / "dinov2" / "weights.teacher_checkpoint.pth"
+    model = formats.load(file, LoadOptions(heads=2, linear_head=str(path)))[0]
+    of = "train/backbone"
+    for size in ("84x84", "42x98", "112x56"):
+        images = record[f"image/{size}"]
+        summaries = [record[f"{of}/intermediate{block}_cls/{size}"] for block in range(3) if layers == 4]
+        last = record[f"{of}/x_norm_clstoken/{size}"], record[f"{of}/x_norm_patchtokens/{size}"].mean(1)
+        with torch.no_grad():
+            assert_equal(model.classify(images), torch.cat([*summaries, *last], dim=1) @ weight.T + bias)
+            assert torch.equal(model(images).patches, model.backbone(images).patches)
+
+
+def test_dinos_linear_weights_read_the_mean_between_the_channels_of_the_summary(
+    fixtures_dir: Path, tmp_path: Path
+) -> None:
+    record = load_file(fixtures_dir / "dino" / "io.safetensors")
+    path, weight, bias = linear_head(tmp_path, 2 * 32, dino=True)
+    model = formats.load(fixtures_dir / "dino" / "weights.vit_p16.pth", LoadOptions(heads=2, linear_head=str(path)))[0]
+    for what, size, tokens in recorded(record, "vit_p16", torch.float32):
+        if what == "tokens":
+            pairs = torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)], dim=2).flatten(1)
+            with torch.no_grad():
+                assert_equal(model.classify(record[f"image/{size}"]), pairs @ weight.T + bias)
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

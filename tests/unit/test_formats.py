@@ -20,6 +20,8 @@ from torch import Tensor
 import synoptic
 from synoptic.apps import cli
 from synoptic.methods.teachers import load_teachers
+from synoptic.models.clip import TEXT_OF, Clip, ClipConfig
+from synoptic.models.text import TextConfig
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.types import Preprocess
 from synoptic.weights import formats, zoo
@@ -35,6 +37,7 @@ TINY: dict[str, Any] = {"patch_size": 4, "width": 24, "depth": 2, "heads": 3, "h
 DINOV2 = {"mask_token": True, "layer_scale": 1.0}
 CONFIGS = {
     "DINO": ViTConfig(**TINY, position_offset=0.1),
+    "iBOT": ViTConfig(**TINY, mask_token=True, position_offset=0.1),
     "DINOv2": ViTConfig(**TINY, **DINOV2, position_offset=0.1),
     "DINOv2 with registers": ViTConfig(**TINY, **DINOV2, registers=4, antialias=True),
     "ViTModel of transformers": ViTConfig(**TINY, norm_eps=1e-12),
@@ -145,6 +148,20 @@ def test_heads_are_64_channels_wide_unless_something_else_is_said(tmp_path: Path
         found(theirs(BY_NAME["DINO"]), heads=5)
 
 
+def test_siglips_widest_towers_have_16_heads() -> None:
+    """Those of SO400M are 72 channels wide, which divides as well by the 64 of all others."""
+    sizes: dict[str, Any] = {"width": 1152, "depth": 1, "heads": 16, "hidden": 64}
+    image = ViTConfig(**sizes, patch_size=14, image_size=28, summary_tokens=0, pool="attention")
+    text = TextConfig(
+        **sizes, **{**TEXT_OF["siglip"], "activation": "gelu"}, vocabulary=9, context=4, end=1, embedding=1152
+    )
+    form = BY_NAME["SigLIP of open_clip"]
+    with shapes_alone():
+        state = from_ours(Clip(ClipConfig(image=image, text=text, bias=True), None).state_dict(), form.table)
+    config = found(state, heads=None).config
+    assert (config.image.heads, config.text.heads) == (16, 16)
+
+
 WRAPPED = {
     "of several devices": lambda key: f"module.{key}",
     "of a training": lambda key: f"backbone.{key}",
@@ -184,6 +201,62 @@ def test_the_teacher_is_taken_unless_the_student_is_wanted(tmp_path: Path) -> No
         model, _, record = formats.load(path, LoadOptions(heads=3, part=part))
         assert (model.positions.table.abs().max().item() == 0) == zero
         assert record.trained == {"from": "DINO"} | ({"part": part} if part else {})
+
+
+def test_files_of_ibot_are_read(tmp_path: Path) -> None:
+    """A backbone lies in `state_dict`; of a training the student alone has the token in place of hidden patches."""
+    student = theirs(BY_NAME["iBOT"])
+    teacher = {key: tensor for key, tensor in student.items() if key != "masked_embed"}
+    head = {"head.mlp.0.weight": torch.ones(5, 24), "head.last_layer.weight_g": torch.ones(7, 1)}
+    head |= {"head.last_layer2.weight_g": torch.ones(7, 1)}
+    torch.save({"state_dict": student, "epoch": 100}, tmp_path / "checkpoint_student.pth")
+    torch.save({"state_dict": teacher}, tmp_path / "checkpoint_teacher.pth")
+    parts = {
+        "student": {f"module.{key}": tensor for key, tensor in {**wrapped(student), **head}.items()},
+        "teacher": {**wrapped(teacher), **head},
+        "ibot_loss": {"center": torch.ones(1, 7), "center2": torch.ones(1, 1, 7)},
+    }
+    torch.save(parts, tmp_path / "checkpoint.pth")
+    for name, part, form in (
+        ("checkpoint_student.pth", None, "iBOT"),
+        ("checkpoint_teacher.pth", None, "DINO"),  # nothing tells it from DINO's, which answers the same
+        ("checkpoint.pth", "student", "iBOT"),
+        ("checkpoint.pth", None, "DINO"),
+    ):
+        model, _, record = formats.load(tmp_path / name, LoadOptions(heads=3, part=part))
+        assert record.trained["from"] == form
+        assert (model.mask_token is not None) == (form == "iBOT")
+        assert model.config == replace(CONFIGS["iBOT"], mask_token=form == "iBOT")
+        assert torch.equal(model.norm.weight, student["norm.weight"])
+
+
+def wrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"backbone.{key}": tensor for key, tensor in state.items()}
+
+
+def test_the_whole_list_of_keys_is_in_the_notes(tmp_path: Path) -> None:
+    """The message counts and names three; a traceback shows the notes."""
+    state = theirs(BY_NAME["DINO"])
+    extra = [f"gate{place}" for place in range(5)]
+    torch.save({**state, **{key: torch.ones(1) for key in extra}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"5 unknown \(gate0, gate1, gate2, \.\.\.\)\n") as error:
+        synoptic.load(tmp_path / "a.pth", heads=3)
+    assert error.value.__notes__ == ["\n  ".join(["unknown:", *extra])]
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    state = theirs(BY_NAME["Dinov2Model of transformers"])
+    query = "encoder.layer.0.attention.attention.query.weight"
+    del state[query], state["layernorm.bias"]
+    state |= {"gate": torch.ones(1), "encoder.layer.1.norm2.bias": torch.ones(23)}
+    torch.save(state, tmp_path / "a.bin")
+    told = (
+        r"a\.bin: looks like Dinov2Model of transformers, but the keys do not fit: 1 unknown \(gate\); "
+        r"1 incomplete \(blocks\.0\.attn\.qkv\.weight\); 2 missing \(blocks\.0\.attn\.qkv\.weight, norm\.bias\); "
+        r"1 misshapen \(blocks\.1\.norm2\.bias \(23,\) for \(24,\)\)$"
+    )
+    with pytest.raises(ValueError, match=told):
+        synoptic.load(tmp_path / "a.bin", heads=3)
 
 
 def change(key: str, value: Any) -> Any:
@@ -256,6 +329,35 @@ def test_a_folder_of_hugging_face_says_what_it_is(tmp_path: Path, name: str, fil
         torch.equal(ours, mine)
         for ours, mine in zip(model.model.parameters(), model_of(CONFIGS[name]).parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True}, Preprocess(8)),
+        ({"size": {"height": 8, "width": 8}, "do_center_crop": False}, Preprocess(8, "squash")),
+        ({"size": {"height": 8, "width": 8}}, Preprocess(16)),
+        (
+            {"size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True},
+            Preprocess(16),
+        ),
+        ({"size": {"height": 8, "width": 4}, "do_center_crop": False}, Preprocess(16)),
+        (
+            {"size": {"height": 9, "width": 9}, "do_center_crop": False},
+            Preprocess(16),
+        ),  # which patches of 4 do not tile
+        ({"size": {"height": 4 * 10**9, "width": 4 * 10**9}, "do_center_crop": False}, Preprocess(16)),
+        ({"size": {"height": "8", "width": "8"}, "do_center_crop": False}, Preprocess(16)),
+        ({"size": 8, "crop_size": 8, "do_center_crop": True}, Preprocess(16)),
+        ({"size": ["shortest_edge"], "do_center_crop": None}, Preprocess(16)),
+    ],
+)
+def test_a_processor_is_taken_at_its_word_where_pictures_can_be_prepared_so(
+    said: dict[str, Any], expected: Preprocess, tmp_path: Path
+) -> None:
+    folder = huggingface(tmp_path, BY_NAME["ViTModel of transformers"])
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    assert synoptic.load(folder).preprocess == expected
 
 
 def test_what_a_folder_says_of_itself_has_to_fit_its_weights(tmp_path: Path) -> None:

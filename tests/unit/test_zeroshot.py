@@ -72,6 +72,12 @@ def test_a_head_says_what_the_model_says():
     assert head.scale == pytest.approx(1 / 0.07)
 
 
+def test_a_model_of_words_has_no_classes_of_its_own():
+    with pytest.raises(ValueError, match="has no classes of its own: give labels="):
+        clip().classify(np.zeros((16, 16, 3), np.uint8))
+    assert clip().classes == 0
+
+
 def test_a_class_is_the_mean_direction_of_its_prompts_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch):
     vectors = {"a": [3.0, 0.0], "b": [0.0, 0.5], "c": [-1.0, 0.0], "d": [0.0, -2.0]}
     expected = torch.tensor([[0.5**0.5, 0.5**0.5], [-1.0, 0.0], [0.0, -1.0]])
