@@ -96,9 +96,9 @@ class VisionModel:
 
     @property
     def depth(self) -> int:
-        """How many blocks can be asked for as `layers`; 0 where it is no Vision Transformer."""
+        """How many blocks, or stages, can be asked for as `layers`; 0 where none can."""
         vit = self._vit
-        return 0 if vit is None else len(vit.blocks)
+        return getattr(self.model, "depth", 0) if vit is None else len(vit.blocks)
 
     @property
     def attends(self) -> bool:

@@ -195,6 +195,8 @@ class Preprocess:
         mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape; "pad" brings the
             longer side to the size and fills up on the right and below.
         bands: how many bands are read at their full depth (see `data.bands`); None reads 8-bit RGB.
+        share: how much of that square, or of height and width of the whole picture, is taken about its centre, such as
+            224 / 256; above 0, at most 1.
         interpolation: the filter with which pictures are resized.
         fill: what "pad" fills each band with, in what the model reads; nothing is 0. A model whose makers filled with
             zeros after normalisation has its mean here.
@@ -203,6 +205,7 @@ class Preprocess:
     size: int
     mode: Mode = "crop"
     bands: int | None = None
+    share: float = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     fill: tuple[float, ...] = ()
 
@@ -213,6 +216,8 @@ class Preprocess:
             raise ValueError(f"bands={self.bands} should be a number of bands, or null for 8-bit RGB")
         if len(self.fill) not in (0, self.bands or 3):
             raise ValueError(f"fill={self.fill} should be {self.bands or 3} values, one a band, or none")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} should be above 0 and at most 1")
 
 
 class EncodesImages(Protocol):

@@ -88,7 +88,7 @@ def _read(item: Picture, preprocess: Preprocess) -> _Read:
     """One picture: (C, S, S) as the model wants it, and its own size."""
     image = _rgb(item) if preprocess.bands is None else _of_bands(item, preprocess.bands)
     size = (image.shape[1], image.shape[2])
-    seen = preprocess.size, preprocess.mode, preprocess.interpolation, preprocess.fill
+    seen = preprocess.size, preprocess.mode, preprocess.share, preprocess.interpolation, preprocess.fill
     return fit(image[None], torch.tensor([size]), *seen)[0], size
 
 

@@ -63,6 +63,7 @@ def fit(
     sizes: Tensor,
     size: int,
     mode: Mode = "crop",
+    share: float = 1.0,
     interpolation: Interpolation = "bicubic",
     fill: Sequence[float] = (),
 ) -> Tensor:
@@ -74,6 +75,7 @@ def fit(
         size: side of the result in pixels.
         mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape; "pad" brings the
             longer side to `size` and fills up on the right and below (SAM).
+        share: of "crop" and "squash", how much of its height and width is taken about its centre, to the nearest pixel.
         interpolation: the filter.
         fill: what "pad" fills each band with; nothing is 0.
 
@@ -85,13 +87,11 @@ def fit(
     if mode == "pad":
         return _padded(images, sizes, size, interpolation, fill)
     height, width = sizes.cpu().unbind(1)
-    if mode == "squash":
-        left, top = torch.zeros_like(width), torch.zeros_like(height)
-    else:
-        side = torch.minimum(height, width)
-        left, top = (width - side) // 2, (height - side) // 2
-        height, width = side, side
-    boxes = torch.stack((left, top, left + width, top + height), dim=1)
+    side = torch.minimum(height, width)
+    high, wide = (height, width) if mode == "squash" else (side, side)
+    high, wide = ((share * length).round().clamp_min(1).long() for length in (high, wide))
+    left, top = (width - wide) // 2, (height - high) // 2
+    boxes = torch.stack((left, top, left + wide, top + high), dim=1)
     return resized_crop(images, boxes, size, interpolation=interpolation)
 
 

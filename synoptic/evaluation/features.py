@@ -121,13 +121,13 @@ def show(
         preprocess: what they go through.
         source: the pictures.
         indices: which of them, in this order; None takes all.
-        mode: "crop" or "squash" in place of that of `preprocess`.
+        mode: "crop" or "squash" in place of that of `preprocess`, and then to the edges.
     Raises:
         ValueError: too many pictures cannot be read, or none can.
     """
     wanted = list(range(len(source)) if indices is None else indices)
     any_read = False
-    preprocess = replace(preprocess, mode=mode or preprocess.mode)
+    preprocess = replace(preprocess, mode=mode, share=1.0) if mode else preprocess
     for batch in _read_ahead(source, wanted, preprocess):
         source.errors.note([], batch.failed)  # read in order, so the first ones tell nothing of the others
         if batch.index:
@@ -253,7 +253,7 @@ _Read = tuple[Tensor, tuple[int, int]]
 def _read(source: Source, index: int, preprocess: Preprocess) -> _Read:
     picture = torch.from_numpy(source.read(index, bands=preprocess.bands)).permute(2, 0, 1)
     shape = (picture.shape[1], picture.shape[2])
-    seen = preprocess.size, preprocess.mode, preprocess.interpolation, preprocess.fill
+    seen = preprocess.size, preprocess.mode, preprocess.share, preprocess.interpolation, preprocess.fill
     return fit(picture[None], torch.tensor([shape]), *seen)[0], shape
 
 

@@ -27,7 +27,7 @@ _CALLED = {
     "clip": "CLIP",
     "student": "student of several teachers",
     "sam": "SAM",
-    "hub": "model of transformers",
+    "hub": "vision model of transformers",
 }
 _ORIGIN = ("origin", "from", "part", "architecture", "init")
 _DATA = ("data", "images")

@@ -180,25 +180,21 @@ def _sam_decoder(state: State, said: Mapping[str, Any], options: LoadOptions) ->
 
 
 def plain_resnet(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
-    """The configuration of a plain ResNet.
-
-    Raises:
-        ValueError: config.json says of a ResNet of transformers what no plain one of bottlenecks is.
-    """
-    for key, plain in _PLAIN.items():
-        if header.get(key, plain) != plain:
-            raise ValueError(f"{key}={header[key]} makes another network; only those with {key}={plain} are read")
+    """The configuration of a plain ResNet."""
     width, channels, *_ = _shape(state, "stem.0.weight", 4)
     said = {ours: header[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in header}
     return {"blocks": _blocks(state), "width": width, "channels": channels, **said}
 
 
-_PLAIN = {
-    "layer_type": "bottleneck",
-    "hidden_act": "relu",
-    "downsample_in_first_stage": False,
-    "downsample_in_bottleneck": False,
-}
+def is_plain(header: Mapping[str, Any]) -> bool:
+    """Whether a ResNet of transformers is a plain one of bottlenecks, each stage twice as wide as the one before."""
+    first, sides = header.get("embedding_size", 64), header.get("hidden_sizes", [256, 512, 1024, 2048])
+    usual = {"layer_type": "bottleneck", "hidden_act": "relu", "downsample_in_first_stage": False}
+    return (
+        all(header.get(key, value) == value for key, value in {**usual, "downsample_in_bottleneck": False}.items())
+        and isinstance(first, int)
+        and sides == [4 * first << stage for stage in range(4)]
+    )
 
 
 def _part(state: State, name: str) -> State:

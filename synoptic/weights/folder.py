@@ -32,6 +32,8 @@ from synoptic.files import read_bounded
 from synoptic.models.adaptors import Student, StudentConfig
 from synoptic.models.classifier import Classifier, ClassifierConfig
 from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.hub import HubBackbone
+from synoptic.models.hub_build import HubConfig
 from synoptic.models.plain_resnet import PlainResNet, PlainResNetConfig
 from synoptic.models.resnet import ResNet, ResNetConfig
 from synoptic.models.sam import Sam, SamConfig
@@ -88,6 +90,7 @@ KINDS: dict[str, Kind] = {
     "clip": Kind(ClipConfig, Clip, lambda config, tokenizers: Clip(config, tokenizers.get(""))),
     "student": Kind(StudentConfig, Student, Student),
     "sam": Kind(SamConfig, Sam, lambda config, tokenizers: Sam(config)),
+    "hub": Kind(HubConfig, HubBackbone, lambda config, tokenizers: HubBackbone(config)),
 }
 
 
@@ -156,8 +159,12 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
         config: Any = from_dict(kind.config, _mapping(header, "model", path), f"{path}: model")
         preprocess = from_dict(Preprocess, _mapping(header, "preprocess", path), f"{path}: preprocess")
         state = {name: owned(tensor) for name, tensor in read_safetensors(folder / WEIGHTS).items()}
-        with shapes_alone():
-            model = kind.build(config, _read_tokenizers(folder, config))
+        tokenizers = _read_tokenizers(folder, config)
+        try:
+            with shapes_alone():
+                model = kind.build(config, tokenizers)
+        except ValueError as error:  # of a model of transformers, whose configuration that library judges
+            raise ValueError(f"{path}: model: {error}") from None
         load_state(model, state, str(folder / WEIGHTS))
         return model.eval(), preprocess, record
 

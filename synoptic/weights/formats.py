@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,21 +15,21 @@ import torch
 from torch import nn
 
 from synoptic.config import from_dict, load_json, nearest
-from synoptic.models.bounds import LARGEST
 from synoptic.models.sam import SamConfig
 from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from synoptic.types import Preprocess
 from synoptic.weights import clip_tables, convert, headers, heads, resnet_tables, sam_tables
 from synoptic.weights.convert import Table, load_state, misfits, refuse, sorted_out
-from synoptic.weights.fields import Fields, clip, plain_resnet, sam, siglip, vit
+from synoptic.weights.fields import Fields, clip, is_plain, plain_resnet, sam, siglip, vit
 from synoptic.weights.folder import CONFIG, FORMAT, KINDS, WEIGHTS, Record, shapes_alone
+from synoptic.weights.hub import load_hub
 from synoptic.weights.options import LoadOptions
+from synoptic.weights.processors import PROCESSOR, preprocessing
 from synoptic.weights.reading import INDEX, State, owned, read_parts
 from synoptic.weights.words import find_tokenizer
 
 # What the weights are called in a folder of Hugging Face, the best first.
 FILES = (WEIGHTS, WEIGHTS + INDEX, "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-PROCESSOR = "preprocessor_config.json"
 
 # Dictionaries of a file in which a network may lie, the best first.
 _PARTS = ("", "teacher", "state_dict", "model", "student")
@@ -50,6 +50,7 @@ class Format:
         fields: (our tensors, values of config.json where there is one, options) -> our configuration's fields.
         model_type: what config.json says in a folder of Hugging Face, in place of the marks.
         kind: of our models, a key of `folder.KINDS`.
+        reads: whether a config.json of that model_type is of a model that ours is; transformers makes the others.
         always: fields of our configuration (dotted where nested) in which its makers' code has no choice: a model that
             differs there is not written in it.
         header: our configuration -> what config.json says of it; None for what has no header, or is not written.
@@ -63,6 +64,7 @@ class Format:
     fields: Fields
     model_type: str | None = None
     kind: str = "vit"
+    reads: Callable[[Mapping[str, Any]], bool] = lambda header: True
     always: Mapping[str, Any] = field(default_factory=dict)
     header: Callable[[Any], dict[str, Any]] | None = None
     constants: Callable[[Any], State] = lambda config: {}
@@ -199,6 +201,7 @@ FORMATS = (
         plain_resnet,
         "resnet",
         "plain_resnet",
+        reads=is_plain,
         header=headers.plain_resnet,
     ),
     Format(
@@ -308,6 +311,8 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
         ValueError: it is damaged, of a layout that is not known, or does not fit together.
     """
     file, header = open_place(path)
+    if header and not _is_read_here(header):
+        return _through_transformers(path, file, options)
     found = identify(read_parts(file), header, options, str(path))
     kind = KINDS[found.format.kind]
     words = find_tokenizer(path, found.config.text, options) if found.format.kind == "clip" else None
@@ -315,7 +320,10 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
         model = kind.build(found.config, {"": words} if words else {})
     load_state(model, {key: owned(tensor) for key, tensor in found.state.items()}, str(file))
     name = path.resolve().name if path.is_dir() else path.stem
-    preprocess = prepared(found.config, header)
+    try:
+        preprocess = prepared(found.config, header)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if options.linear_head is None:
         return model.eval(), preprocess, Record(found.format.kind, name, _facts(found, options))
     classifier, preprocess = heads.put_on(model.eval(), preprocess, options.linear_head)
@@ -323,23 +331,22 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
 
 
 def prepared(config: Any, header: Mapping[str, Any]) -> Preprocess:
-    """What pictures go through: what a folder of Hugging Face says, where that is the largest square or all of it.
+    """What pictures go through.
 
-    Processors that enlarge a picture before they cut its middle out are read as taking the largest square, at the size
-    that the positions are made for.
+    Args:
+        config: of a model that a layout reads.
+        header: what its folder of Hugging Face says; nothing for a file, whose makers take the largest square, and of
+            SigLIP the whole picture. A size that the patches do not tile becomes that of the positions.
+    Raises:
+        ValueError: the folder says what makes no sense.
     """
     if isinstance(config, SamConfig):
         bands = None if config.channels == 3 else config.channels
         return Preprocess(config.image_size, "pad", bands, interpolation="bilinear", fill=config.mean)
-    size, crop = header.get("size"), header.get("crop_size")
-    side = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else None
-    square = {"height": side, "width": side}
-    if isinstance(side, int) and 0 < side <= LARGEST and side % _patch_size(config) == 0:
-        if header.get("do_center_crop") is True and size == {"shortest_edge": side} and crop == square:
-            return Preprocess(side)
-        if header.get("do_center_crop") is False and size == square:
-            return Preprocess(side, "squash")
-    return Preprocess(config.image_size)
+    if not header:
+        return Preprocess(config.image_size, "squash" if getattr(config, "bias", False) is True else "crop")
+    seen, _, _ = preprocessing(header, config.image_size)
+    return seen if seen.size % _patch_size(config) == 0 else replace(seen, size=config.image_size)
 
 
 def identify(parts: Mapping[str, State], header: Mapping[str, Any], options: LoadOptions, where: str) -> Identified:
@@ -411,7 +418,7 @@ def is_ours(path: Path) -> bool:
     if not path.is_dir():
         return False
     header = load_json(path / CONFIG)
-    if "model_type" not in header and header.get("format") != FORMAT:
+    if not header.keys() & {"model_type", "auto_map"} and header.get("format") != FORMAT:
         raise ValueError(f'{path / CONFIG}: says neither "format": "{FORMAT}" nor a "model_type", as Hugging Face does')
     return header.get("format") == FORMAT
 
@@ -430,6 +437,21 @@ def _by_header(header: Mapping[str, Any], where: str) -> Format:
     if said not in known:
         raise ValueError(f"{where}: model_type={said} is not known here{nearest(said, known)}")
     return known[said]
+
+
+def _is_read_here(header: Mapping[str, Any]) -> bool:
+    """Whether a layout of ours reads a folder: of its kind, and without the heads of a model made for a task."""
+    kind, said = header.get("model_type"), header.get("architectures")
+    names = [form.name.split()[0] for form in FORMATS if form.model_type == kind and kind and form.reads(header)]
+    return bool(names) and (not isinstance(said, list) or not said or said[0] in names)
+
+
+def _through_transformers(folder: Path, file: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Record]:
+    given = [name for name, value in vars(options).items() if value is not None]
+    if given:
+        raise ValueError(f"{folder}: says itself what {', '.join(given)}= should be; leave that out")
+    model, preprocess, name = load_hub(folder, file)
+    return model, preprocess, Record("hub", folder.resolve().name, {"from": f"{name} of transformers"})
 
 
 def _by_keys(state: State, where: str) -> Format:

@@ -15,7 +15,7 @@ from synoptic.types import Preprocess, present
 Header = dict[str, Any]
 
 _ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # ours by the names of transformers
-_BICUBIC = 3  # Pillow's number
+_RESAMPLING = {"bilinear": 2, "bicubic": 3}  # as Pillow numbers them
 
 
 def vit(config: ViTConfig) -> Header:
@@ -81,14 +81,15 @@ def siglip(config: ClipConfig) -> Header:
 def processor(preprocess: Preprocess, mean: tuple[float, ...], std: tuple[float, ...]) -> Header:
     """`preprocessor_config.json`: CLIP's image processor can be told of crops and of whole pictures alike."""
     square = {"height": preprocess.size, "width": preprocess.size}
+    side = round(preprocess.size / preprocess.share)  # before the middle is cut out
     crop = preprocess.mode == "crop"
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": len(mean) == 3,
         "do_resize": True,
-        "size": {"shortest_edge": preprocess.size} if crop else square,
-        "resample": _BICUBIC,
-        "do_center_crop": crop,
+        "size": {"shortest_edge": side} if crop else {"height": side, "width": side},
+        "resample": _RESAMPLING[preprocess.interpolation],
+        "do_center_crop": crop or side > preprocess.size,
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -17,7 +17,8 @@ from synoptic.config import load_json
 from synoptic.files import read_bounded
 from synoptic.weights.checksums import SUMS, read_sums
 from synoptic.weights.folder import CARD, CONFIG, FORMAT, WEIGHTS
-from synoptic.weights.formats import FILES, PROCESSOR
+from synoptic.weights.formats import FILES
+from synoptic.weights.processors import PROCESSOR
 from synoptic.weights.reading import INDEX, shards_of
 
 log = logging.getLogger(__name__)

@@ -26,9 +26,10 @@ from synoptic.types import Preprocess
 from synoptic.weights import formats, zoo
 from synoptic.weights.convert import from_ours, kept
 from synoptic.weights.folder import CONFIG, KINDS, WEIGHTS, Record, kind_of, load_folder, save_folder
-from synoptic.weights.formats import FORMATS, PROCESSOR, Format
+from synoptic.weights.formats import FORMATS, Format
 from synoptic.weights.headers import processor
 from synoptic.weights.options import LoadOptions
+from synoptic.weights.processors import PROCESSOR
 from synoptic.weights.reading import State, read_parts
 from synoptic.weights.words import find_tokenizer, write_tokenizer
 

@@ -58,7 +58,7 @@ def original(record: Mapping[str, Tensor], size: str) -> Tensor:
 def padded(record: Mapping[str, Tensor], size: str) -> Tensor:
     """It as ours reads it, (1, 3, 112, 112) in [0, 1]."""
     pixels = original(record, size)
-    return fit(pixels, torch.tensor([pixels.shape[2:]]), SIDE, "pad", "bilinear", IMAGENET_MEAN)
+    return fit(pixels, torch.tensor([pixels.shape[2:]]), SIDE, "pad", 1.0, "bilinear", IMAGENET_MEAN)
 
 
 def about(record: Mapping[str, Tensor], size: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -324,7 +324,7 @@ def test_a_folder_of_hugging_face_says_what_it_is(tmp_path: Path, name: str, fil
         torch.save(state, folder / "pytorch_model.bin")
     model = synoptic.load(folder, "cpu")
     assert model.model.config == replace(CONFIGS[name], mean=(0.5,) * 3, std=(0.25,) * 3)
-    assert (model.name, model.trained, model.preprocess) == ("dinov2-tiny", {"from": name}, Preprocess(16))
+    assert (model.name, model.trained, model.preprocess) == ("dinov2-tiny", {"from": name}, Preprocess(16, "squash"))
     assert all(
         torch.equal(ours, mine)
         for ours, mine in zip(model.model.parameters(), model_of(CONFIGS[name]).parameters(), strict=True)
@@ -336,28 +336,29 @@ def test_a_folder_of_hugging_face_says_what_it_is(tmp_path: Path, name: str, fil
     [
         ({"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True}, Preprocess(8)),
         ({"size": {"height": 8, "width": 8}, "do_center_crop": False}, Preprocess(8, "squash")),
-        ({"size": {"height": 8, "width": 8}}, Preprocess(16)),
+        ({"size": {"height": 8, "width": 8}}, Preprocess(8, "squash")),
         (
             {"size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True},
-            Preprocess(16),
+            Preprocess(8, share=8 / 9),
         ),
-        ({"size": {"height": 8, "width": 4}, "do_center_crop": False}, Preprocess(16)),
-        (
-            {"size": {"height": 9, "width": 9}, "do_center_crop": False},
-            Preprocess(16),
-        ),  # which patches of 4 do not tile
-        ({"size": {"height": 4 * 10**9, "width": 4 * 10**9}, "do_center_crop": False}, Preprocess(16)),
-        ({"size": {"height": "8", "width": "8"}, "do_center_crop": False}, Preprocess(16)),
-        ({"size": 8, "crop_size": 8, "do_center_crop": True}, Preprocess(16)),
-        ({"size": ["shortest_edge"], "do_center_crop": None}, Preprocess(16)),
+        ({"size": {"height": 9, "width": 9}, "resample": 2}, Preprocess(16, "squash", interpolation="bilinear")),
+        ({"size": 8, "crop_size": 8, "do_center_crop": True}, Preprocess(8)),
+        ({"size": {"height": 8, "width": 4}}, "pictures of the size .* are not square"),
+        ({"size": {"height": 4 * 10**9, "width": 4 * 10**9}}, "is no side of a square in pixels"),
+        ({"size": {"height": "8", "width": "8"}}, "is no side of a square in pixels"),
+        ({"size": ["shortest_edge"]}, "is no side of a square in pixels"),
     ],
 )
-def test_a_processor_is_taken_at_its_word_where_pictures_can_be_prepared_so(
-    said: dict[str, Any], expected: Preprocess, tmp_path: Path
-) -> None:
+def test_a_processor_is_taken_at_its_word(said: dict[str, Any], expected: Preprocess | str, tmp_path: Path) -> None:
+    """But for sizes that the patches of 4 do not tile."""
     folder = huggingface(tmp_path, BY_NAME["ViTModel of transformers"])
     (folder / "preprocessor_config.json").write_text(json.dumps(said))
-    assert synoptic.load(folder).preprocess == expected
+    if isinstance(expected, Preprocess):
+        assert synoptic.load(folder).preprocess == expected
+        return
+    with pytest.raises(ValueError, match=expected) as error:
+        synoptic.load(folder)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_a_folder_says_of_itself_has_to_fit_its_weights(tmp_path: Path) -> None:
@@ -369,7 +370,7 @@ def test_what_a_folder_says_of_itself_has_to_fit_its_weights(tmp_path: Path) -> 
         ({"num_attention_heads": "many"}, "heads=many should be"),
         ({"hidden_act": "gelu_new"}, "activation=gelu_new should be"),
         ({"model_type": "vit"}, "looks like ViTModel of transformers, but .*unknown"),
-        ({"model_type": "dinov3_vit"}, "model_type=dinov3_vit is not known here .did you mean dinov2"),
+        ({"model_type": "dinov9"}, "model_type=dinov9 is known neither here nor to transformers .*did you mean dinov2"),
     ):
         folder = huggingface(tmp_path, form, **header)
         with pytest.raises(ValueError, match=message) as error:

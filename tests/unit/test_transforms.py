@@ -255,13 +255,23 @@ def test_random_crop_keeps_colours_and_sizes():
     torch.testing.assert_close(mirrored.flip(3), RandomCrop((16,), scale=(0.5, 0.6))(batch, seed=0).crops[0])
 
 
-@pytest.mark.parametrize(("mode", "box"), [("crop", (10, 0, 50, 40)), ("squash", (0, 0, 60, 40))])
-def test_fit_takes_the_centred_square_or_everything(mode, box):
+@pytest.mark.parametrize(
+    ("mode", "share", "box"),
+    [
+        ("crop", 1.0, (10, 0, 50, 40)),
+        ("squash", 1.0, (0, 0, 60, 40)),
+        ("crop", 0.5, (20, 10, 40, 30)),
+        ("squash", 0.5, (15, 10, 45, 30)),
+        ("crop", 0.01, (29, 19, 30, 20)),
+    ],
+)
+@pytest.mark.parametrize("filter", ["BICUBIC", "BILINEAR"])
+def test_fit_takes_a_share_of_the_centred_square_or_of_everything(mode, share, box, filter):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     padded = torch.zeros(1, 3, 70, 80, dtype=torch.uint8)
     padded[0, :, :40, :60] = torch.from_numpy(pixels).permute(2, 0, 1)
-    found = fit(padded, torch.tensor([[40, 60]]), 24, mode)
-    truth = np.asarray(Image.fromarray(pixels).crop(box).resize((24, 24), Image.Resampling.BICUBIC))
+    found = fit(padded, torch.tensor([[40, 60]]), 24, mode, share, filter.lower())
+    truth = np.asarray(Image.fromarray(pixels).crop(box).resize((24, 24), Image.Resampling[filter]))
     assert (found[0].permute(1, 2, 0) - torch.from_numpy(truth / 255)).abs().max() <= 2.001 / 255
 
 
@@ -272,7 +282,7 @@ def test_fit_pads_what_keeps_its_shape(height, width, side, deep):
     padded = torch.full((1, 3, height + 3, width + 5), 255, dtype=torch.uint8)
     padded[0, :, :height, :width] = torch.from_numpy(pixels).permute(2, 0, 1)
     images = padded / 255 if deep else padded
-    found = fit(images, torch.tensor([[height, width]]), side, "pad", "bilinear", (0.1, 0.2, 0.3))[0]
+    found = fit(images, torch.tensor([[height, width]]), side, "pad", 1.0, "bilinear", (0.1, 0.2, 0.3))[0]
     high, wide = inside((height, width), side)
     assert max(high, wide) == side and found.shape == (3, side, side)
     truth = np.asarray(Image.fromarray(pixels).resize((wide, high), Image.Resampling.BILINEAR))

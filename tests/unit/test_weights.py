@@ -292,6 +292,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "impossible": (edit(lambda c: c["model"]["image"].update(heads=5)), "heads=5 does not divide width=12"),
     "wrong mode": (edit(lambda c: c["preprocess"].update(mode="zoom")), "preprocess: mode=zoom"),
     "no size": (edit(lambda c: c["preprocess"].update(size=0)), "size=0"),
+    "no share": (edit(lambda c: c["preprocess"].update(share=0)), "preprocess: share=0.0 should be above 0"),
     "missing tensor": (tensors(lambda t: t.pop("logit_scale")), r"1 missing \(logit_scale\)"),
     "unexpected tensor": (tensors(lambda t: t.update(extra=torch.ones(1))), r"1 unexpected \(extra\)"),
     "other shape": (
