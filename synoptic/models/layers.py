@@ -55,7 +55,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> T
     Where gradients are wanted of bfloat16 on a CPU it is computed in float32, since PyTorch's bfloat16 kernel for CPUs
     takes three to five times as long backward as the one for float32.
     """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not query.requires_grad:
+    if not query.requires_grad or query.dtype != torch.bfloat16 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     with torch.autocast("cpu", enabled=False):
         mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=causal)
@@ -80,8 +80,9 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, tokens: Tensor, groups: Groups) -> Tensor:  # (T, D) -> (T, D)
-        mixed = [attend(*parts, self.causal).transpose(1, 2).flatten(0, 1) for parts in self._heads(tokens, groups)]
-        return self.proj((mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1))
+        heads = self._heads(tokens, groups)
+        mixed = [attend(*parts, self.causal).transpose(1, 2).reshape(-1, tokens.shape[1]) for parts in heads]
+        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
     def weights(self, tokens: Tensor, groups: Groups, queries: int) -> list[Tensor]:
         """What the first tokens of every picture look at, which the fused kernel never writes down.
