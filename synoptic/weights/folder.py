@@ -235,6 +235,7 @@ def _write(folder: Path, model: Any, preprocess: Preprocess, record: Record) -> 
         "checksums": SUMS,
     }
     (folder / CONFIG).write_text(json.dumps(header, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # which safetensors writes for the user alone
     card = model_card(model, preprocess, record.kind, record.name, record.trained)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_sums(folder)

@@ -231,6 +231,7 @@ def _write_folder(out: Path, network: Any, fit: _Fit) -> None:
         save_file({key: _alone(tensor) for key, tensor in fit.state.items()}, fresh / WEIGHTS, {"format": "pt"})
         for name, values in fit.headers.items():
             (fresh / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(fresh / CONFIG, fresh / WEIGHTS)  # which safetensors writes for the user alone
         if getattr(network, "tokenizer", None) is not None:
             write_tokenizer(fresh, network.tokenizer)
             find_tokenizer(fresh, network.config.text, LoadOptions())  # raises where it cannot be read

@@ -40,6 +40,7 @@ from synoptic.weights.convert import (
     to_ours,
 )
 from synoptic.weights.folder import load_folder, save_folder, text_towers, weights_hash
+from synoptic.weights.writing import convert
 
 TOKENIZER = Tokenizer.learn(["a red cone", "a blue cube"], vocabulary=300, context=8)
 TEXT = TextConfig(vocabulary=TOKENIZER.vocabulary, context=8, end=TOKENIZER.end, width=8, depth=1, heads=2, embedding=6)
@@ -103,6 +104,16 @@ def test_a_students_folder_holds_its_teachers_words_wherever_it_lies(tmp_path: P
     saved(tmp_path, "student").rename(tmp_path / "elsewhere")
     after = answers(load_folder(tmp_path / "elsewhere")[0])
     assert all(torch.equal(a, b) for a, b in zip(answers(student), after, strict=True))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have other rights")
+def test_whoever_may_read_one_file_may_read_all(tmp_path: Path) -> None:
+    save_folder(
+        tmp_path / "ours", ViT(ViTConfig(patch_size=4, width=24, depth=1, heads=3, image_size=16)), Preprocess(16)
+    )
+    convert(tmp_path / "ours", "huggingface", tmp_path / "theirs")
+    for folder in tmp_path.iterdir():
+        assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 def test_the_model_card_tells_what_it_is(tmp_path: Path) -> None:
