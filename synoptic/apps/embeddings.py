@@ -22,7 +22,8 @@ from synoptic.data.listing import expand
 from synoptic.files import check_file, write_atomically
 from synoptic.predict import VisionModel, load
 from synoptic.weights.folder import weights_hash
-from synoptic.weights.options import LoadOptions
+from synoptic.weights.options import FILES, LoadOptions
+from synoptic.weights.zoo import is_name
 
 Key = tuple[str, str]  # path and content hash of a picture
 
@@ -197,9 +198,8 @@ def _loaded(
         return model, Made(None, {}, tokens, adaptor)
     said = {key: value for key, value in asdict(options).items() if value is not None}
     vision = load(model, **said)
-    if "vocabulary" in said:
-        said["vocabulary"] = _anywhere(said["vocabulary"])
-    return vision, Made(_anywhere(model), said, tokens, adaptor)
+    said |= {key: _anywhere(said[key]) for key in FILES if key in said}
+    return vision, Made(str(model) if is_name(model) else _anywhere(model), said, tokens, adaptor)
 
 
 def _anywhere(path: str | Path) -> str:

@@ -19,7 +19,7 @@ _MODES = {
     "squash": "the whole picture",
     "pad": "the whole picture, its longer side, filled up on the right and below",
 }
-_CALLED = {
+CALLED = {
     "vit": "vision transformer",
     "resnet": "ResNet of CLIP",
     "plain_resnet": "ResNet",
@@ -85,7 +85,7 @@ def _sections(model: Any, preprocess: Preprocess, kind: str, trained: Mapping[st
     yield (
         "",
         _HEAD.format(
-            kind=_CALLED[kind],
+            kind=CALLED[kind],
             parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
             size=preprocess.size,
             mode=_MODES[preprocess.mode],

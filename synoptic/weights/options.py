@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
+FILES = ("vocabulary", "linear_head")  # options that are paths
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:

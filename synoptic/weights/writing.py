@@ -24,6 +24,7 @@ from synoptic.files import check_file, write_atomically
 from synoptic.models.adaptors import Student
 from synoptic.types import Preprocess
 from synoptic.weights import formats, zoo
+from synoptic.weights.card import CALLED
 from synoptic.weights.convert import from_ours, kept
 from synoptic.weights.folder import CONFIG, KINDS, WEIGHTS, Record, kind_of, load_folder, save_folder
 from synoptic.weights.formats import FORMATS, Format
@@ -39,7 +40,6 @@ SUFFIXES = (".pth", ".pt", ".bin")  # of the makers' files
 # Fields that decide nothing once a model is trained, and those that are sizes of its weights, which tell them.
 _SETTLED = ("drop_path", "drop_path_uniform", "position_dropout", "hidden", "image_size")
 _AT_OTHER_SIZES = ("position_offset", "antialias", "interpolation")
-_CALLED = {"plain_resnet": "plain ResNet", "resnet": "ResNet of CLIP", "classifier": "linear classifier on a backbone"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _best_fit(network: nn.Module, preprocess: Preprocess, record: Record, to: Ta
     fits = [_fit(form, network, preprocess) for form in forms if to == "official" or form.header]
     if not fits:
         adaptors = f" with the adaptors {', '.join(network.adaptors)}" if isinstance(network, Student) else ""
-        what = f"{_CALLED.get(kind, kind)}{adaptors}"
+        what = f"{CALLED[kind]}{adaptors}"
         raise ValueError(f"to={to}: {record.name} is a {what}, of which there is no such layout; to=synoptic holds it")
     origin = record.trained.get("from")
     best = min(fits, key=lambda fit: (fit.apart, len(fit.lost), len(fit.notes), fit.form.name != origin))

@@ -90,6 +90,11 @@ def list_models(
     return found
 
 
+def is_name(model: str | Path) -> bool:
+    """Whether a MODEL argument is the name of an architecture, a release or a model of the Hub, and so no path."""
+    return model in NAMES or model in RELEASES or hub_files.is_spec(model)
+
+
 def resolve(model: str | Path) -> str | Path:
     """What a MODEL argument means: the name of a built-in architecture, a weights folder, or a weights file.
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 from picture_sets import fill
 
-from synoptic.apps import parts, table
+from synoptic.apps import embeddings, parts, table
 from synoptic.apps.embeddings import Tally, embed, planned
 from synoptic.files import sole_writer
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
 from synoptic.types import Preprocess
+from synoptic.weights.options import LoadOptions
 
 SMALL = {"depth": 1, "width": 24, "heads": 2, "hidden": 48, "image_size": 16}
 
@@ -297,3 +298,19 @@ def test_parts_are_written_by_their_size_and_their_age(tmp_path: Path, monkeypat
         assert [len(pq.read_table(path)) for path in held.paths()] == [4, 2]
         held.clear()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_names_its_model_so_that_it_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files by their whole path; names as they are, though a folder of that name lies there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("head.pth", "vit_nano8", "run"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(embeddings, "load", lambda model, **said: None)
+    made = {
+        model: embeddings._loaded(model, LoadOptions(linear_head="head.pth"), "summary", None)[1]
+        for model in ("vit_nano8", "dinov2_vits14", "hf:a/b", "run")
+    }
+    assert {made[model].load["linear_head"] for model in made} == {str(tmp_path / "head.pth")}
+    assert [found.model for found in made.values()] == ["vit_nano8", "dinov2_vits14", "hf:a/b", str(tmp_path / "run")]

@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
             StudentConfig(backbone=ViTConfig(**PLAIN), adaptors={"a": AdaptorConfig(patches=4, summary=4, hidden=8)})
         ),
         "huggingface",
-        "mine is a student with the adaptors a, of which there is no such layout; to=synoptic holds it$",
+        "mine is a student of several teachers with the adaptors a, of which there is no such layout; to=",
     ),
     "a CLIP that sees with a ResNet": (
         lambda: Clip(
