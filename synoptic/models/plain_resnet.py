@@ -7,14 +7,14 @@ Source: He et al. 2016 (arXiv 1512.03385); the stride lies in the 3x3 convolutio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synoptic.models.bounds import check_sizes
 from synoptic.models.layers import Normalize
-from synoptic.models.resnet import EXPANSION, STRIDE, check_images, flat
+from synoptic.models.resnet import EXPANSION, STRIDE, check_images, through_stages
 from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from synoptic.types import Features
 
@@ -123,9 +123,5 @@ class PlainResNet(nn.Module):
             ValueError: for other sizes, masks, or stages that do not exist.
         """
         check_images(images, masks, layers, self.channels)
-        maps, kept = self.stem(self.normalize(images)), []
-        for stage in self.stages:
-            maps = stage(maps)
-            kept.append(maps)
-        patches, grid = flat(maps)
-        return Features(patches, grid, patches.mean(dim=1), tuple(Features(*flat(kept[index])) for index in layers))
+        seen = through_stages(self.stem(self.normalize(images)), self.stages, layers)
+        return replace(seen, summary=seen.patches.mean(dim=1))

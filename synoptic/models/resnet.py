@@ -6,7 +6,7 @@ Zhang 2019 (arXiv 1904.11486).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -167,13 +167,23 @@ class ResNet(nn.Module):
             ValueError: for other sizes, masks, or stages that do not exist.
         """
         check_images(images, masks, layers, self.channels)
-        maps, kept = self.stem(self.normalize(images)), []
-        for stage in self.stages:
-            maps = stage(maps)
-            kept.append(maps)
-        patches, grid = flat(maps)
-        between = tuple(Features(*flat(kept[index])) for index in layers)
-        return Features(patches, grid, self.pool(patches, grid), between)
+        seen = through_stages(self.stem(self.normalize(images)), self.stages, layers)
+        return replace(seen, summary=self.pool(seen.patches, seen.grid))
+
+
+def through_stages(maps: Tensor, stages: Iterable[nn.Module], layers: Sequence[int]) -> Features:
+    """What comes out of the last stage, without a summary, and of those that are wanted too.
+
+    Args:
+        maps: (B, C, h, w) of the stem.
+        stages: in order.
+        layers: which are wanted, counted from 0 or, if negative, from the end.
+    """
+    kept = []
+    for stage in stages:
+        maps = stage(maps)
+        kept.append(maps)
+    return Features(*flat(maps), layers=tuple(Features(*flat(kept[index])) for index in layers))
 
 
 def check_images(images: Tensor, masks: Tensor | None, layers: Sequence[int], channels: int) -> None:
