@@ -21,7 +21,7 @@ from synoptic.data.inputs import ReadBatch
 from synoptic.data.listing import expand
 from synoptic.files import check_file, write_atomically
 from synoptic.predict import VisionModel, load
-from synoptic.weights.folder import weights_hash
+from synoptic.weights.folder import model_hash
 from synoptic.weights.options import FILES, LoadOptions
 from synoptic.weights.zoo import is_name
 
@@ -148,7 +148,7 @@ class Embedder:
             has = ", ".join(vision.adaptors) or "none"
             raise ValueError(f"{vision.name} has no adaptor {made.adaptor!r}; it has {has}")
         self._vision, self._made, self._dtype = vision, made, dtype
-        self._hash = weights_hash(vision.model)
+        self._hash = model_hash(vision.model, vision.preprocess)
 
     def rows(self, batch: ReadBatch, hashes: Mapping[str, str]) -> pa.Table:
         """The rows of some pictures."""

@@ -20,7 +20,7 @@ from synoptic.data.listing import expand, missing
 from synoptic.data.pictures import PictureError, read_picture
 from synoptic.files import check_file, write_atomically, write_text
 from synoptic.predict import VisionModel, load
-from synoptic.weights.folder import text_towers, weights_hash
+from synoptic.weights.folder import model_hash, text_towers
 from synoptic.weights.options import LoadOptions
 
 ENDINGS = (".png", ".json", ".csv")
@@ -135,7 +135,8 @@ def _model(searched: Index, model: str | Path | VisionModel | None, options: Loa
             vision = load(table.made.model, **{**table.made.load, **said})
         except ValueError as error:
             raise ValueError(f"{table.path}: made by {table.made.model}; {error}; or give model=MODEL") from None
-    table.check_model(vision.name, weights_hash(vision.model), "give the model that made it, or embed anew")
+    found = model_hash(vision.model, vision.preprocess)
+    table.check_model(vision.name, found, "give the model that made it, or embed anew")
     return vision
 
 

@@ -25,7 +25,7 @@ from synoptic.config import load_json
 from synoptic.data.bands import as_rgb
 from synoptic.files import is_ours, write_atomically, write_text
 from synoptic.predict import VisionModel, load
-from synoptic.weights.folder import weights_hash
+from synoptic.weights.folder import model_hash
 
 BATCH = 64  # pictures of up to 224 pixels that the model sees at once; fewer of larger ones
 SHOWN = 48  # pictures on the contact sheet, from which the colours are found
@@ -148,7 +148,7 @@ class Eye:
     @property
     def facts(self) -> dict[str, Any]:
         """What decides the figures of a picture."""
-        weights = weights_hash(self.vision.model)
+        weights = model_hash(self.vision.model, self.vision.preprocess)
         facts = {"model": self.vision.name, "weights": weights, "layer": self.layer, "size": self.preprocess.size}
         return facts | ({"text": self.texts, "adaptor": self.adaptor} if self.texts else {})
 

@@ -17,7 +17,7 @@ from synoptic.models.clip import Clip, ClipConfig, Towers
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig, vit_config
 from synoptic.weights import zoo
-from synoptic.weights.folder import weights_hash
+from synoptic.weights.folder import model_hash
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.words import fetch_tokenizer, read_tokenizer
 
@@ -119,8 +119,8 @@ def given_tokenizer(spec: str, context: int, towers: Towers) -> Tokenizer:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells its weights from any others."""
-    return weights_hash(model)
+    """Tells it from any other by its weights, its configuration and its tokenizer."""
+    return model_hash(model)
 
 
 def _trunk(init: str, options: LoadOptions) -> ViT:

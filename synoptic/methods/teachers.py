@@ -14,7 +14,7 @@ from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.predict import load
 from synoptic.types import Features
-from synoptic.weights.folder import weights_hash
+from synoptic.weights.folder import model_hash
 
 
 class Teacher(nn.Module):
@@ -43,8 +43,8 @@ class Teacher(nn.Module):
         return self.model.encode_text(self.model.tokenizer(texts)).float()
 
     def fingerprint(self) -> str:
-        """Tells its weights from those of any other model."""
-        return weights_hash(self.model)
+        """Tells it from any other model by its weights, its configuration and its tokenizer."""
+        return model_hash(self.model)
 
     @torch.no_grad()
     def probe(self) -> Features:

@@ -101,7 +101,7 @@ class HubBackbone(nn.Module):
         super().__init__()
         self.config = config
         with quiet(), torch.device("cpu"):  # whoever builds this on the meta device does not want its tables there
-            self.model, self.projection = parts(build(config))
+            self.model, self.projection = parts(build(config), config.pooler)
             self.layout = _probe(self.model, self.projection, config)
             compute_buffers(self.model)
         self.normalize = Normalize(config.mean, config.std)

@@ -41,6 +41,8 @@ class HubConfig:
         image_size: side in pixels of the pictures that it is made for; they may be a little larger than its patches
             reach.
         mean, std: pixel statistics a band, of pictures in [0, 1], with which the input is normalised.
+        pooler: whether its weights came with those of its pooler, where its class makes one; else its summary is its
+            first token.
     """
 
     architecture: str
@@ -48,6 +50,7 @@ class HubConfig:
     image_size: int = 224
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    pooler: bool = True
 
     def __post_init__(self) -> None:
         check_sizes(self, "image_size")
@@ -120,9 +123,12 @@ def build(config: HubConfig) -> Any:
         raise ValueError(f"transformers cannot make a {config.architecture} of it ({one_line(error)})") from None
 
 
-def parts(whole: Any) -> tuple[Any, nn.Module]:
+def parts(whole: Any, pooler: bool) -> tuple[Any, nn.Module]:
     """The part of a model of transformers that sees, and what projects its summary into the space of words.
 
+    Args:
+        whole: the model.
+        pooler: see `HubConfig`.
     Raises:
         ValueError: no part of it reads pictures alone.
     """
@@ -135,7 +141,9 @@ def parts(whole: Any) -> tuple[Any, nn.Module]:
     name, needed = type(sees).__name__, inspect.signature(sees.forward).parameters
     if "pixel_values" not in needed:
         raise ValueError(f"{name} reads {', '.join(list(needed)[:2])}, and no part of it pictures")
-    if isinstance(getattr(getattr(sees, "pooler", None), "dense", None), nn.Linear):
+    made = getattr(sees, "pooler", None)
+    learned = isinstance(made, nn.Module) and any(True for _ in made.parameters())
+    if isinstance(getattr(made, "dense", None), nn.Linear) or (learned and not pooler):
         sees.pooler = None
     if hasattr(sees.config, "mask_ratio"):
         sees.config.mask_ratio = 0.0  # masked autoencoders hide patches whenever they are asked

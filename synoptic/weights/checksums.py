@@ -33,27 +33,39 @@ def sha256_of(path: Path) -> str:
 
 
 def known_sha256(path: Path) -> str:
-    """The SHA-256 of a file, which is hashed when it is first seen and after every change.
+    """The SHA-256 of a file, which is hashed when it is first seen and after every change."""
+    return remembered(path, "sha256", sha256_of)
 
-    Hashing takes as long as loading. So the digest is kept in the user's cache, with what a change does not leave as it
-    was: size, place on the disk, and two times, the second of which programs cannot set.
+
+def remembered(path: Path, what: str, find: Callable[[Path], str]) -> str:
+    """What is found out about a file's content, which is looked for when it is first seen and after every change.
+
+    To read all of a file takes as long as loading it, or longer. So what was found is kept in the user's cache, with
+    what a change does not leave as it was: size, place on the disk, and two times, the second of which programs cannot
+    set.
+
+    Args:
+        path: the file.
+        what: tells apart what may be found out about it; letters and digits.
+        find: the file -> a word without spaces. What it raises is not kept.
     """
     note = cache_folder("checksums") / hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    note = note.with_suffix("" if what == "sha256" else f".{what}")
     state, settled = _state(path)
     try:
-        seen, _, digest = note.read_text(encoding="utf-8").rpartition(" ")
-        if seen == state and _DIGEST.fullmatch(digest):
-            return digest
+        seen, _, found = note.read_text(encoding="utf-8").rpartition(" ")
+        if seen == state and found:
+            return found
     except (OSError, ValueError):  # none, or damaged
         pass
-    digest = sha256_of(path)
+    found = find(path)
     if settled and _state(path)[0] == state:
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_text(note, f"{state} {digest}")
+            write_text(note, f"{state} {found}")
         except OSError as error:
-            log.info("%s cannot be written (%s), so %s is hashed again next time", note.parent, error.strerror, path)
-    return digest
+            log.info("%s cannot be written (%s), so %s is read again next time", note.parent, error.strerror, path)
+    return found
 
 
 def _state(path: Path) -> tuple[str, bool]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import torch
 from torch import Tensor, nn
+
+from synoptic.weights.room import stacked
 
 Problems = Mapping[str, Sequence[str]]  # sort -> keys
 
@@ -25,7 +26,7 @@ class Change:
 
 
 SAME = Change(lambda parts: parts[0], lambda tensor: (tensor,))
-STACKED_QKV = Change(lambda parts: torch.cat(list(parts)), lambda tensor: tensor.chunk(3))
+STACKED_QKV = Change(stacked, lambda tensor: tensor.chunk(3))
 
 
 @dataclass(frozen=True)
@@ -220,9 +221,24 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
             all.
     """
     refuse(f"{where}: the weights do not fit the model", misfits(model, state))
+    refuse_infinite(state, where)
+    model.load_state_dict(dict(state), assign=True)
+
+
+def load_known_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """As `load_state`, of tensors that are known to be finite."""
+    refuse(f"{where}: the weights do not fit the model", misfits(model, state))
+    model.load_state_dict(dict(state), assign=True)
+
+
+def refuse_infinite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raises where tensors hold values that are no numbers, or infinite.
+
+    Raises:
+        ValueError: naming their keys.
+    """
     broken = [key for key, tensor in state.items() if not _is_finite(tensor)]
     refuse(f"{where}: weights that are no numbers or infinite", {"spoiled": broken})
-    model.load_state_dict(dict(state), assign=True)
 
 
 def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> Problems:

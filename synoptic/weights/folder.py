@@ -44,12 +44,13 @@ from synoptic.types import Preprocess
 from synoptic.weights.card import model_card
 from synoptic.weights.checksums import SUMS, read_sums, verified, write_sums
 from synoptic.weights.convert import load_state
+from synoptic.weights.descriptions import CONFIG
 from synoptic.weights.reading import owned, read_safetensors
 from synoptic.weights.words import LARGEST_TOKENIZER
 
 FORMAT, VERSION = "synoptic", 1
 NO_WORDS = "null"  # in place of a tokenizer, of weights of others that came without
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,19 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.numpy().reshape(-1).view("uint8").data)
     return digest.hexdigest()[:16]
+
+
+def model_hash(model: Any, preprocess: Preprocess | None = None) -> str:
+    """16 hexadecimal digits that tell apart what models answer: their weights, configurations and tokenizers.
+
+    Args:
+        model: of one of the `KINDS`.
+        preprocess: what its pictures go through, where it is asked with pictures of any size.
+    """
+    words = {name: tower.tokenizer.to_json() for name, tower in text_towers(model).items() if tower.tokenizer}
+    seen = None if preprocess is None else to_dict(preprocess)
+    decisive = [weights_hash(model), kind_of(model), to_dict(model.config), words, seen]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_weights_folder(folder: Path) -> bool:

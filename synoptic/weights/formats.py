@@ -1,35 +1,40 @@
-"""What is this file? Layouts of other makers, told by their keys, shapes and config.json, and read as our models.
-
-To add a layout: a table of its keys in `convert.py`, and a line in `FORMATS`. The same line says how it is written.
-"""
+"""What is this file? Weights of other makers, told by their keys, shapes and config.json, and read as our models."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import nn
 
 from synoptic.config import from_dict, load_json, nearest
 from synoptic.models.sam import SamConfig
-from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from synoptic.types import Preprocess
-from synoptic.weights import clip_tables, convert, headers, heads, resnet_tables, sam_tables
-from synoptic.weights.convert import Table, load_state, misfits, refuse, sorted_out
-from synoptic.weights.fields import Fields, clip, is_plain, plain_resnet, sam, siglip, vit
-from synoptic.weights.folder import CONFIG, FORMAT, KINDS, WEIGHTS, Record, shapes_alone
+from synoptic.weights import heads
+from synoptic.weights.checksums import remembered
+from synoptic.weights.convert import load_known_state, misfits, refuse, refuse_infinite, sorted_out
+from synoptic.weights.descriptions import CONFIG, Description, describe, tell_without_processor
+from synoptic.weights.folder import FORMAT, KINDS, WEIGHTS, Record, shapes_alone
 from synoptic.weights.hub import load_hub
+from synoptic.weights.layouts import FORMATS, Format
 from synoptic.weights.options import LoadOptions
-from synoptic.weights.processors import PROCESSOR, preprocessing
-from synoptic.weights.reading import INDEX, State, owned, read_parts
+from synoptic.weights.processors import preprocessing
+from synoptic.weights.reading import INDEX, State, read_parts, ready
 from synoptic.weights.words import find_tokenizer
 
 # What the weights are called in a folder of Hugging Face, the best first.
 FILES = (WEIGHTS, WEIGHTS + INDEX, "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+
+# What may be said of the files of each kind of model.
+_OPTIONS = {
+    "vit": ("heads", "linear_head"),
+    "plain_resnet": ("linear_head",),
+    "clip": ("heads", "text_heads", "activation", "vocabulary"),
+    "sam": ("heads", "decoder_heads", "window", "global_blocks"),
+}
 
 # Dictionaries of a file in which a network may lie, the best first.
 _PARTS = ("", "teacher", "state_dict", "model", "student")
@@ -37,43 +42,6 @@ _PARTS = ("", "teacher", "state_dict", "model", "student")
 # What wrappers of modules (several devices, shards, recomputation, compilation) put into keys.
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _CHUNK = re.compile(r"(?<=\bblocks\.)\d+\.(?=\d+\.)")  # DINOv2's training groups blocks and counts them through
-
-
-@dataclass(frozen=True)
-class Format:
-    """A layout of weights.
-
-    Attributes:
-        name: as people call its models.
-        marks: keys by which it is told from the others; the first format of `FORMATS` holds that has all of its marks.
-        table: names its tensors as ours.
-        fields: (our tensors, values of config.json where there is one, options) -> our configuration's fields.
-        model_type: what config.json says in a folder of Hugging Face, in place of the marks.
-        kind: of our models, a key of `folder.KINDS`.
-        reads: whether a config.json of that model_type is of a model that ours is; transformers makes the others.
-        always: fields of our configuration (dotted where nested) in which its makers' code has no choice: a model that
-            differs there is not written in it.
-        header: our configuration -> what config.json says of it; None for what has no header, or is not written.
-        constants: our configuration -> tensors of theirs that follow from it.
-        unsaid: options that a file leaves open -> where our configuration has them.
-    """
-
-    name: str
-    marks: tuple[str, ...]
-    table: Table
-    fields: Fields
-    model_type: str | None = None
-    kind: str = "vit"
-    reads: Callable[[Mapping[str, Any]], bool] = lambda header: True
-    always: Mapping[str, Any] = field(default_factory=dict)
-    header: Callable[[Any], dict[str, Any]] | None = None
-    constants: Callable[[Any], State] = lambda config: {}
-    unsaid: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def maker(self) -> Literal["official", "huggingface"]:
-        """Whose layout it is: that of the models' makers, or of transformers."""
-        return "official" if self.model_type is None else "huggingface"
 
 
 @dataclass(frozen=True)
@@ -91,216 +59,6 @@ class Identified:
     state: State
 
 
-_PATCHES = {"stem": "patch", "position": "learned", "pre_norm": False, "final_norm": True, "patch_bias": True}
-_VIT = {**_PATCHES, "summary_tokens": 1, "pool": "tokens"}
-_DINO = {**_VIT, "registers": 0, "feed_forward": "mlp", "layer_scale": None}
-_CLIP = {
-    **{f"image.{name}": value for name, value in {**_DINO, "pre_norm": True, "patch_bias": False}.items()},
-    **{"image.qkv_bias": True, "image.mask_token": False, "text.causal": True, "text.read_at": "end"},
-    **{"text.projection_bias": False, "bias": False},
-}
-_SIGLIP = {
-    **{f"image.{name}": value for name, value in {**_DINO, "summary_tokens": 0, "pool": "attention"}.items()},
-    **{"image.qkv_bias": True, "image.mask_token": False, "text.causal": False, "text.read_at": "last"},
-    **{"text.projection_bias": True, "bias": True},
-}
-_RESNET = {"text.causal": True, "text.read_at": "end", "text.projection_bias": False, "bias": False}
-_HEADS = {"heads": "heads"}
-_TOWERS = {"heads": "image.heads", "text_heads": "text.heads"}
-
-
-def _openai(config: Any) -> State:
-    """The numbers that OpenAI's state dicts hold beside the weights.
-
-    Raises:
-        ValueError: a tower's feed-forward layers are not four times as wide as it, as OpenAI's code has them.
-    """
-    for tower in (config.image, config.text):
-        if tower is not None and tower.hidden not in (None, 4 * tower.width):
-            raise ValueError(f"hidden={tower.hidden} is not four times width={tower.width}")
-    sizes = {"input_resolution": config.image_size, "context_length": config.text.context}
-    return {name: torch.tensor(size) for name, size in {**sizes, "vocab_size": config.text.vocabulary}.items()}
-
-
-# Positions at other sizes than the trained one: the released DINO and DINOv2 resample by a factor that is 0.1 cells too
-# large, DINOv2 with registers to the exact size and low-passed. transformers takes the exact size in all its models, so
-# that those without registers differ from the release that they were converted from. Here a file of the makers answers
-# as their code does, and a folder of Hugging Face as transformers does. The makers of CLIP and SigLIP have no rule, as
-# their code sees the trained size alone; here their files answer at others as transformers does.
-FORMATS = (
-    Format(
-        "DINOv2 with registers",
-        ("cls_token", "pos_embed", "register_tokens"),
-        convert.DINOV2_VIT,
-        vit(antialias=True),
-        always={**_VIT, "mask_token": True, "layer_scale": 1.0},
-        unsaid=_HEADS,
-    ),
-    Format(
-        "DINOv2",
-        ("cls_token", "pos_embed", "mask_token"),
-        convert.DINOV2_VIT,
-        vit(position_offset=0.1),
-        always={**_VIT, "registers": 0, "mask_token": True, "layer_scale": 1.0},
-        unsaid=_HEADS,
-    ),
-    Format(  # its teachers have no token for what is hidden, and are told as DINO, whose answers are the same
-        "iBOT",
-        ("cls_token", "pos_embed", "masked_embed"),
-        convert.IBOT_VIT,
-        vit(position_offset=0.1),
-        always={**_DINO, "mask_token": True},
-        unsaid=_HEADS,
-    ),
-    Format(
-        "DINO",
-        ("cls_token", "pos_embed", "blocks.0.attn.qkv.weight"),
-        convert.DINO_VIT,
-        vit(position_offset=0.1),
-        always=_DINO,
-        unsaid=_HEADS,
-    ),
-    Format(
-        "DINO with a ResNet",
-        ("conv1.weight", "layer1.0.bn3.weight", "layer4.0.downsample.1.weight"),
-        resnet_tables.TORCHVISION_RESNET,
-        plain_resnet,
-        kind="plain_resnet",
-    ),
-    Format(
-        "Dinov2WithRegistersModel of transformers",
-        ("embeddings.position_embeddings", "embeddings.register_tokens"),
-        convert.HUGGINGFACE_DINOV2,
-        vit(antialias=True),
-        "dinov2_with_registers",
-        always={**_VIT, "mask_token": True, "layer_scale": 1.0},
-        header=headers.dinov2_with_registers,
-    ),
-    Format(
-        "Dinov2Model of transformers",
-        ("embeddings.position_embeddings", "encoder.layer.0.layer_scale1.lambda1"),
-        convert.HUGGINGFACE_DINOV2,
-        vit(),
-        "dinov2",
-        always={**_VIT, "registers": 0, "layer_scale": 1.0},
-        header=headers.dinov2,
-    ),
-    Format(
-        "ViTModel of transformers",
-        ("embeddings.position_embeddings", "encoder.layer.0.layernorm_before.weight"),
-        convert.HUGGINGFACE_VIT,
-        vit(norm_eps=1e-12),
-        "vit",
-        always=_DINO,
-        header=headers.vit,
-    ),
-    Format(
-        "ResNetModel of transformers",
-        ("embedder.embedder.convolution.weight", "encoder.stages.0.layers.0.layer.2.convolution.weight"),
-        resnet_tables.HUGGINGFACE_RESNET,
-        plain_resnet,
-        "resnet",
-        "plain_resnet",
-        reads=is_plain,
-        header=headers.plain_resnet,
-    ),
-    Format(
-        "CLIP with a ViT, of OpenAI",
-        ("input_resolution", "visual.class_embedding"),
-        clip_tables.CLIP_VIT,
-        clip(activation="quick_gelu"),
-        kind="clip",
-        always={**_CLIP, "resnet": None, "text.activation": "quick_gelu"},
-        constants=_openai,
-        unsaid=_TOWERS,
-    ),
-    Format(
-        "CLIP with a ResNet, of OpenAI",
-        ("input_resolution", "visual.attnpool.positional_embedding"),
-        clip_tables.CLIP_RESNET,
-        clip(activation="quick_gelu"),
-        kind="clip",
-        always={**_RESNET, "image": None, "text.activation": "quick_gelu"},
-        constants=_openai,
-        unsaid={"text_heads": "text.heads"},
-    ),
-    Format(
-        "CLIP with a ViT",
-        ("visual.class_embedding", "text_projection"),
-        clip_tables.CLIP_VIT,
-        clip(),
-        kind="clip",
-        always={**_CLIP, "resnet": None},
-        unsaid={**_TOWERS, "activation": "text.activation"},
-    ),
-    Format(
-        "CLIP with a ResNet",
-        ("visual.attnpool.positional_embedding", "text_projection"),
-        clip_tables.CLIP_RESNET,
-        clip(),
-        kind="clip",
-        always={**_RESNET, "image": None},
-        unsaid={"text_heads": "text.heads", "activation": "text.activation"},
-    ),
-    Format(
-        "SigLIP of open_clip",
-        ("visual.trunk.attn_pool.latent", "text.text_projection.weight"),
-        clip_tables.OPEN_CLIP_SIGLIP,
-        siglip(activation="gelu"),
-        kind="clip",
-        always={**_SIGLIP, "resnet": None},
-        unsaid=_TOWERS,
-    ),
-    Format(
-        "CLIPModel of transformers",
-        ("vision_model.embeddings.class_embedding", "text_projection.weight"),
-        clip_tables.HUGGINGFACE_CLIP,
-        clip(),
-        "clip",
-        "clip",
-        always={**_CLIP, "resnet": None},
-        header=headers.clip,
-    ),
-    Format(
-        "SiglipModel of transformers",
-        ("vision_model.head.probe", "text_model.head.weight"),
-        clip_tables.HUGGINGFACE_SIGLIP,
-        siglip(activation="gelu_tanh"),
-        "siglip",
-        "clip",
-        always={**_SIGLIP, "resnet": None},
-        header=headers.siglip,
-    ),
-    Format(
-        "SAM",
-        ("image_encoder.pos_embed", "image_encoder.neck.0.weight"),
-        sam_tables.SAM,
-        sam(decoder_eps=1e-5),
-        kind="sam",
-        always={"mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD], "norm_eps": 1e-6, "decoder.norm_eps": 1e-5},
-        unsaid={"decoder_heads": "decoder.heads"},
-    ),
-    Format(
-        "SamModel of transformers",
-        ("vision_encoder.pos_embed", "shared_image_embedding.positional_embedding"),
-        sam_tables.HUGGINGFACE_SAM,
-        sam(decoder_eps=1e-6),
-        "sam",
-        "sam",
-        header=sam_tables.header,
-    ),
-    Format(
-        "SamVisionModel of transformers",
-        ("vision_encoder.pos_embed", "vision_encoder.neck.conv1.weight"),
-        sam_tables.HUGGINGFACE_SAM,
-        sam(decoder_eps=1e-6),
-        "sam_vision_model",
-        "sam",
-        header=sam_tables.header,
-    ),
-)
-
-
 def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Record]:
     """Reads weights of another maker: the model on the CPU, in evaluation mode, with what belongs to it.
 
@@ -310,32 +68,42 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
     Raises:
         ValueError: it is damaged, of a layout that is not known, or does not fit together.
     """
-    file, header = open_place(path)
-    if header and not _is_read_here(header):
-        return _through_transformers(path, file, options)
-    found = identify(read_parts(file), header, options, str(path))
-    kind = KINDS[found.format.kind]
-    words = find_tokenizer(path, found.config.text, options) if found.format.kind == "clip" else None
-    with shapes_alone():
-        model = kind.build(found.config, {"": words} if words else {})
-    load_state(model, {key: owned(tensor) for key, tensor in found.state.items()}, str(file))
-    name = path.resolve().name if path.is_dir() else path.stem
+    file, said = open_place(path)
+    place = _folder_of(path) or path
+    if said.config and not _is_read_here(said.config):
+        return _through_transformers(place, file, said, options)
     try:
-        preprocess = prepared(found.config, header)
+        header = said.header
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    found = identify(read_parts(file), header, options, str(path))
+    _check_options(found.format, options, str(path))
+    kind = KINDS[found.format.kind]
+    words = find_tokenizer(place, found.config.text, options) if found.format.kind == "clip" else None
+    with shapes_alone():
+        model = kind.build(found.config, {"": words} if words else {})
+    state = {key: ready(tensor) for key, tensor in found.state.items()}
+    _check_values(state, file)
+    load_known_state(model, state, str(file))
+    name = place.resolve().name if place.is_dir() else path.stem
+    try:
+        preprocess = prepared(found.config, said)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if said.config and said.processor is None:
+        tell_without_processor(path, getattr(found.config, "encoder", found.config).mean)
     if options.linear_head is None:
         return model.eval(), preprocess, Record(found.format.kind, name, _facts(found, options))
     classifier, preprocess = heads.put_on(model.eval(), preprocess, options.linear_head)
     return classifier, preprocess, Record("classifier", name, _facts(found, options))
 
 
-def prepared(config: Any, header: Mapping[str, Any]) -> Preprocess:
+def prepared(config: Any, said: Description) -> Preprocess:
     """What pictures go through.
 
     Args:
         config: of a model that a layout reads.
-        header: what its folder of Hugging Face says; nothing for a file, whose makers take the largest square, and of
+        said: what its folder of Hugging Face says; nothing for a file, whose makers take the largest square, and of
             SigLIP the whole picture. A size that the patches do not tile becomes that of the positions.
     Raises:
         ValueError: the folder says what makes no sense.
@@ -343,9 +111,9 @@ def prepared(config: Any, header: Mapping[str, Any]) -> Preprocess:
     if isinstance(config, SamConfig):
         bands = None if config.channels == 3 else config.channels
         return Preprocess(config.image_size, "pad", bands, interpolation="bilinear", fill=config.mean)
-    if not header:
+    if said.processor is None:
         return Preprocess(config.image_size, "squash" if getattr(config, "bias", False) is True else "crop")
-    seen, _, _ = preprocessing(header, config.image_size)
+    seen = preprocessing(said.processor, config.image_size)
     return seen if seen.size % _patch_size(config) == 0 else replace(seen, size=config.image_size)
 
 
@@ -423,12 +191,19 @@ def is_ours(path: Path) -> bool:
     return header.get("format") == FORMAT
 
 
-def open_place(path: Path) -> tuple[Path, dict[str, Any]]:
+def open_place(path: Path) -> tuple[Path, Description]:
     """The file with the weights of a file or folder, and what lies beside it to tell what they are."""
-    if not path.is_dir():
-        return path, {}
-    extra = load_json(path / PROCESSOR) if (path / PROCESSOR).is_file() else {}
-    return next(path / name for name in FILES if (path / name).is_file()), {**extra, **load_json(path / CONFIG)}
+    folder = _folder_of(path)
+    if folder is None:
+        return path, Description()
+    return next(path / name for name in FILES if (path / name).is_file()) if folder == path else path, describe(folder)
+
+
+def _folder_of(path: Path) -> Path | None:
+    """The folder of Hugging Face that is named, or of which one of several files of weights is; None of any other."""
+    if path.is_dir():
+        return path
+    return path.parent if path.name in FILES and (path.parent / CONFIG).is_file() else None
 
 
 def _by_header(header: Mapping[str, Any], where: str) -> Format:
@@ -446,11 +221,13 @@ def _is_read_here(header: Mapping[str, Any]) -> bool:
     return bool(names) and (not isinstance(said, list) or not said or said[0] in names)
 
 
-def _through_transformers(folder: Path, file: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Record]:
+def _through_transformers(
+    folder: Path, file: Path, said: Description, options: LoadOptions
+) -> tuple[nn.Module, Preprocess, Record]:
     given = [name for name, value in vars(options).items() if value is not None]
     if given:
         raise ValueError(f"{folder}: says itself what {', '.join(given)}= should be; leave that out")
-    model, preprocess, name = load_hub(folder, file)
+    model, preprocess, name = load_hub(folder, file, said)
     return model, preprocess, Record("hub", folder.resolve().name, {"from": f"{name} of transformers"})
 
 
@@ -467,6 +244,28 @@ def _by_keys(state: State, where: str) -> Format:
     keys = ", ".join(list(state)[:3])
     names = ", ".join(form.name for form in FORMATS)
     raise ValueError(f"{where}: no layout that is known here begins with {keys}; known are {names}")
+
+
+def _check_values(state: State, file: Path) -> None:
+    """Refuses weights that are not finite; of a single file once for each state of it."""
+    if file.name.endswith(INDEX):
+        refuse_infinite(state, str(file))
+        return
+
+    def look(path: Path) -> str:
+        refuse_infinite(state, str(path))
+        return "yes"
+
+    remembered(file, "finite", look)
+
+
+def _check_options(form: Format, options: LoadOptions, where: str) -> None:
+    """Refuses options that would decide nothing."""
+    known = ("part", *_OPTIONS[form.kind])
+    idle = [name for name, value in vars(options).items() if value is not None and name not in known]
+    if idle:
+        told = f"load.{idle[0]}= decides nothing in files of {form.name}, of which can be said {', '.join(known)}"
+        raise ValueError(f"{where}: {told}; leave it out")
 
 
 def _patch_size(config: Any) -> int:

@@ -14,7 +14,7 @@ from synoptic.models.vit import ViT
 from synoptic.types import Preprocess
 from synoptic.weights.convert import load_state
 from synoptic.weights.folder import shapes_alone
-from synoptic.weights.reading import State, owned, read_parts
+from synoptic.weights.reading import State, read_parts, ready
 
 TRAINED_SIZE = 224  # side in pixels of the pictures that all of them were trained on (DINO app. F, DINOv2 sec. B.3)
 
@@ -65,7 +65,7 @@ def put_on(model: nn.Module, preprocess: Preprocess, path: str | Path) -> tuple[
         raise ValueError(f"{path}: does not fit the backbone ({error})") from None
     with shapes_alone():
         classifier = Classifier(config)
-    load_state(classifier.head, {name: owned(tensor) for name, tensor in head.items()}, str(path))
+    load_state(classifier.head, {name: ready(tensor) for name, tensor in head.items()}, str(path))
     classifier.backbone = model
     side = min(preprocess.size, max(TRAINED_SIZE // model.stride, 1) * model.stride)
     return classifier.eval(), replace(preprocess, size=side)

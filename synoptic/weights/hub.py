@@ -6,7 +6,6 @@ versions do, and no code of a file is run.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,60 +13,56 @@ from typing import Any
 
 import torch
 
-from synoptic.config import load_json, nearest
+from synoptic.config import nearest
 from synoptic.models import hub_build
 from synoptic.models.bounds import LARGEST
 from synoptic.models.hub import HubBackbone
 from synoptic.models.hub_build import HubConfig
 from synoptic.types import Preprocess
-from synoptic.weights.processors import PROCESSOR, preprocessing
-from synoptic.weights.reading import State, owned, read_parts
+from synoptic.weights.descriptions import Description, tell_without_processor
+from synoptic.weights.processors import preprocessing, statistics
+from synoptic.weights.reading import State, read_parts, ready
 
 _COUNTED = {"position_ids", "relative_position_index"}  # whole numbers in older files, which are computed by now
 _FEW = 10_000_000  # parameters that take neither time nor memory
 
-log = logging.getLogger(__name__)
 
-
-def load_hub(folder: Path, file: Path) -> tuple[HubBackbone, Preprocess, str]:
+def load_hub(folder: Path, file: Path, said: Description) -> tuple[HubBackbone, Preprocess, str]:
     """Reads a model of transformers: on the CPU, in evaluation mode.
 
     Args:
-        folder: with config.json, and preprocessor_config.json where there is one.
+        folder: told in errors.
         file: the weights in it, or their index.
+        said: what its other files say.
     Returns:
         The model, what its pictures go through, and its class in transformers.
     Raises:
         ValueError: it needs code that comes with it, is no vision model, is damaged, or its weights do not fit it.
     """
     with hub_build.quiet():
-        return _load(folder, file)
+        return _load(folder, file, said)
 
 
-def _load(folder: Path, file: Path) -> tuple[HubBackbone, Preprocess, str]:
-    values = load_json(folder / "config.json")
+def _load(folder: Path, file: Path, said: Description) -> tuple[HubBackbone, Preprocess, str]:
+    values = said.config
     _check_kind(values, str(folder))
+    processor, state = said.processor or {}, read_parts(file).get("", {})
     try:
         config = hub_build.configuration(values)
         name = _architecture(values, config)
-        processor = load_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else _none(folder)
-        seen, mean, std = preprocessing(processor, _image_size(config))
+        seen, (mean, std) = preprocessing(processor, _image_size(config)), statistics(processor)
+        if said.processor is None:
+            tell_without_processor(folder, mean)
         size = _image_size(config) or seen.size
-        described = HubConfig(
-            architecture=name, transformers=hub_build.plain(values), image_size=size, mean=mean, std=std
-        )
+        pooler = any(_is_pooler(key) for key in state)
+        kept = hub_build.plain(values)
+        described = HubConfig(architecture=name, transformers=kept, image_size=size, mean=mean, std=std, pooler=pooler)
         model = HubBackbone(described)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    state = read_parts(file).get("", {})
     _check_count(described, state, str(file))
-    model.model, model.projection = hub_build.parts(_filled(values, name, state, str(file)))
+    model.model, model.projection = hub_build.parts(_filled(values, name, state, str(file)), pooler)
     return model.eval(), _fitted(seen, model), name
-
-
-def _none(folder: Path) -> dict[str, Any]:
-    log.warning("%s: has no %s, so its pictures are normalised as those of ImageNet", folder, PROCESSOR)
-    return {}
 
 
 def _fitted(seen: Preprocess, model: HubBackbone) -> Preprocess:
@@ -132,10 +127,11 @@ def _check_count(described: HubConfig, state: State, where: str) -> None:
 def _filled(values: Mapping[str, Any], name: str, state: State, where: str) -> Any:
     """The whole model of transformers with the tensors of a file, every one of them and no other.
 
-    Poolers that a file lacks, or has although its model makes none, are passed over: nothing here uses them.
+    Poolers that a file lacks as a whole, or has although its model makes none, are passed over: nothing uses them.
     """
     kind = hub_build.architecture(name)
-    state = {key: owned(tensor) for key, tensor in state.items()}
+    pooled = any(_is_pooler(key) for key in state)
+    state = {key: ready(tensor) for key, tensor in state.items()}
     config = hub_build.configuration(values)
     config.num_labels = _labels(values)
     try:
@@ -151,7 +147,7 @@ def _filled(values: Mapping[str, Any], name: str, state: State, where: str) -> A
         raise ValueError(f"{where}: the weights do not fit a {name} ({hub_build.one_line(error)})") from None
     whole = {_leaf(key) for key, tensor in model.state_dict().items() if not tensor.is_floating_point()} | _COUNTED
     problems = {
-        "missing": [key for key in told["missing_keys"] if not _is_pooler(key)],
+        "missing": [key for key in told["missing_keys"] if pooled or not _is_pooler(key)],
         "unexpected": [key for key in told["unexpected_keys"] if not _is_pooler(key)],
         "misshapen": [f"{key} {tuple(has)} for {tuple(wants)}" for key, has, wants in told["mismatched_keys"]],
     }
@@ -184,4 +180,4 @@ def _told(problem: str, keys: Iterable[str]) -> str:
 
 
 def _is_pooler(key: str) -> bool:
-    return key.split(".")[-3:-1] == ["pooler", "dense"]
+    return "pooler" in key.split(".")

@@ -16,9 +16,9 @@ from typing import Any
 from synoptic.config import load_json
 from synoptic.files import read_bounded
 from synoptic.weights.checksums import SUMS, read_sums
+from synoptic.weights.descriptions import PROCESSOR, PROCESSORS
 from synoptic.weights.folder import CARD, CONFIG, FORMAT, WEIGHTS
 from synoptic.weights.formats import FILES
-from synoptic.weights.processors import PROCESSOR
 from synoptic.weights.reading import INDEX, shards_of
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,8 @@ def _fetch_theirs(model: _Repository, header: Mapping[str, Any]) -> None:
     if weights.endswith(INDEX):
         for shard in shards_of(model.need(weights)):
             model.need(shard)
-    model.get(PROCESSOR)  # it decides how pictures are normalised, so whether there is one has to be known
+    if model.get(PROCESSOR) is None:  # one of them decides how pictures are normalised, so it has to be known
+        model.get(PROCESSORS)
     try:
         model.get(CARD)
     except ValueError as error:

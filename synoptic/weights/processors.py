@@ -1,4 +1,4 @@
-"""What the preprocessor_config.json of a folder of Hugging Face does to pictures, as our preprocessing."""
+"""What an image processor of transformers does to pictures, by its JSON values, as our preprocessing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from synoptic.models.bounds import LARGEST
 from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from synoptic.types import Preprocess
 
-PROCESSOR = "preprocessor_config.json"
 _USUAL = 224  # pixels, where neither the model nor its preprocessing says a size
 
 
-def preprocessing(
-    processor: Mapping[str, Any], image_size: int | None
-) -> tuple[Preprocess, tuple[float, ...], tuple[float, ...]]:
-    """What a preprocessor_config.json does to pictures, as ours: how they are cut and resized, and mean and deviation.
+def preprocessing(processor: Mapping[str, Any], image_size: int | None) -> Preprocess:
+    """How an image processor cuts and resizes pictures, as ours.
 
     Pictures are cut before they are resized, where transformers resizes them first: the same but for rounding, and for
     what its filter sees beyond the cut. Filters other than the bilinear one become the bicubic one. Pictures that keep
@@ -37,13 +34,12 @@ def preprocessing(
     if "crop_pct" in processor and keeps_shape:  # ConvNeXt's: small pictures are cut, large ones squashed
         keeps_shape = resized < 384
         share = _number(processor, "crop_pct", 1.0) if keeps_shape else 1.0
-    seen = Preprocess(
+    return Preprocess(
         size,
         "crop" if keeps_shape else "squash",
         share=share,
         interpolation="bilinear" if processor.get("resample") == 2 else "bicubic",
     )
-    return seen, *_statistics(processor)
 
 
 def _resized(processor: Mapping[str, Any], usual: int) -> tuple[int, bool]:
@@ -67,24 +63,30 @@ def _side(size: Any, usual: int | None) -> int | None:
         told = [side for side in told if side is not None]
     if isinstance(told, list | tuple):
         if not told or any(side != told[0] for side in told):
-            raise ValueError(f"{PROCESSOR}: pictures of the size {size} are not square")
+            raise ValueError(f"its image processor says the size {size}, and only squares are read here")
         told = told[0]
     if told is None:
         return usual
     if isinstance(told, bool) or not isinstance(told, int) or not 0 < told <= LARGEST:
-        raise ValueError(f"{PROCESSOR}: {size!r} is no side of a square in pixels")
+        raise ValueError(f"its image processor says {size!r}, which is no side of a square in pixels")
     return told
 
 
-def _statistics(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of pictures in [0, 1] that do what rescaling of bytes and normalising do."""
+def statistics(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pictures in [0, 1] that do what rescaling of bytes and normalising do.
+
+    Raises:
+        ValueError: a value is of no known form.
+    """
     scale = 255 * _number(processor, "rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
     offset = 1.0 if processor.get("rescale_offset") else 0.0  # EfficientNet's: bytes become numbers from -1 to 1
     mean, std = processor.get("image_mean", IMAGENET_MEAN), processor.get("image_std", IMAGENET_STD)
+    if not _numbers(mean) or not _numbers(std) or len(mean) != len(std):
+        raise ValueError(
+            f"its image processor says image_mean={mean} and image_std={std}, which should be numbers, one a band"
+        )
     if not processor.get("do_normalize", True):
-        mean, std = [0.0] * 3, [1.0] * 3
-    if not _numbers(mean) or not _numbers(std):
-        raise ValueError(f"{PROCESSOR}: image_mean={mean} and image_std={std} should be numbers, one for each band")
+        mean, std = [0.0] * len(mean), [1.0] * len(mean)
     return tuple((each + offset) / scale for each in mean), tuple(each / scale for each in std)
 
 
@@ -93,7 +95,7 @@ def _number(processor: Mapping[str, Any], key: str, usual: float) -> float:
     if value is None:
         return usual
     if not _numbers([value]) or not 0 < value <= 255:
-        raise ValueError(f"{PROCESSOR}: {key}={value} should be a number above 0")
+        raise ValueError(f"its image processor says {key}={value}, which should be a number above 0")
     return float(value)
 
 

@@ -9,6 +9,8 @@ import argparse
 import pickle
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from synoptic.config import LARGEST_JSON, load_json
+from synoptic.weights.checksums import remembered
+from synoptic.weights.room import copied
 from synoptic.weights.torchscript import is_torchscript, read_torchscript
 
 State = dict[str, Tensor]
 
 INDEX = ".index.json"  # behind the name of a file that is cut into several
 MOST_PER_BYTE = 4  # bytes of tensors for one of the file: room for tensors that share memory, not for a bomb
+
+_TORCHSCRIPT, _TENSORS, _CODE = "torchscript", "tensors", "code"  # what an archive holds
 
 # DINO's training keeps the arguments of its command. A Namespace does nothing when it is made and filled.
 _HARMLESS: list[Any] = [argparse.Namespace]
@@ -36,7 +42,8 @@ def read_parts(path: Path) -> dict[str, State]:
         path: the file, or the JSON file of its index.
     Returns:
         Dictionary of the file -> key -> tensor. Tensors that lie in no inner dictionary are in that called "". They are
-        as the file has them, and may be windows on it: `owned` copies what is to stay.
+        as the file has them, and mostly windows on it: what is written into them stays in memory, but who writes into
+        the file changes them, and who shortens it ends the process. A file that takes its place does neither.
     Raises:
         ValueError: the file is missing, damaged, or of another sort, would run code, or holds tensors that are larger
             than it.
@@ -72,8 +79,18 @@ def _check_header(path: Path) -> None:
 
 
 def owned(tensor: Tensor) -> Tensor:
-    """A copy that no longer hangs on the file, floats as float32: who writes into the file would change the model."""
-    return tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
+    """A copy that no longer hangs on the file, floats as float32."""
+    return copied(tensor.detach(), _kept_as(tensor))
+
+
+def ready(tensor: Tensor) -> Tensor:
+    """A tensor as models hold it: floats as float32, side by side. It is copied where the file has it otherwise."""
+    as_it_is = tensor.dtype == _kept_as(tensor) and tensor.is_contiguous()
+    return tensor.detach() if as_it_is else owned(tensor)
+
+
+def _kept_as(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
 def _is_archive(path: Path) -> bool:
@@ -87,31 +104,55 @@ def _is_archive(path: Path) -> bool:
 
 def _read_torch(path: Path) -> Any:
     try:
-        _check_archive(path)
-        if is_torchscript(path):
+        kind, _, code = remembered(path, "archive", _kind_of_archive).partition(":")
+        if kind == _TORCHSCRIPT:
             return read_torchscript(path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            if not code:
+        if kind == _TENSORS:
+            with torch.serialization.safe_globals(_HARMLESS):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise ValueError(f"{path}: damaged weights file, or one with more than tensors and plain values") from None
     except Exception as error:  # a spoiled pickle may fail in any way
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ValueError(f"{path}: damaged weights file ({reason})") from None
+    named = ", ".join(code.split(",")[:3])
     raise ValueError(
-        f"{path}: reading it would run code ({', '.join(sorted(code)[:3])}), which is refused; "
-        "have its tensors saved alone, best as safetensors"
+        f"{path}: reading it would run code ({named}), which is refused; have its tensors saved alone, best as "
+        "safetensors"
     )
 
 
-def _check_archive(path: Path) -> None:
+def _kind_of_archive(path: Path) -> str:
+    """What an archive holds, looked at once for each state of the file, and for its checksums, which PyTorch does not.
+
+    Returns:
+        `_TORCHSCRIPT`, `_TENSORS`, or `_CODE` and what it names.
+    Raises:
+        ValueError: it is damaged, or unpacks to much more than it is.
+    """
     with zipfile.ZipFile(path) as archive:
         inside = sum(entry.file_size for entry in archive.infolist())
         if inside > MOST_PER_BYTE * path.stat().st_size:
             raise ValueError(f"it unpacks to {inside:,} bytes")
-        if broken := archive.testzip():  # PyTorch does not look at the checksums that it writes
-            raise ValueError(f"the checksum of {broken} does not fit")
+        with ThreadPoolExecutor() as threads:
+            for broken in filter(None, threads.map(partial(_broken, archive), archive.infolist())):
+                raise ValueError(f"the checksum of {broken} does not fit")
+    if is_torchscript(path):
+        return _TORCHSCRIPT
+    with torch.serialization.safe_globals(_HARMLESS):
+        code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return f"{_CODE}:{','.join(sorted(code))}" if code else _TENSORS
+
+
+def _broken(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str | None:
+    """The name of an entry that is not what was written; None of any other."""
+    try:
+        with archive.open(entry) as content:
+            while content.read(1 << 20):
+                pass
+    except zipfile.BadZipFile:
+        return entry.filename
+    return None
 
 
 def _parts(content: Any) -> dict[str, State]:

@@ -26,11 +26,11 @@ from synoptic.types import Preprocess
 from synoptic.weights import formats, zoo
 from synoptic.weights.card import CALLED
 from synoptic.weights.convert import from_ours, kept
-from synoptic.weights.folder import CONFIG, KINDS, WEIGHTS, Record, kind_of, load_folder, save_folder
-from synoptic.weights.formats import FORMATS, Format
+from synoptic.weights.descriptions import CONFIG, PROCESSOR, Description
+from synoptic.weights.folder import KINDS, WEIGHTS, Record, kind_of, load_folder, save_folder
 from synoptic.weights.headers import processor
+from synoptic.weights.layouts import FORMATS, Format
 from synoptic.weights.options import LoadOptions
-from synoptic.weights.processors import PROCESSOR
 from synoptic.weights.reading import State, read_parts
 from synoptic.weights.words import find_tokenizer, write_tokenizer
 
@@ -160,7 +160,7 @@ def _fit(form: Format, network: Any, preprocess: Preprocess) -> _Fit:
     if resampling:
         how = ", ".join(_told(resampling))
         notes.append(f"at sizes other than {config.image_size} its positions are resampled otherwise: {how}")
-    read = formats.prepared(told, headers.get(PROCESSOR, {}))
+    read = formats.prepared(told, _described(headers))
     if preprocess != (read if network.channels == 3 else replace(read, bands=preprocess.bands)):
         usual = vars(Preprocess(preprocess.size))
         differs = {name: value for name, value in vars(preprocess).items() if value != usual[name]}
@@ -178,10 +178,14 @@ def _headers(form: Format, config: Any, preprocess: Preprocess) -> dict[str, dic
     return {PROCESSOR: processor(preprocess, encoder.mean, encoder.std), CONFIG: form.header(config)}
 
 
+def _described(headers: Mapping[str, Mapping[str, Any]]) -> Description:
+    return Description(headers.get(CONFIG, {}), headers.get(PROCESSOR))
+
+
 def _read_as(form: Format, state: State, headers: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> Any:
     """The configuration that a layout's reader takes a model for."""
-    header = {key: value for values in headers.values() for key, value in values.items()}
-    return from_dict(KINDS[form.kind].config, form.fields(state, header, options), form.name)
+    fields = form.fields(state, _described(headers).header, options)
+    return from_dict(KINDS[form.kind].config, fields, form.name)
 
 
 def _unsaid(form: Format, network: Any, state: State, told: Any, options: LoadOptions) -> Iterator[str]:
@@ -221,7 +225,7 @@ def _write_file(out: Path, network: nn.Module, fit: _Fit) -> None:
     def write(file: IO[bytes]) -> None:
         torch.save({key: _alone(tensor) for key, tensor in fit.state.items()}, file)
         file.flush()
-        _check(Path(file.name), {}, network, fit)
+        _check(Path(file.name), Description(), network, fit)
 
     write_atomically(out, write)
 
@@ -235,8 +239,8 @@ def _write_folder(out: Path, network: Any, fit: _Fit) -> None:
         if getattr(network, "tokenizer", None) is not None:
             write_tokenizer(fresh, network.tokenizer)
             find_tokenizer(fresh, network.config.text, LoadOptions())  # raises where it cannot be read
-        file, header = formats.open_place(fresh)
-        _check(file, header, network, fit)
+        file, said = formats.open_place(fresh)
+        _check(file, said, network, fit)
 
 
 def _write_ours(out: Path, network: nn.Module, preprocess: Preprocess, record: Record) -> None:
@@ -263,11 +267,11 @@ def _fresh_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _check(file: Path, header: Mapping[str, Any], network: nn.Module, fit: _Fit) -> None:
+def _check(file: Path, said: Description, network: nn.Module, fit: _Fit) -> None:
     """Reads what was written, as whoever loads it does, and compares."""
     parts = read_parts(file)
     _compare(fit.state, parts[""])
-    found = formats.identify(parts, header, fit.options, str(file))
+    found = formats.identify(parts, said.header, fit.options, str(file))
     assert found.format is fit.form, f"{fit.form.name} is read as {found.format.name}"
     _compare(kept(network.state_dict(), fit.form.table), found.state)
 

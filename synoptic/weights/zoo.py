@@ -111,7 +111,7 @@ def resolve(model: str | Path) -> str | Path:
     if hub_files.is_spec(model):
         return hub_files.fetch_folder(str(model))
     path = Path(model).expanduser()
-    if path.name in formats.FILES and formats.has_weights(path.parent):
+    if path.name in formats.FILES and formats.has_weights(path.parent) and formats.is_ours(path.parent):
         path = path.parent
     found = [folder for folder in (path, path / "weights") if formats.has_weights(folder)]
     if found:

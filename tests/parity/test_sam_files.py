@@ -338,7 +338,7 @@ SAID: dict[str, tuple[str, Any, str]] = {
         5,
         r"decoder\.heads=5 and 8 should divide embedding=16",
     ),
-    "nothing of a part": ("mask_decoder_config", "none", "mask_decoder_config in its config.json should hold keys"),
+    "nothing of a part": ("mask_decoder_config", "none", "transformers refuses its configuration"),
 }
 
 
@@ -414,7 +414,8 @@ def test_a_sam_is_kept_whole(folder: Path, tmp_path: Path) -> None:
     assert again.model.config == ours.model.config and again.preprocess == ours.preprocess
     picture = photograph(90, 60)
     one, other = (each.segment(picture, points=[(12, 20)]) for each in (ours, again))
-    assert np.array_equal(one.masks, other.masks) and np.array_equal(one.scores, other.scores)
+    assert np.array_equal(one.masks, other.masks)
+    assert np.allclose(one.scores, other.scores, rtol=1e-6)
     card = (tmp_path / "kept" / "README.md").read_text()
     assert 'model.segment("a.jpg", points=[(10, 20)])' in card and "model.embed" not in card
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import synoptic
@@ -27,7 +27,8 @@ from synoptic.types import Preprocess
 from synoptic.weights import formats, zoo
 from synoptic.weights.convert import from_ours
 from synoptic.weights.folder import save_folder, shapes_alone
-from synoptic.weights.formats import FORMATS, Format, identify, networks
+from synoptic.weights.formats import identify, networks
+from synoptic.weights.layouts import FORMATS, Format
 from synoptic.weights.options import LoadOptions
 
 BY_NAME = {form.name: form for form in FORMATS}
@@ -308,8 +309,9 @@ def test_a_file_that_makes_no_model_is_refused_in_one_line(tmp_path: Path, case:
 @pytest.mark.parametrize("files", ["safetensors", "shards", "bin"])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if BY_NAME[name].model_type])
 def test_a_folder_of_hugging_face_says_what_it_is(tmp_path: Path, name: str, files: str) -> None:
-    folder = huggingface(tmp_path / "dinov2-tiny", BY_NAME[name], image_mean=[0.5] * 3)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.25] * 3, "size": {"height": 99}}))
+    folder = huggingface(tmp_path / "dinov2-tiny", BY_NAME[name])
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 99}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     whole = folder / "model.safetensors"
     state = theirs(BY_NAME[name])
     if files == "shards":
@@ -343,7 +345,7 @@ def test_a_folder_of_hugging_face_says_what_it_is(tmp_path: Path, name: str, fil
         ),
         ({"size": {"height": 9, "width": 9}, "resample": 2}, Preprocess(16, "squash", interpolation="bilinear")),
         ({"size": 8, "crop_size": 8, "do_center_crop": True}, Preprocess(8)),
-        ({"size": {"height": 8, "width": 4}}, "pictures of the size .* are not square"),
+        ({"size": {"height": 8, "width": 4}}, "only squares are read here"),
         ({"size": {"height": 4 * 10**9, "width": 4 * 10**9}}, "is no side of a square in pixels"),
         ({"size": {"height": "8", "width": "8"}}, "is no side of a square in pixels"),
         ({"size": ["shortest_edge"]}, "is no side of a square in pixels"),
@@ -387,13 +389,43 @@ def test_a_folder_of_nobody_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_a_folder_stands_for_the_folder_where_that_says_more(tmp_path: Path) -> None:
     folder = huggingface(tmp_path / "h", BY_NAME["ViTModel of transformers"])
-    assert zoo.resolve(folder / "model.safetensors") == folder
+    state = load_file(folder / "model.safetensors")
+    torch.save({key: tensor + 1 for key, tensor in state.items()}, folder / "pytorch_model.bin")
+    by_name, other = (synoptic.load(folder / name, "cpu") for name in ("model.safetensors", "pytorch_model.bin"))
+    assert by_name.name == other.name == folder.name
+    assert torch.equal(by_name.model.norm.bias + 1, other.model.norm.bias)
     (folder / "config.json").rename(folder / "away.json")
     assert zoo.resolve(folder / "model.safetensors") == folder / "model.safetensors"
     assert synoptic.load(folder / "model.safetensors", heads=3).trained == {"from": "ViTModel of transformers"}
     (tmp_path / "config.json").write_text("{}")
     path = dino(tmp_path)
     assert zoo.resolve(path) == path
+
+
+def test_a_file_may_be_replaced_or_deleted_under_a_loaded_model(tmp_path: Path) -> None:
+    path, images = dino(tmp_path), torch.rand(1, 3, 16, 16)
+    model = synoptic.load(path, "cpu", heads=3)
+    before = model(images).patches
+    torch.save({key: torch.zeros_like(tensor) for key, tensor in theirs(BY_NAME["DINO"]).items()}, tmp_path / "new")
+    (tmp_path / "new").rename(path)
+    assert torch.equal(model(images).patches, before)
+    path.unlink()
+    assert torch.equal(model(images).patches, before)
+
+
+def test_what_is_written_into_a_loaded_model_stays_out_of_its_file(tmp_path: Path) -> None:
+    path = dino(tmp_path)
+    content = path.read_bytes()
+    for parameter in synoptic.load(path, "cpu", heads=3).model.parameters():
+        parameter.detach().add_(1)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("option", ["window", "activation", "text_heads", "decoder_heads"])
+def test_options_that_decide_nothing_are_refused(option: str, tmp_path: Path) -> None:
+    value: Any = "gelu" if option == "activation" else 3
+    with pytest.raises(ValueError, match=f"load.{option}= decides nothing in files of DINO, of which can be said part"):
+        synoptic.load(dino(tmp_path), "cpu", **{"heads": 3, option: value})
 
 
 def test_what_says_all_of_itself_takes_no_options(tmp_path: Path) -> None:

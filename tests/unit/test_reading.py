@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from synoptic.weights.reading import owned, read_parts
+from synoptic.weights import checksums, reading
+from synoptic.weights.reading import _broken, read_parts, ready
 
 WEIGHT = torch.arange(6.0).view(2, 3)
 MEGABYTE = torch.ones(2**18)
@@ -47,14 +49,36 @@ def test_safetensors_and_pytorchs_files_are_told_by_what_they_hold(tmp_path: Pat
         assert torch.equal(read_parts(path)[""]["weight"], WEIGHT)
 
 
-def test_owned_tensors_are_float32_and_do_not_hang_on_the_file(tmp_path: Path) -> None:
-    weight = read_parts(written(tmp_path / "a.pth", {"weight": WEIGHT.half().T}))[""]["weight"]
-    kept = owned(weight)
-    assert (kept.dtype, kept.is_contiguous()) == (torch.float32, True)
-    with (tmp_path / "a.pth").open("r+b") as file:
-        file.write(bytes(os.path.getsize(tmp_path / "a.pth")))
-    assert torch.equal(kept, WEIGHT.T)
-    assert owned(torch.arange(3)).dtype == torch.int64
+def test_tensors_are_made_ready_as_models_hold_them(tmp_path: Path) -> None:
+    parts = read_parts(
+        written(tmp_path / "a.pth", {"half": WEIGHT.half().T, "whole": WEIGHT, "count": torch.arange(3)})
+    )
+    half, whole, count = (ready(parts[""][name]) for name in ("half", "whole", "count"))
+    assert (half.dtype, half.is_contiguous(), count.dtype) == (torch.float32, True, torch.int64)
+    assert torch.equal(half, WEIGHT.T)
+    assert whole.data_ptr() == parts[""]["whole"].data_ptr()  # nothing is copied that need not be
+
+
+def test_an_archive_is_read_through_when_it_is_first_seen_and_after_every_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(checksums, "SETTLED", -1.0)
+    seen: list[str] = []
+    monkeypatch.setattr(
+        reading, "_broken", lambda archive, entry: seen.append(entry.filename) or broken(archive, entry)
+    )
+    broken = _broken
+    path = written(tmp_path / "a.pth", {"weight": WEIGHT})
+    read_parts(path)
+    count = len(seen)
+    read_parts(path)
+    assert len(seen) == count > 0
+    time.sleep(0.02)
+    flip(path)
+    for _ in range(2):  # what is wrong is not kept as what is right
+        with pytest.raises(ValueError, match=r"checksum of .* does not fit"):
+            read_parts(path)
 
 
 def sharded(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from synoptic.weights.convert import (
     load_state,
     to_ours,
 )
-from synoptic.weights.folder import load_folder, save_folder, text_towers, weights_hash
+from synoptic.weights.folder import load_folder, model_hash, save_folder, text_towers, weights_hash
 from synoptic.weights.writing import convert
 
 
@@ -328,6 +329,18 @@ def test_the_hash_tells_weights_apart(tmp_path: Path) -> None:
     with torch.no_grad():
         model.logit_scale.add_(1e-6)
     assert weights_hash(model) != first
+
+
+def test_a_models_hash_knows_all_that_decides_its_answers(tmp_path: Path) -> None:
+    model, preprocess, _ = load_folder(saved(tmp_path))
+    told = model_hash(model, preprocess)
+    assert (
+        load_folder(saved(tmp_path))[0] is not model and model_hash(load_folder(saved(tmp_path))[0], preprocess) == told
+    )
+    others = {told, model_hash(model), model_hash(model, replace(preprocess, mode="squash"))}
+    model.config = replace(model.config, image=replace(model.config.image, mean=(0.1, 0.2, 0.3)))
+    others.add(model_hash(model, preprocess))
+    assert len(others) == 4
 
 
 def test_the_list_of_models() -> None:

@@ -63,6 +63,7 @@ def files_of_dinov2() -> dict[str, bytes]:
     """A tiny Dinov2Model of transformers, as it lies on the Hub."""
     state = from_ours(network(mask_token=True, layer_scale=1.0).state_dict(), HUGGINGFACE_DINOV2)
     said = {"model_type": "dinov2", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+    said |= {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
     return {
         "config.json": json.dumps(said).encode(),
         "model.safetensors": save({key: tensor.contiguous() for key, tensor in state.items()}, {"format": "pt"}),
@@ -263,6 +264,7 @@ def test_a_licence_that_forbids_commercial_use_is_told_once(
     places: Path, hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = "my/dino: its licence, cc-by-nc-4.0, forbids commercial use"
+    hub.files["preprocessor_config.json"] = b'{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
     model = synoptic.load("hf:my/dino", "cpu")
     synoptic.load("hf:my/dino", "cpu")
     assert caplog.messages == [told]
@@ -313,16 +315,17 @@ def test_a_model_of_the_hub_is_fetched_from_one_commit(hub: Hub) -> None:
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "processor_config.json",
         "README.md",
     ]
-    assert [revision for _, revision in hub.asked] == ["v2", *[COMMIT] * 3]
+    assert [revision for _, revision in hub.asked] == ["v2", *[COMMIT] * 4]
     assert (model.name, model.trained["origin"]) == ("my/dino", f"hf:my/dino@{COMMIT}")
     expected = network(mask_token=True, layer_scale=1.0)(torch.ones(1, 3, 16, 16)).summary
-    assert torch.equal(model(torch.ones(1, 3, 16, 16)).summary, expected)
+    torch.testing.assert_close(model(torch.ones(1, 3, 16, 16)).summary, expected)
 
 
 def test_a_model_in_the_hubs_cache_needs_no_network(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    hub.files["preprocessor_config.json"] = b'{"image_mean": [0.5, 0.5, 0.5]}'
+    hub.files["preprocessor_config.json"] = b'{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
     hub.put("my/dino", "config.json", "model.safetensors", "preprocessor_config.json")
     hub.reachable = False
     assert synoptic.load("hf:my/dino", "cpu").model.config.mean == (0.5,) * 3
@@ -334,12 +337,13 @@ def test_the_hubs_own_library_reads_its_cache_without_a_network(caplog: pytest.L
     assert constants.HF_HUB_OFFLINE
     cache = Hub(files_of_dinov2())
     cache.put("my/dino", "config.json", "model.safetensors")
-    absent = cache.folder("my/dino").parents[1] / ".no_exist" / COMMIT / "preprocessor_config.json"
-    absent.parent.mkdir(parents=True)
-    absent.touch()
+    absent = cache.folder("my/dino").parents[1] / ".no_exist" / COMMIT
+    absent.mkdir(parents=True)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (absent / name).touch()
     for spec in ("hf:my/dino", f"hf:my/dino@{COMMIT}"):
         assert synoptic.load(spec, "cpu").trained["origin"] == f"hf:my/dino@{COMMIT}"
-    assert caplog.messages == []
+    assert all("has no preprocessor_config.json" in message for message in caplog.messages)
     with pytest.raises(ValueError, match=r"hf:my/dino: config\.json cannot be fetched \("):
         synoptic.load("hf:my/dino@v2")
     with pytest.raises(ValueError, match=r"hf:my/other: config\.json cannot be fetched \("):

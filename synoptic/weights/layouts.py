@@ -1,0 +1,265 @@
+"""The layouts of weights of other makers: how each is told, named as ours, read as our configuration, and written.
+
+To add a layout: a table of its keys in `convert.py` or beside it, and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from synoptic.weights import clip_tables, convert, headers, resnet_tables, sam_tables
+from synoptic.weights.convert import Table
+from synoptic.weights.fields import Fields, clip, is_plain, plain_resnet, sam, siglip, vit
+from synoptic.weights.reading import State
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of weights.
+
+    Attributes:
+        name: as people call its models.
+        marks: keys by which it is told from the others; the first format of `FORMATS` holds that has all of its marks.
+        table: names its tensors as ours.
+        fields: (our tensors, values of config.json where there is one, options) -> our configuration's fields.
+        model_type: what config.json says in a folder of Hugging Face, in place of the marks.
+        kind: of our models, a key of `folder.KINDS`.
+        reads: whether a config.json of that model_type is of a model that ours is; transformers makes the others.
+        always: fields of our configuration (dotted where nested) in which its makers' code has no choice: a model that
+            differs there is not written in it.
+        header: our configuration -> what config.json says of it; None for what has no header, or is not written.
+        constants: our configuration -> tensors of theirs that follow from it.
+        unsaid: options that a file leaves open -> where our configuration has them.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    table: Table
+    fields: Fields
+    model_type: str | None = None
+    kind: str = "vit"
+    reads: Callable[[Mapping[str, Any]], bool] = lambda header: True
+    always: Mapping[str, Any] = field(default_factory=dict)
+    header: Callable[[Any], dict[str, Any]] | None = None
+    constants: Callable[[Any], State] = lambda config: {}
+    unsaid: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def maker(self) -> Literal["official", "huggingface"]:
+        """Whose layout it is: that of the models' makers, or of transformers."""
+        return "official" if self.model_type is None else "huggingface"
+
+
+_PATCHES = {"stem": "patch", "position": "learned", "pre_norm": False, "final_norm": True, "patch_bias": True}
+_VIT = {**_PATCHES, "summary_tokens": 1, "pool": "tokens"}
+_DINO = {**_VIT, "registers": 0, "feed_forward": "mlp", "layer_scale": None}
+_CLIP = {
+    **{f"image.{name}": value for name, value in {**_DINO, "pre_norm": True, "patch_bias": False}.items()},
+    **{"image.qkv_bias": True, "image.mask_token": False, "text.causal": True, "text.read_at": "end"},
+    **{"text.projection_bias": False, "bias": False},
+}
+_SIGLIP = {
+    **{f"image.{name}": value for name, value in {**_DINO, "summary_tokens": 0, "pool": "attention"}.items()},
+    **{"image.qkv_bias": True, "image.mask_token": False, "text.causal": False, "text.read_at": "last"},
+    **{"text.projection_bias": True, "bias": True},
+}
+_RESNET = {"text.causal": True, "text.read_at": "end", "text.projection_bias": False, "bias": False}
+_HEADS = {"heads": "heads"}
+_TOWERS = {"heads": "image.heads", "text_heads": "text.heads"}
+
+
+def _openai(config: Any) -> State:
+    """The numbers that OpenAI's state dicts hold beside the weights.
+
+    Raises:
+        ValueError: a tower's feed-forward layers are not four times as wide as it, as OpenAI's code has them.
+    """
+    for tower in (config.image, config.text):
+        if tower is not None and tower.hidden not in (None, 4 * tower.width):
+            raise ValueError(f"hidden={tower.hidden} is not four times width={tower.width}")
+    sizes = {"input_resolution": config.image_size, "context_length": config.text.context}
+    return {name: torch.tensor(size) for name, size in {**sizes, "vocab_size": config.text.vocabulary}.items()}
+
+
+# Positions at other sizes than the trained one: the released DINO and DINOv2 resample by a factor that is 0.1 cells too
+# large, DINOv2 with registers to the exact size and low-passed. transformers takes the exact size in all its models, so
+# that those without registers differ from the release that they were converted from. Here a file of the makers answers
+# as their code does, and a folder of Hugging Face as transformers does. The makers of CLIP and SigLIP have no rule, as
+# their code sees the trained size alone; here their files answer at others as transformers does.
+FORMATS = (
+    Format(
+        "DINOv2 with registers",
+        ("cls_token", "pos_embed", "register_tokens"),
+        convert.DINOV2_VIT,
+        vit(antialias=True),
+        always={**_VIT, "mask_token": True, "layer_scale": 1.0},
+        unsaid=_HEADS,
+    ),
+    Format(
+        "DINOv2",
+        ("cls_token", "pos_embed", "mask_token"),
+        convert.DINOV2_VIT,
+        vit(position_offset=0.1),
+        always={**_VIT, "registers": 0, "mask_token": True, "layer_scale": 1.0},
+        unsaid=_HEADS,
+    ),
+    Format(  # its teachers have no token for what is hidden, and are told as DINO, whose answers are the same
+        "iBOT",
+        ("cls_token", "pos_embed", "masked_embed"),
+        convert.IBOT_VIT,
+        vit(position_offset=0.1),
+        always={**_DINO, "mask_token": True},
+        unsaid=_HEADS,
+    ),
+    Format(
+        "DINO",
+        ("cls_token", "pos_embed", "blocks.0.attn.qkv.weight"),
+        convert.DINO_VIT,
+        vit(position_offset=0.1),
+        always=_DINO,
+        unsaid=_HEADS,
+    ),
+    Format(
+        "DINO with a ResNet",
+        ("conv1.weight", "layer1.0.bn3.weight", "layer4.0.downsample.1.weight"),
+        resnet_tables.TORCHVISION_RESNET,
+        plain_resnet,
+        kind="plain_resnet",
+    ),
+    Format(
+        "Dinov2WithRegistersModel of transformers",
+        ("embeddings.position_embeddings", "embeddings.register_tokens"),
+        convert.HUGGINGFACE_DINOV2,
+        vit(antialias=True),
+        "dinov2_with_registers",
+        always={**_VIT, "mask_token": True, "layer_scale": 1.0},
+        header=headers.dinov2_with_registers,
+    ),
+    Format(
+        "Dinov2Model of transformers",
+        ("embeddings.position_embeddings", "encoder.layer.0.layer_scale1.lambda1"),
+        convert.HUGGINGFACE_DINOV2,
+        vit(),
+        "dinov2",
+        always={**_VIT, "registers": 0, "layer_scale": 1.0},
+        header=headers.dinov2,
+    ),
+    Format(
+        "ViTModel of transformers",
+        ("embeddings.position_embeddings", "encoder.layer.0.layernorm_before.weight"),
+        convert.HUGGINGFACE_VIT,
+        vit(norm_eps=1e-12),
+        "vit",
+        always=_DINO,
+        header=headers.vit,
+    ),
+    Format(
+        "ResNetModel of transformers",
+        ("embedder.embedder.convolution.weight", "encoder.stages.0.layers.0.layer.2.convolution.weight"),
+        resnet_tables.HUGGINGFACE_RESNET,
+        plain_resnet,
+        "resnet",
+        "plain_resnet",
+        reads=is_plain,
+        header=headers.plain_resnet,
+    ),
+    Format(
+        "CLIP with a ViT, of OpenAI",
+        ("input_resolution", "visual.class_embedding"),
+        clip_tables.CLIP_VIT,
+        clip(activation="quick_gelu"),
+        kind="clip",
+        always={**_CLIP, "resnet": None, "text.activation": "quick_gelu"},
+        constants=_openai,
+        unsaid=_TOWERS,
+    ),
+    Format(
+        "CLIP with a ResNet, of OpenAI",
+        ("input_resolution", "visual.attnpool.positional_embedding"),
+        clip_tables.CLIP_RESNET,
+        clip(activation="quick_gelu"),
+        kind="clip",
+        always={**_RESNET, "image": None, "text.activation": "quick_gelu"},
+        constants=_openai,
+        unsaid={"text_heads": "text.heads"},
+    ),
+    Format(
+        "CLIP with a ViT",
+        ("visual.class_embedding", "text_projection"),
+        clip_tables.CLIP_VIT,
+        clip(),
+        kind="clip",
+        always={**_CLIP, "resnet": None},
+        unsaid={**_TOWERS, "activation": "text.activation"},
+    ),
+    Format(
+        "CLIP with a ResNet",
+        ("visual.attnpool.positional_embedding", "text_projection"),
+        clip_tables.CLIP_RESNET,
+        clip(),
+        kind="clip",
+        always={**_RESNET, "image": None},
+        unsaid={"text_heads": "text.heads", "activation": "text.activation"},
+    ),
+    Format(
+        "SigLIP of open_clip",
+        ("visual.trunk.attn_pool.latent", "text.text_projection.weight"),
+        clip_tables.OPEN_CLIP_SIGLIP,
+        siglip(activation="gelu"),
+        kind="clip",
+        always={**_SIGLIP, "resnet": None},
+        unsaid=_TOWERS,
+    ),
+    Format(
+        "CLIPModel of transformers",
+        ("vision_model.embeddings.class_embedding", "text_projection.weight"),
+        clip_tables.HUGGINGFACE_CLIP,
+        clip(),
+        "clip",
+        "clip",
+        always={**_CLIP, "resnet": None},
+        header=headers.clip,
+    ),
+    Format(
+        "SiglipModel of transformers",
+        ("vision_model.head.probe", "text_model.head.weight"),
+        clip_tables.HUGGINGFACE_SIGLIP,
+        siglip(activation="gelu_tanh"),
+        "siglip",
+        "clip",
+        always={**_SIGLIP, "resnet": None},
+        header=headers.siglip,
+    ),
+    Format(
+        "SAM",
+        ("image_encoder.pos_embed", "image_encoder.neck.0.weight"),
+        sam_tables.SAM,
+        sam(decoder_eps=1e-5),
+        kind="sam",
+        always={"mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD], "norm_eps": 1e-6, "decoder.norm_eps": 1e-5},
+        unsaid={"decoder_heads": "decoder.heads"},
+    ),
+    Format(
+        "SamModel of transformers",
+        ("vision_encoder.pos_embed", "shared_image_embedding.positional_embedding"),
+        sam_tables.HUGGINGFACE_SAM,
+        sam(decoder_eps=1e-6),
+        "sam",
+        "sam",
+        header=sam_tables.header,
+    ),
+    Format(
+        "SamVisionModel of transformers",
+        ("vision_encoder.pos_embed", "vision_encoder.neck.conv1.weight"),
+        sam_tables.HUGGINGFACE_SAM,
+        sam(decoder_eps=1e-6),
+        "sam_vision_model",
+        "sam",
+        header=sam_tables.header,
+    ),
+)
