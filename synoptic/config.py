@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache, reduce
 from pathlib import Path
@@ -202,14 +202,38 @@ class Key:
     owner: type
 
 
+NAME = "NAME"  # in a key, what the user calls an entry: `teacher.NAME.size` is typed as `teacher.clip.size=224`
+
+
 def keys(kind: type) -> dict[str, Key]:
     """Every key of a configuration class by its dotted name, in order of declaration, those of nested ones included."""
     return {key.name: key for key in _walk(kind, MISSING, "")}
 
 
+def find_key(name: str, known: Mapping[str, Key]) -> Key | None:
+    """The key that a dotted name means, be it of an entry of the user's own naming; None where there is none."""
+    if name in known:
+        return known[name]
+    parts = name.split(".")
+    fitting = (key for key in known.values() if NAME in key.name.split(".") and _fits(parts, key.name.split(".")))
+    return next(fitting, None)
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    return len(parts) == len(pattern) and all(
+        part == wanted or wanted == NAME for part, wanted in zip(parts, pattern, strict=True)
+    )
+
+
 def is_mapping(hint: Any) -> bool:
     """Whether a key holds entries of the user's own naming (`weights.clip=2`)."""
     return isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping)
+
+
+def _entry_kind(hint: Any) -> type | None:
+    """The dataclass that each entry of the user's own naming is, where a key holds such entries."""
+    kind = get_args(hint)[1] if is_mapping(hint) else None
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,8 +369,10 @@ def _walk(kind: type, defaults: Any, prefix: str) -> Iterator[Key]:
     hints = get_type_hints(kind, include_extras=True)
     for item in fields(kind):
         default = _default(item) if defaults is MISSING else getattr(defaults, item.name)
-        inner = _nested_kind(hints[item.name])
-        if inner is None:
+        inner, entry = _nested_kind(hints[item.name]), _entry_kind(hints[item.name])
+        if entry is not None:
+            yield from _walk(entry, MISSING, f"{prefix}{item.name}.{NAME}.")
+        elif inner is None:
             yield Key(prefix + item.name, hints[item.name], default, kind)
         else:
             yield from _walk(inner, MISSING if default is None else default, f"{prefix}{item.name}.")
@@ -390,9 +416,10 @@ def _key_of(location: tuple[int | str, ...], known: Mapping[str, Key]) -> str:
     """The key in a location, which goes on into items of a tuple, entries of a mapping, members of a union."""
     parts = [str(part) for part in location]
     for end in range(len(parts), 0, -1):
-        key = known.get(".".join(parts[:end]))
+        name = ".".join(parts[:end])
+        key = find_key(name, known)
         if key is not None:
-            return ".".join(parts[: end + 1]) if is_mapping(key.hint) else key.name
+            return ".".join(parts[: end + 1]) if is_mapping(key.hint) else name
     return ".".join(parts)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from synoptic.config import Key, from_dict, is_mapping, keys, nearest
+from synoptic.config import Key, find_key, from_dict, is_mapping, keys, nearest
 
 T = TypeVar("T")
 
@@ -268,8 +268,9 @@ def _usage(verb: OptionsVerb) -> str:
 
 
 def _hint(name: str, known: Mapping[str, Key], where: str) -> Any:
-    if name in known:
-        return known[name].hint
+    found = find_key(name, known)
+    if found is not None:
+        return found.hint
     parent, _, _ = name.rpartition(".")
     if parent in known and is_mapping(known[parent].hint):
         return get_args(known[parent].hint)[1]

@@ -19,6 +19,7 @@ from synoptic.config import (
     LoaderConfig,
     OptimConfig,
     TrainConfig,
+    find_key,
     from_dict,
     keys,
     load_json,
@@ -168,6 +169,27 @@ def test_mistakes_inside_unions_and_mappings_name_the_key() -> None:
         from_dict(Method, {**NEEDED, "size": "x"}, "here")
     with pytest.raises(ValueError, match=r"here: shares\.clip=x should be a valid number"):
         from_dict(Method, {**NEEDED, "shares.clip": "x"}, "here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """Entries of the user's own naming, each a configuration."""
+
+    entries: Mapping[str, OptimConfig] = field(default_factory=dict)
+
+
+def test_entries_of_the_users_naming_are_configurations_of_their_own() -> None:
+    known = keys(Named)
+    assert "entries.NAME.lr" in known and "entries" not in known
+    assert find_key("entries.clip.lr", known) is known["entries.NAME.lr"]
+    assert find_key("entries.clip.rate", known) is None and find_key("entries.lr", known) is None
+    config = from_dict(Named, {"entries.clip.lr": "0.5", "entries": {"dino.clip": 1}}, "here")
+    assert (config.entries["clip"].lr, config.entries["dino"].clip) == (0.5, 1.0)
+    assert config.entries["clip"].weight_decay == OptimConfig().weight_decay
+    with pytest.raises(ValueError, match=r"here: entries\.clip\.lr=fast should be a valid number"):
+        from_dict(Named, {"entries.clip.lr": "fast"}, "here")
+    with pytest.raises(ValueError, match=r"unknown key entries\.clip\.rate"):
+        from_dict(Named, {"entries.clip.rate": 1}, "here")
 
 
 def test_keys_are_listed_with_the_defaults_of_the_method() -> None:
