@@ -33,6 +33,9 @@ from synoptic.zeroshot import ZeroShotHead, ranked
 def load(model: str | Path, device: str | torch.device = "auto", **options: Any) -> VisionModel:
     """A model ready for use. On a CPU it keeps the weights of linear layers a second time, as they are read quickest.
 
+    Weights in a folder of Hugging Face stay mapped while the model lives: a file may be replaced or deleted then, but
+    not written into.
+
     Args:
         model: a name that `list_models` tells (built-in architectures have random weights, released models are fetched
             at their first use), a run folder, a weights folder of this library or of Hugging Face, a weights file of

@@ -37,7 +37,7 @@ def known_sha256(path: Path) -> str:
     return remembered(path, "sha256", sha256_of)
 
 
-def remembered(path: Path, what: str, find: Callable[[Path], str]) -> str:
+def remembered(path: Path, what: str, find: Callable[[Path], str], since: tuple[str, bool] | None = None) -> str:
     """What is found out about a file's content, which is looked for when it is first seen and after every change.
 
     To read all of a file takes as long as loading it, or longer. So what was found is kept in the user's cache, with
@@ -48,10 +48,11 @@ def remembered(path: Path, what: str, find: Callable[[Path], str]) -> str:
         path: the file.
         what: tells apart what may be found out about it; letters and digits.
         find: the file -> a word without spaces. What it raises is not kept.
+        since: `file_state` of before what `find` looks at was read, where that was earlier.
     """
     note = cache_folder("checksums") / hashlib.sha256(str(path.resolve()).encode()).hexdigest()
     note = note.with_suffix("" if what == "sha256" else f".{what}")
-    state, settled = _state(path)
+    state, settled = since or file_state(path)
     try:
         seen, _, found = note.read_text(encoding="utf-8").rpartition(" ")
         if seen == state and found:
@@ -59,7 +60,7 @@ def remembered(path: Path, what: str, find: Callable[[Path], str]) -> str:
     except (OSError, ValueError):  # none, or damaged
         pass
     found = find(path)
-    if settled and _state(path)[0] == state:
+    if settled and file_state(path)[0] == state:
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
             write_text(note, f"{state} {found}")
@@ -68,7 +69,7 @@ def remembered(path: Path, what: str, find: Callable[[Path], str]) -> str:
     return found
 
 
-def _state(path: Path) -> tuple[str, bool]:
+def file_state(path: Path) -> tuple[str, bool]:
     """What tells a file from what it was before, and whether it is old enough for another change to show in it."""
     stat = path.stat()
     state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

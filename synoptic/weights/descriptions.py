@@ -27,16 +27,22 @@ log = logging.getLogger(__name__)
 
 # What no shape of a weight tells, in the parts of the configurations that layouts of ours read, "" for the whole.
 _UNTOLD = ("num_attention_heads", "hidden_act", "layer_norm_eps")
-_ALSO_UNTOLD = ("eos_token_id", "pad_token_id", "window_size", "global_attn_indexes")
-_TOWERS = ("text_config", "vision_config")
-_SECTIONS = {
-    **dict.fromkeys(("vit", "dinov2", "dinov2_with_registers", "sam_vision_model"), ("",)),
-    **{"clip": _TOWERS, "siglip": _TOWERS, "sam": ("vision_config", "mask_decoder_config")},
+_OF_TEXT = ("eos_token_id", "pad_token_id")
+_REGISTERS = "num_register_tokens"
+_ALSO_UNTOLD = (*_OF_TEXT, "window_size", "global_attn_indexes", _REGISTERS)
+_TOWERS = {"text_config": (*_UNTOLD, *_OF_TEXT), "vision_config": _UNTOLD}
+_SECTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    **{kind: {"": _UNTOLD} for kind in ("vit", "dinov2", "sam_vision_model")},
+    "dinov2_with_registers": {"": (*_UNTOLD, _REGISTERS)},  # told by shapes, but for a file that lost them
+    **{"clip": _TOWERS, "siglip": _TOWERS, "sam": {"vision_config": _UNTOLD, "mask_decoder_config": _UNTOLD}},
 }
+_OVERRIDING = ("text_config_dict", "vision_config_dict")  # older names, whose values win in transformers
 
-# What decides how pictures are prepared; the first three are known to be missing in no file of before version 5.
-_PREPARED = ("image_mean", "image_std", "size", "crop_size", "crop_pct", "resample", "rescale_factor", "rescale_offset")
-_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+# What decides how pictures are prepared, and what processors that cut nothing say of it.
+_PREPARED = ("image_mean", "image_std", "size", "resample")
+_CUT = ("do_center_crop", "crop_size")
+_WHOLE = ("ViT", "Siglip", "Sam")
+_ELSE = ("crop_pct", "rescale_factor", "rescale_offset", "do_resize", "do_rescale", "do_normalize")
 
 
 @dataclass(frozen=True)
@@ -71,22 +77,26 @@ def describe(folder: Path) -> Description:
         ValueError: a file is damaged, or transformers refuses the configuration that it is asked to complete.
     """
     try:
-        return Description(_completed(load_json(folder / CONFIG)), read_processor(folder))
+        config = _completed(load_json(folder / CONFIG))
+        return Description(config, read_processor(folder, str(config.get("model_type"))))
     except ValueError as error:
         raise error if str(folder) in str(error) else ValueError(f"{folder}: {error}") from None
 
 
-def read_processor(folder: Path) -> dict[str, Any] | None:
+def read_processor(folder: Path, model_type: str) -> dict[str, Any] | None:
     """What the pictures of a folder go through; None where it does not say.
 
+    Args:
+        folder: of Hugging Face.
+        model_type: of its model, which tells what processor is meant where none is named.
     Raises:
         ValueError: a file is damaged.
     """
     both = load_json(folder / PROCESSORS) if (folder / PROCESSORS).is_file() else {}
     inside = both.get("image_processor")
     if isinstance(inside, Mapping):  # what transformers reads first
-        return _whole(inside)
-    return _whole(load_json(folder / PROCESSOR)) if (folder / PROCESSOR).is_file() else None
+        return _whole(inside, model_type)
+    return _whole(load_json(folder / PROCESSOR), model_type) if (folder / PROCESSOR).is_file() else None
 
 
 def tell_without_processor(folder: Path, mean: Sequence[float]) -> None:
@@ -97,8 +107,10 @@ def tell_without_processor(folder: Path, mean: Sequence[float]) -> None:
 
 def _completed(values: Values) -> Values:
     """A configuration with what transformers takes where it says nothing, and no shape does."""
-    sections = _SECTIONS.get(str(values.get("model_type")), ())
-    if all(key in _section(values, name) for name in sections for key in _UNTOLD):
+    sections = _SECTIONS.get(str(values.get("model_type")), {})
+    if any(values.get(key) for key in _OVERRIDING):
+        return dict(hub_build.configuration(values).to_dict())
+    if all(key in _section(values, name) for name, keys in sections.items() for key in keys):
         return values
     usual = hub_build.configuration(values).to_dict()
     whole = dict(values)
@@ -114,14 +126,18 @@ def _section(values: Values, name: str) -> Values:
     return part if isinstance(part, Mapping) else {}
 
 
-def _whole(processor: Values) -> dict[str, Any]:
+def _whole(processor: Values, model_type: str) -> dict[str, Any]:
     """A processor with what its class in transformers takes where it says nothing."""
     told = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
-    if all(key in processor for key in ("image_mean", "image_std", "size")) or not told:
+    needed = _PREPARED if told.startswith(_WHOLE) else (*_PREPARED, *_CUT)
+    if told and all(key in processor for key in needed):
         return dict(processor)
     import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    name = re.sub(r"(FeatureExtractor|ImageProcessor)(Fast|Pil)?$", "ImageProcessorPil", told)
+    usual_name = (IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}).get("pil") or ""
+    name = re.sub(r"(FeatureExtractor|ImageProcessor)(Fast|Pil)?$", "ImageProcessorPil", told) or usual_name
     known = getattr(transformers, name, None)
-    usual = {key: getattr(known, key, None) for key in (*_PREPARED, *_SWITCHES)}
-    return {**{key: value for key, value in usual.items() if value is not None}, **processor}
+    usual = {key: getattr(known, key, None) for key in (*_PREPARED, *_CUT, *_ELSE)}
+    completed = {key: value for key, value in usual.items() if value is not None}
+    return {**completed, **({} if told else {"image_processor_type": name.removesuffix("Pil")}), **processor}

@@ -21,6 +21,9 @@ def vit(**known: Any) -> Fields:
         if "activation" in said:
             said["activation"] = _called(said["activation"])
         shapes = _shapes(state)
+        registers = header.get("num_register_tokens")
+        if registers is not None and registers != shapes["registers"]:
+            raise ValueError(f"it has {shapes['registers']} registers, and its config.json says {registers}")
         heads = options.heads or said.get("heads") or _usual_heads(shapes["width"])
         return {**shapes, **known, **said, "heads": heads}
 

@@ -14,15 +14,15 @@ from synoptic.config import from_dict, load_json, nearest
 from synoptic.models.sam import SamConfig
 from synoptic.types import Preprocess
 from synoptic.weights import heads
-from synoptic.weights.checksums import remembered
-from synoptic.weights.convert import load_known_state, misfits, refuse, refuse_infinite, sorted_out
+from synoptic.weights.checksums import file_state
+from synoptic.weights.convert import load_known_state, misfits, refuse, sorted_out
 from synoptic.weights.descriptions import CONFIG, Description, describe, tell_without_processor
 from synoptic.weights.folder import FORMAT, KINDS, WEIGHTS, Record, shapes_alone
 from synoptic.weights.hub import load_hub
 from synoptic.weights.layouts import FORMATS, Format
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.processors import preprocessing
-from synoptic.weights.reading import INDEX, State, read_parts, ready
+from synoptic.weights.reading import INDEX, State, check_values, is_written_in_place, owned, read_parts, ready
 from synoptic.weights.words import find_tokenizer
 
 # What the weights are called in a folder of Hugging Face, the best first.
@@ -35,6 +35,10 @@ _OPTIONS = {
     "clip": ("heads", "text_heads", "activation", "vocabulary"),
     "sam": ("heads", "decoder_heads", "window", "global_blocks"),
 }
+
+# Kinds of models that transformers lets have any activation, and those that ours may have, by its names for them.
+_TRANSFORMERS = ("vit", "dinov2", "dinov2_with_registers", "clip", "siglip")
+_ACTIVATIONS = {"gelu", "quick_gelu", "gelu_pytorch_tanh"}
 
 # Dictionaries of a file in which a network may lie, the best first.
 _PARTS = ("", "teacher", "state_dict", "model", "student")
@@ -76,14 +80,15 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
         header = said.header
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    since = file_state(file) if file.is_file() else ("", False)
     found = identify(read_parts(file), header, options, str(path))
     _check_options(found.format, options, str(path))
     kind = KINDS[found.format.kind]
     words = find_tokenizer(place, found.config.text, options) if found.format.kind == "clip" else None
     with shapes_alone():
         model = kind.build(found.config, {"": words} if words else {})
-    state = {key: ready(tensor) for key, tensor in found.state.items()}
-    _check_values(state, file)
+    state = _kept(found.state, mapped=place.is_dir() or not is_written_in_place(file))
+    check_values(state, file, since, options.part)
     load_known_state(model, state, str(file))
     name = place.resolve().name if place.is_dir() else path.stem
     try:
@@ -138,6 +143,9 @@ def identify(parts: Mapping[str, State], header: Mapping[str, Any], options: Loa
         refuse(misfit, strange)
         raise ValueError(f"{where}: looks like {form.name}, but {error}") from None
     config: Any = from_dict(kind.config, fields, where)
+    if unlike := form.unlike(config):
+        told = "; ".join(f"{name}={mine}, there {theirs}" for name, (mine, theirs) in unlike.items())
+        raise ValueError(f"{where}: looks like {form.name}, but its tensors make what that never is: {told}")
     if any(strange.values()):
         with shapes_alone():
             refuse(misfit, {**strange, **misfits(kind.build(config, {}), ours)})
@@ -203,7 +211,10 @@ def _folder_of(path: Path) -> Path | None:
     """The folder of Hugging Face that is named, or of which one of several files of weights is; None of any other."""
     if path.is_dir():
         return path
-    return path.parent if path.name in FILES and (path.parent / CONFIG).is_file() else None
+    beside = path.parent / CONFIG
+    if not beside.is_file() or not (path.name in FILES or path.suffix == ".safetensors"):
+        return None
+    return path.parent if path.name in FILES or "model_type" in load_json(beside) else None
 
 
 def _by_header(header: Mapping[str, Any], where: str) -> Format:
@@ -218,7 +229,15 @@ def _is_read_here(header: Mapping[str, Any]) -> bool:
     """Whether a layout of ours reads a folder: of its kind, and without the heads of a model made for a task."""
     kind, said = header.get("model_type"), header.get("architectures")
     names = [form.name.split()[0] for form in FORMATS if form.model_type == kind and kind and form.reads(header)]
-    return bool(names) and (not isinstance(said, list) or not said or said[0] in names)
+    named = bool(names) and (not isinstance(said, list) or not said or said[0] in names)
+    return named and _is_activated_alike(header)
+
+
+def _is_activated_alike(header: Mapping[str, Any]) -> bool:
+    """Whether all parts of a model have one activation that ours know; transformers has many more."""
+    sections = (header, *(part for part in header.values() if isinstance(part, Mapping)))
+    said = {str(part["hidden_act"]) for part in sections if part.get("hidden_act") is not None}
+    return header.get("model_type") not in _TRANSFORMERS or (len(said) <= 1 and said <= _ACTIVATIONS)
 
 
 def _through_transformers(
@@ -246,17 +265,20 @@ def _by_keys(state: State, where: str) -> Format:
     raise ValueError(f"{where}: no layout that is known here begins with {keys}; known are {names}")
 
 
-def _check_values(state: State, file: Path) -> None:
-    """Refuses weights that are not finite; of a single file once for each state of it."""
-    if file.name.endswith(INDEX):
-        refuse_infinite(state, str(file))
-        return
+def _kept(state: State, mapped: bool) -> State:
+    """Tensors as models hold them, none in the memory of another.
 
-    def look(path: Path) -> str:
-        refuse_infinite(state, str(path))
-        return "yes"
-
-    remembered(file, "finite", look)
+    Args:
+        state: what was read.
+        mapped: whether they may stay windows on their file.
+    """
+    kept: State = {}
+    taken: set[int] = set()
+    for key, tensor in state.items():
+        alone = ready(tensor) if mapped else owned(tensor)
+        kept[key] = owned(alone) if alone.data_ptr() in taken else alone
+        taken.add(alone.data_ptr())
+    return kept
 
 
 def _check_options(form: Format, options: LoadOptions, where: str) -> None:

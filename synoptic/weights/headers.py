@@ -79,23 +79,32 @@ def siglip(config: ClipConfig) -> Header:
 
 
 def processor(preprocess: Preprocess, mean: tuple[float, ...], std: tuple[float, ...]) -> Header:
-    """`preprocessor_config.json`: CLIP's image processor can be told of crops and of whole pictures alike."""
+    """`preprocessor_config.json`: CLIP's image processor can be told of crops and of whole pictures alike, that of SAM
+    of pictures that keep their shape and are filled up."""
     square = {"height": preprocess.size, "width": preprocess.size}
     side = round(preprocess.size / preprocess.share)  # before the middle is cut out
-    crop = preprocess.mode == "crop"
-    return {
-        "image_processor_type": "CLIPImageProcessor",
+    usual = {
         "do_convert_rgb": len(mean) == 3,
         "do_resize": True,
-        "size": {"shortest_edge": side} if crop else {"height": side, "width": side},
         "resample": _RESAMPLING[preprocess.interpolation],
-        "do_center_crop": crop or side > preprocess.size,
-        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(mean),
         "image_std": list(std),
+    }
+    if preprocess.mode == "pad":
+        small = preprocess.size // 4  # of the masks that may be given as prompts (SAM sec. 3)
+        padded = {"do_pad": True, "size": {"longest_edge": preprocess.size}, "pad_size": square}
+        masks = {"mask_size": {"longest_edge": small}, "mask_pad_size": {"height": small, "width": small}}
+        return {"image_processor_type": "SamImageProcessor", **usual, **padded, **masks}
+    crop = preprocess.mode == "crop"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        **usual,
+        "size": {"shortest_edge": side} if crop else {"height": side, "width": side},
+        "do_center_crop": crop or side > preprocess.size,
+        "crop_size": square,
     }
 
 

@@ -19,9 +19,10 @@ from synoptic.models.bounds import LARGEST
 from synoptic.models.hub import HubBackbone
 from synoptic.models.hub_build import HubConfig
 from synoptic.types import Preprocess
+from synoptic.weights.checksums import file_state
 from synoptic.weights.descriptions import Description, tell_without_processor
 from synoptic.weights.processors import preprocessing, statistics
-from synoptic.weights.reading import State, read_parts, ready
+from synoptic.weights.reading import State, check_values, read_parts, ready
 
 _COUNTED = {"position_ids", "relative_position_index"}  # whole numbers in older files, which are computed by now
 _FEW = 10_000_000  # parameters that take neither time nor memory
@@ -46,6 +47,7 @@ def load_hub(folder: Path, file: Path, said: Description) -> tuple[HubBackbone, 
 def _load(folder: Path, file: Path, said: Description) -> tuple[HubBackbone, Preprocess, str]:
     values = said.config
     _check_kind(values, str(folder))
+    since = file_state(file)
     processor, state = said.processor or {}, read_parts(file).get("", {})
     try:
         config = hub_build.configuration(values)
@@ -61,6 +63,7 @@ def _load(folder: Path, file: Path, said: Description) -> tuple[HubBackbone, Pre
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     _check_count(described, state, str(file))
+    check_values(state, file, since)
     model.model, model.projection = hub_build.parts(_filled(values, name, state, str(file)), pooler)
     return model.eval(), _fitted(seen, model), name
 

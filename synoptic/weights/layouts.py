@@ -5,17 +5,21 @@ To add a layout: a table of its keys in `convert.py` or beside it, and a line he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
+from synoptic.config import to_dict
 from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from synoptic.weights import clip_tables, convert, headers, resnet_tables, sam_tables
 from synoptic.weights.convert import Table
 from synoptic.weights.fields import Fields, clip, is_plain, plain_resnet, sam, siglip, vit
 from synoptic.weights.reading import State
+
+# Fields that decide nothing once a model is trained, and those that are sizes of its weights, which tell them.
+_SETTLED = ("drop_path", "drop_path_uniform", "position_dropout", "hidden", "image_size")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Format:
     header: Callable[[Any], dict[str, Any]] | None = None
     constants: Callable[[Any], State] = lambda config: {}
     unsaid: Mapping[str, str] = field(default_factory=dict)
+
+    def unlike(self, config: Any) -> dict[str, tuple[Any, Any]]:
+        """Fields in which a configuration differs from what its makers' code always has: name -> (its, theirs)."""
+        said = decisive(config)
+        return {name: (said[name], value) for name, value in self.always.items() if said.get(name, value) != value}
 
     @property
     def maker(self) -> Literal["official", "huggingface"]:
@@ -263,3 +272,19 @@ FORMATS = (
         header=sam_tables.header,
     ),
 )
+
+
+def decisive(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that decide a trained model's function, nested ones with dotted names."""
+
+    def walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                yield prefix + name, "given"
+                yield from walk(value, f"{prefix}{name}.")
+            elif name == "layer_scale" and value is not None:
+                yield prefix + name, 1.0  # where it began no longer matters
+            elif name not in _SETTLED:
+                yield prefix + name, value
+
+    return dict(walk(to_dict(config), ""))

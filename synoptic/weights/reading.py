@@ -21,6 +21,7 @@ from torch import Tensor
 
 from synoptic.config import LARGEST_JSON, load_json
 from synoptic.weights.checksums import remembered
+from synoptic.weights.convert import refuse_infinite
 from synoptic.weights.room import copied
 from synoptic.weights.torchscript import is_torchscript, read_torchscript
 
@@ -29,7 +30,10 @@ State = dict[str, Tensor]
 INDEX = ".index.json"  # behind the name of a file that is cut into several
 MOST_PER_BYTE = 4  # bytes of tensors for one of the file: room for tensors that share memory, not for a bomb
 
-_TORCHSCRIPT, _TENSORS, _CODE = "torchscript", "tensors", "code"  # what an archive holds
+_TORCHSCRIPT, _TENSORS, _PACKED, _CODE = "torchscript", "tensors", "packed", "code"  # what an archive holds
+
+_ZIP = b"PK\x03\x04"  # how files of PyTorch begin since version 1.6, and how before: a pickle of a number of its own
+_OLDER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 # DINO's training keeps the arguments of its command. A Namespace does nothing when it is made and filled.
 _HARMLESS: list[Any] = [argparse.Namespace]
@@ -50,9 +54,42 @@ def read_parts(path: Path) -> dict[str, State]:
     """
     if path.name.endswith(INDEX):
         return {"": _read_shards(path)}
-    parts = _parts(_read_torch(path) if _is_archive(path) else read_safetensors(path))
+    begins = _beginning(path)
+    if begins.startswith(_ZIP):
+        content = _read_torch(path)
+    elif begins == _OLDER:
+        content = _read_older(path)
+    else:
+        content = read_safetensors(path)
+    parts = _parts(content)
     _check_tensors(path, parts)
     return parts
+
+
+def is_written_in_place(path: Path) -> bool:
+    """Whether a file is of PyTorch, which writes over what lies there, where others put a new file in its place."""
+    begins = _beginning(path)
+    return begins.startswith(_ZIP) or begins == _OLDER
+
+
+def check_values(state: State, file: Path, since: tuple[str, bool], part: str | None = None) -> None:
+    """Refuses weights that are not finite; of a single file, and a part of it, once for each state of it.
+
+    Args:
+        state: what was read.
+        file: told in errors; an index stands for files that may change without it, which are looked at every time.
+        since: `file_state` of before it was read.
+        part: which of the networks in it.
+    """
+    if file.name.endswith(INDEX):
+        refuse_infinite(state, str(file))
+        return
+
+    def look(path: Path) -> str:
+        refuse_infinite(state, str(path))
+        return "yes"
+
+    remembered(file, f"finite{part or ''}", look, since)
 
 
 def read_safetensors(path: Path) -> State:
@@ -74,6 +111,8 @@ def _check_header(path: Path) -> None:
     """Refuses a header that is longer than any of a model, before it is parsed; its length comes first in the file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+    if length >= 1 << 40:  # no length at all
+        raise OSError("its first bytes are neither those of safetensors nor of PyTorch")
     if length > LARGEST_JSON:
         raise OSError(f"its header has {length:,} bytes, more than {LARGEST_JSON:,}")
 
@@ -93,13 +132,25 @@ def _kept_as(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
-def _is_archive(path: Path) -> bool:
-    """Whether a file is a ZIP archive, as PyTorch writes since version 1.6."""
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a file, which tell by what it was written."""
     try:
         with path.open("rb") as file:
-            return file.read(4) == b"PK\x03\x04"
+            return file.read(len(_OLDER))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_older(path: Path) -> Any:
+    """A file of PyTorch of before version 1.6: pickles one after the other, which are read as strictly as archives."""
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: damaged weights file, or one with more than tensors and plain values") from None
+    except Exception as error:  # a spoiled pickle may fail in any way
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ValueError(f"{path}: damaged weights file ({reason})") from None
 
 
 def _read_torch(path: Path) -> Any:
@@ -107,9 +158,9 @@ def _read_torch(path: Path) -> Any:
         kind, _, code = remembered(path, "archive", _kind_of_archive).partition(":")
         if kind == _TORCHSCRIPT:
             return read_torchscript(path)
-        if kind == _TENSORS:
+        if kind in (_TENSORS, _PACKED):
             with torch.serialization.safe_globals(_HARMLESS):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == _TENSORS)
     except pickle.UnpicklingError:
         raise ValueError(f"{path}: damaged weights file, or one with more than tensors and plain values") from None
     except Exception as error:  # a spoiled pickle may fail in any way
@@ -126,7 +177,8 @@ def _kind_of_archive(path: Path) -> str:
     """What an archive holds, looked at once for each state of the file, and for its checksums, which PyTorch does not.
 
     Returns:
-        `_TORCHSCRIPT`, `_TENSORS`, or `_CODE` and what it names.
+        `_TORCHSCRIPT`, `_TENSORS`, `_PACKED` (compressed, so that no part of it can be mapped), or `_CODE` and what it
+        names.
     Raises:
         ValueError: it is damaged, or unpacks to much more than it is.
     """
@@ -137,11 +189,14 @@ def _kind_of_archive(path: Path) -> str:
         with ThreadPoolExecutor() as threads:
             for broken in filter(None, threads.map(partial(_broken, archive), archive.infolist())):
                 raise ValueError(f"the checksum of {broken} does not fit")
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
     if is_torchscript(path):
         return _TORCHSCRIPT
     with torch.serialization.safe_globals(_HARMLESS):
         code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return f"{_CODE}:{','.join(sorted(code))}" if code else _TENSORS
+    if code:
+        return f"{_CODE}:{','.join(sorted(code))}"
+    return _PACKED if packed else _TENSORS
 
 
 def _broken(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str | None:

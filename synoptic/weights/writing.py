@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from synoptic.config import from_dict, to_dict
+from synoptic.config import from_dict
 from synoptic.files import check_file, write_atomically
 from synoptic.models.adaptors import Student
 from synoptic.types import Preprocess
@@ -29,7 +29,7 @@ from synoptic.weights.convert import from_ours, kept
 from synoptic.weights.descriptions import CONFIG, PROCESSOR, Description
 from synoptic.weights.folder import KINDS, WEIGHTS, Record, kind_of, load_folder, save_folder
 from synoptic.weights.headers import processor
-from synoptic.weights.layouts import FORMATS, Format
+from synoptic.weights.layouts import FORMATS, Format, decisive
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.reading import State, read_parts
 from synoptic.weights.words import find_tokenizer, write_tokenizer
@@ -37,8 +37,6 @@ from synoptic.weights.words import find_tokenizer, write_tokenizer
 Target = Literal["official", "huggingface", "synoptic"]
 SUFFIXES = (".pth", ".pt", ".bin")  # of the makers' files
 
-# Fields that decide nothing once a model is trained, and those that are sizes of its weights, which tell them.
-_SETTLED = ("drop_path", "drop_path_uniform", "position_dropout", "hidden", "image_size")
 _AT_OTHER_SIZES = ("position_offset", "antialias", "interpolation")
 
 
@@ -140,7 +138,7 @@ def _best_fit(network: nn.Module, preprocess: Preprocess, record: Record, to: Ta
 def _fit(form: Format, network: Any, preprocess: Preprocess) -> _Fit:
     config, state = network.config, kept(network.state_dict(), form.table)
     left_out = sorted(network.state_dict().keys() - state.keys())  # named as the fields that say that they are there
-    ours = {name: value for name, value in _flat(config).items() if name not in left_out}
+    ours = {name: value for name, value in decisive(config).items() if name not in left_out}
     fixed = {name: (ours[name], value) for name, value in form.always.items() if ours.get(name, value) != value}
     options = LoadOptions(**{option: ours.get(name) for option, name in form.unsaid.items()})
     apart = 2
@@ -153,7 +151,7 @@ def _fit(form: Format, network: Any, preprocess: Preprocess) -> _Fit:
         told = _read_as(form, state, headers, options)
     except ValueError as error:
         return _Fit(form, _told(fixed) or (str(error),), apart)
-    said = _flat(told)
+    said = decisive(told)
     differing = fixed | {name: (value, said.get(name)) for name, value in ours.items() if said.get(name) != value}
     resampling = {name: differing.pop(name) for name in list(differing) if name.rpartition(".")[2] in _AT_OTHER_SIZES}
     notes = [f"it has no place for the {name}, which takes no part in answers" for name in left_out]
@@ -199,22 +197,6 @@ def _unsaid(form: Format, network: Any, state: State, told: Any, options: LoadOp
         yield f"the file does not say {given}, without which it is not read, or wrongly"
     if getattr(network, "tokenizer", None) is not None:
         yield "the file holds no vocabulary, which load.vocabulary=FILE gives where it is read"
-
-
-def _flat(config: Any) -> dict[str, Any]:
-    """The fields of a configuration that decide a trained model's function, nested ones with dotted names."""
-
-    def walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                yield prefix + name, "given"
-                yield from walk(value, f"{prefix}{name}.")
-            elif name == "layer_scale" and value is not None:
-                yield prefix + name, 1.0  # where it began no longer matters
-            elif name not in _SETTLED:
-                yield prefix + name, value
-
-    return dict(walk(to_dict(config), ""))
 
 
 def _told(differing: Mapping[str, tuple[Any, Any]]) -> tuple[str, ...]:

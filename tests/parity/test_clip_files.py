@@ -231,7 +231,7 @@ def test_folders_answer_and_learn_as_transformers(kind: str, act: str, tmp_path:
     ("said", "message"),
     [
         ({"vision_config": "none", "text_config": ["none"]}, "transformers refuses its configuration"),
-        ({"vision_config": {"hidden_act": ["gelu"]}}, "its towers have different activations"),
+        ({"vision_config": {"hidden_act": ["gelu"]}}, "transformers refuses its configuration"),
         ({"text_config": {"layer_norm_eps": "small"}}, "norm_eps=small should be"),
         ({"text_config": {"eos_token_id": [1, 2]}}, r"text\.end=1,2 should be"),
     ],

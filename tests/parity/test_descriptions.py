@@ -6,20 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from comparison import assert_equal
+from PIL import Image
 from test_hub import FAMILIES, VIT, random_model, written
 
 import synoptic
+from synoptic.data.inputs import read_batches
 from synoptic.models.hub import HubBackbone
 from synoptic.types import Preprocess
 from synoptic.weights.descriptions import describe, read_processor
-from synoptic.weights.processors import statistics
+from synoptic.weights.processors import preprocessing, statistics
 
 TEXT = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 48, "vocab_size": 97}
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
+WHOLE = {**HALF, "image_processor_type": "ViTImageProcessor", "resample": 3}
 
 # class, configuration in which all that shapes do not tell is left to the class's own choice
 SILENT: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,6 +46,49 @@ SILENT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 UNSAID = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+
+
+PROCESSORS = {
+    "no type, of a ViT": ("vit", {"size": {"height": 32, "width": 32}, "resample": 3}),
+    "no type, of a CLIP": ("clip", {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}),
+    "no filter": ("vit", {"image_processor_type": "ViTImageProcessor", **HALF}),
+    "no share": (
+        "convnext",
+        {"image_processor_type": "ConvNextImageProcessor", **HALF, "size": {"shortest_edge": 32}, "resample": 3},
+    ),
+    "no cut": (
+        "deit",
+        {"image_processor_type": "DeiTImageProcessor", **HALF, "size": {"height": 256, "width": 256}, "resample": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_a_silent_processor_makes_of_pictures_what_that_of_transformers_makes(case: str, tmp_path: Path) -> None:
+    model_type, said = PROCESSORS[case]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    processor = read_processor(tmp_path, model_type)
+    assert processor is not None
+    seen, (mean, std) = preprocessing(processor, 32), statistics(processor)
+    rows, columns = np.mgrid[0:90, 0:90] / 20
+    picture = Image.fromarray(
+        (127 + 120 * np.stack([np.sin(rows + b) * np.cos(columns) for b in range(3)], 2)).astype("u1")
+    )
+    expected = torch.as_tensor(np.asarray(theirs(picture)["pixel_values"]))
+    (batch,) = read_batches(picture, seen)
+    found = (batch.images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().mean()) < 0.03 * float(expected.max() - expected.min())
+
+
+def test_older_names_of_a_clips_parts_win_as_in_transformers(tmp_path: Path) -> None:
+    config = {"text_config": {**TEXT, "eos_token_id": 96, "bos_token_id": 95, "pad_token_id": 0}, "vision_config": VIT}
+    random_model("CLIPModel", config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vision_config_dict": {**VIT, "layer_norm_eps": 0.5}}))
+    assert synoptic.load(tmp_path, "cpu").model.config.image.norm_eps == 0.5
 
 
 def leave_out(folder: Path, *keys: str) -> None:
@@ -80,14 +127,14 @@ def test_what_a_configuration_leaves_open_is_what_its_class_takes(name: str, tmp
 
 def test_a_processor_inside_another_is_read_as_transformers_does(tmp_path: Path) -> None:
     """All that transformers 5 writes of a CLIP is processor_config.json."""
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": HALF, "processor_class": "X"}))
-    assert read_processor(tmp_path) == HALF
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALF | {"image_mean": [0.1] * 3}))
-    assert read_processor(tmp_path) == HALF
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": WHOLE, "processor_class": "X"}))
+    assert read_processor(tmp_path, "vit") == WHOLE
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(WHOLE | {"image_mean": [0.1] * 3}))
+    assert read_processor(tmp_path, "vit") == WHOLE
     (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "X"}))
-    assert read_processor(tmp_path) == HALF | {"image_mean": [0.1] * 3}
+    assert read_processor(tmp_path, "vit") == WHOLE | {"image_mean": [0.1] * 3}
     (tmp_path / "preprocessor_config.json").unlink()
-    assert read_processor(tmp_path) is None
+    assert read_processor(tmp_path, "vit") is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +145,7 @@ def test_what_a_processor_leaves_open_is_what_its_class_takes(kind: str, tmp_pat
     known = getattr(
         transformers, kind.replace("FeatureExtractor", "ImageProcessor").split("Processor")[0] + "ProcessorPil"
     )
-    processor = read_processor(tmp_path)
+    processor = read_processor(tmp_path, "vit")
     assert processor is not None
     mean, std = statistics(processor)
     assert (list(mean), list(std)) == (list(known.image_mean), list(known.image_std))

@@ -38,6 +38,7 @@ from synoptic.models.vit import ViT
 from synoptic.models.vit import ViTConfig as OurConfig
 from synoptic.types import Preprocess
 from synoptic.weights import formats, writing
+from synoptic.weights.descriptions import Description
 from synoptic.weights.folder import KINDS, Record, save_folder, shapes_alone
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.reading import State, read_parts
@@ -239,7 +240,7 @@ def test_every_released_model_is_written_with_the_keys_and_shapes_that_it_was_re
         with shapes_alone():
             network = KINDS[found.format.kind].build(found.config, {})
         record = Record(found.format.kind, name, {"from": found.format.name})
-        preprocess = formats.prepared(found.config, {})
+        preprocess = formats.prepared(found.config, Description())
         fit = writing._best_fit(network, preprocess, record, "official")
         back = {key: tensor.shape for key, tensor in fit.state.items() if key not in NUMBERS}
         assert back == {key: tensor.shape for key, tensor in state.items()}

@@ -23,6 +23,7 @@ from transformers import SamModel, SamProcessor, SamVisionConfig, SamVisionModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 import synoptic
+from synoptic.data.inputs import read_batches
 from synoptic.data.transforms import fit, inside
 from synoptic.models.sam import Sam, upscaled
 from synoptic.models.vit import IMAGENET_MEAN
@@ -32,6 +33,7 @@ from synoptic.weights.convert import from_ours, load_state
 from synoptic.weights.folder import shapes_alone
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.reading import read_parts
+from synoptic.weights.writing import convert
 
 SIDE = 112  # of the recorded pictures after padding
 SIZES = ("72x96", "60x40", "100x70")
@@ -418,6 +420,15 @@ def test_a_sam_is_kept_whole(folder: Path, tmp_path: Path) -> None:
     assert np.allclose(one.scores, other.scores, rtol=1e-6)
     card = (tmp_path / "kept" / "README.md").read_text()
     assert 'model.segment("a.jpg", points=[(10, 20)])' in card and "model.embed" not in card
+
+
+def test_a_written_sam_is_prepared_as_transformers_prepares_it(folder: Path, tmp_path: Path) -> None:
+    convert(folder, "huggingface", tmp_path / "theirs")
+    processor = SamImageProcessorPil.from_pretrained(tmp_path / "theirs")
+    ours, picture = synoptic.load(folder, "cpu"), photograph(90, 60)
+    expected = torch.as_tensor(np.asarray(processor(picture)["pixel_values"]))
+    (batch,) = read_batches(picture, ours.preprocess)
+    torch.testing.assert_close(ours.model.encoder.normalize(batch.images), expected, rtol=0, atol=0.02)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ class Files:
     """Whole weights of several kinds, as (folder, what `load` is given in it, the file that is damaged)."""
 
     def __init__(self, folder: Path):
-        from transformers import Dinov2Config, Dinov2Model
+        from transformers import DeiTConfig, DeiTModel, Dinov2Config, Dinov2Model
 
         torch.manual_seed(0)
         vit = ViT(TINY).eval()
@@ -46,6 +46,8 @@ class Files:
         dinov2 = Dinov2Model(config)
         dinov2.save_pretrained(folder / "huggingface")
         dinov2.save_pretrained(folder / "sharded", max_shard_size="50KB")
+        sides = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
+        DeiTModel(DeiTConfig(**sides, image_size=16, patch_size=4)).save_pretrained(folder / "adapter")
         self.folder = folder
         shards = sorted((folder / "sharded").glob("*.safetensors"))
         assert len(shards) > 1
@@ -56,6 +58,7 @@ class Files:
             "safetensors": ("dino.safetensors", "dino.safetensors"),
             "huggingface": (".", "model.safetensors"),
             "sharded": (".", shards[1].name),
+            "adapter": (".", "model.safetensors"),
         }
         self.weights = {kind: weights(folder / kind / given) for kind, (given, _) in self.places.items()}
 
@@ -121,8 +124,8 @@ def drop_keys(path: Path, draw: random.Random) -> None:
 
 def add_a_key(path: Path, draw: random.Random) -> None:
     def add(state: dict[str, Any]) -> None:
-        like = draw.choice([key for key in sorted(state) if ".norm1." in key])
-        state[draw.choice([f"{like}.more", like.replace("norm1", "norm3")])] = torch.zeros(2)
+        like = draw.choice([key for key in sorted(state) if "norm" in key])
+        state[draw.choice([f"{like}.more", like.replace("norm", "norms")])] = torch.zeros(2)
 
     changed(path, add)
 

@@ -24,7 +24,7 @@ from synoptic.models.clip import TEXT_OF, Clip, ClipConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.types import Preprocess
-from synoptic.weights import formats, zoo
+from synoptic.weights import checksums, formats, zoo
 from synoptic.weights.convert import from_ours
 from synoptic.weights.folder import save_folder, shapes_alone
 from synoptic.weights.formats import identify, networks
@@ -77,6 +77,7 @@ def huggingface(folder: Path, form: Format, **header: Any) -> Path:
         "num_attention_heads": config.heads,
         "layer_norm_eps": config.norm_eps,
         "hidden_act": "gelu",
+        **({"num_register_tokens": config.registers} if config.registers else {}),
     }
     (folder / "config.json").write_text(json.dumps(said | header))
     return folder
@@ -131,7 +132,7 @@ def test_shapes_tell_the_configuration(
         width=3 * width,
         depth=depth,
         hidden=12 * hidden,  # gated layers are 8 channels wide for every 12 of the plain ones that they replace
-        feed_forward="swiglu" if gated and "ViTModel" not in name else "mlp",
+        feed_forward="swiglu" if gated and "DINOv2" in name.replace("Dinov2", "DINOv2") else "mlp",
         qkv_bias=bias,
     )
     with shapes_alone():
@@ -310,7 +311,8 @@ def test_a_file_that_makes_no_model_is_refused_in_one_line(tmp_path: Path, case:
 @pytest.mark.parametrize("name", [name for name in CONFIGS if BY_NAME[name].model_type])
 def test_a_folder_of_hugging_face_says_what_it_is(tmp_path: Path, name: str, files: str) -> None:
     folder = huggingface(tmp_path / "dinov2-tiny", BY_NAME[name])
-    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 99}}
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 99}, "resample": 3}
+    processor["image_processor_type"] = "ViTImageProcessor"
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     whole = folder / "model.safetensors"
     state = theirs(BY_NAME[name])
@@ -354,7 +356,9 @@ def test_a_folder_of_hugging_face_says_what_it_is(tmp_path: Path, name: str, fil
 def test_a_processor_is_taken_at_its_word(said: dict[str, Any], expected: Preprocess | str, tmp_path: Path) -> None:
     """But for sizes that the patches of 4 do not tile."""
     folder = huggingface(tmp_path, BY_NAME["ViTModel of transformers"])
-    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    usual = {"image_processor_type": "CLIPImageProcessor", "resample": 3}
+    usual |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "crop_size": 8, "do_center_crop": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(usual | said))
     if isinstance(expected, Preprocess):
         assert synoptic.load(folder).preprocess == expected
         return
@@ -370,7 +374,6 @@ def test_what_a_folder_says_of_itself_has_to_fit_its_weights(tmp_path: Path) -> 
         ({"hidden_size": 48}, "misshapen"),
         ({"num_attention_heads": 5}, "heads=5 does not divide width=24"),
         ({"num_attention_heads": "many"}, "heads=many should be"),
-        ({"hidden_act": "gelu_new"}, "activation=gelu_new should be"),
         ({"model_type": "vit"}, "looks like ViTModel of transformers, but .*unknown"),
         ({"model_type": "dinov9"}, "model_type=dinov9 is known neither here nor to transformers .*did you mean dinov2"),
     ):
@@ -402,15 +405,100 @@ def test_a_file_in_a_folder_stands_for_the_folder_where_that_says_more(tmp_path:
     assert zoo.resolve(path) == path
 
 
-def test_a_file_may_be_replaced_or_deleted_under_a_loaded_model(tmp_path: Path) -> None:
-    path, images = dino(tmp_path), torch.rand(1, 3, 16, 16)
-    model = synoptic.load(path, "cpu", heads=3)
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_weights_may_be_replaced_or_deleted_under_a_loaded_model(kind: str, tmp_path: Path) -> None:
+    place = dino(tmp_path) if kind == "file" else huggingface(tmp_path / "h", BY_NAME["ViTModel of transformers"])
+    model, images = synoptic.load(place, "cpu", **({"heads": 3} if kind == "file" else {})), torch.rand(1, 3, 16, 16)
     before = model(images).patches
-    torch.save({key: torch.zeros_like(tensor) for key, tensor in theirs(BY_NAME["DINO"]).items()}, tmp_path / "new")
+    path = place if kind == "file" else place / "model.safetensors"
+    (save_file if kind == "folder" else torch.save)({"a": torch.zeros(3)}, tmp_path / "new")
     (tmp_path / "new").rename(path)
     assert torch.equal(model(images).patches, before)
     path.unlink()
     assert torch.equal(model(images).patches, before)
+
+
+def test_a_tuned_model_may_be_saved_over_the_file_that_it_came_from(tmp_path: Path) -> None:
+    """`torch.save` cuts the file to nothing before it writes."""
+    path, images = dino(tmp_path), torch.rand(1, 3, 16, 16)
+    model = synoptic.load(path, "cpu", heads=3)
+    before = model(images).patches
+    torch.save(from_ours(dict(model.model.state_dict()), BY_NAME["DINO"].table), path)
+    assert torch.equal(model(images).patches, before)
+    assert torch.equal(synoptic.load(path, "cpu", heads=3)(images).patches, before)
+
+
+def test_tensors_that_share_memory_become_weights_of_their_own(tmp_path: Path) -> None:
+    state = theirs(BY_NAME["DINO"])
+    state["blocks.0.norm2.weight"] = state["blocks.0.norm1.weight"]
+    torch.save(state, tmp_path / "a.pth")
+    model = synoptic.load(tmp_path / "a.pth", "cpu", heads=3).model
+    with torch.no_grad():
+        model.blocks[0].norm1.weight.add_(1)
+    assert torch.equal(model.blocks[0].norm2.weight + 1, model.blocks[0].norm1.weight)
+
+
+def test_what_is_known_of_one_part_of_a_file_says_nothing_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(checksums, "SETTLED", -1.0)
+    path = dino_training(tmp_path)
+    content = torch.load(path)
+    content["student"]["module.backbone.norm.bias"] = torch.full((24,), torch.nan)
+    torch.save(content, path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no numbers or infinite"):
+            synoptic.load(path, "cpu", heads=3, part="student")
+        synoptic.load(path, "cpu", heads=3, part="teacher")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_tensor_may_be_missing(name: str, tmp_path: Path) -> None:
+    """But for those without which the rest is another family's model, whole."""
+    state = theirs(BY_NAME[name])
+    another = {"DINOv2 with registers": {"register_tokens"}, "iBOT": {"masked_embed"}}.get(name, set())
+    free = {"embeddings.mask_token"} if "Dinov2" in name else set()
+    folder = huggingface(tmp_path, BY_NAME[name]) if BY_NAME[name].model_type else None
+    for key in state.keys() - another - free:
+        rest = {other: tensor for other, tensor in state.items() if other != key}
+        if folder:
+            save_file(rest, folder / "model.safetensors", {"format": "pt"})
+        else:
+            torch.save(rest, tmp_path / "a.pth")
+        with pytest.raises(ValueError) as error:
+            synoptic.load(folder or tmp_path / "a.pth", "cpu", **({} if folder else {"heads": 3}))
+        assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_tells_of_registers_has_them(tmp_path: Path) -> None:
+    form = BY_NAME["Dinov2WithRegistersModel of transformers"]
+    folder = huggingface(tmp_path, form, num_register_tokens=CONFIGS[form.name].registers)
+    synoptic.load(folder, "cpu")
+    state = load_file(folder / "model.safetensors")
+    del state["embeddings.register_tokens"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"it has 0 registers, and its config\.json says"):
+        synoptic.load(folder, "cpu")
+
+
+def test_a_file_of_any_name_in_a_folder_is_read_with_its_description(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "h", BY_NAME["ViTModel of transformers"])
+    (folder / "model.safetensors").rename(folder / "weights.fp32.safetensors")
+    assert synoptic.load(folder / "weights.fp32.safetensors", "cpu").model.config.norm_eps == 1e-12
+
+
+def test_activations_that_ours_have_not_are_those_of_transformers(tmp_path: Path) -> None:
+    folder = huggingface(
+        tmp_path,
+        BY_NAME["ViTModel of transformers"],
+        hidden_act="gelu_new",
+        image_size=16,
+        patch_size=4,
+        intermediate_size=CONFIGS["DINO"].hidden,
+        architectures=["ViTModel"],
+    )
+    assert type(synoptic.load(folder, "cpu").model).__name__ == "HubBackbone"
 
 
 def test_what_is_written_into_a_loaded_model_stays_out_of_its_file(tmp_path: Path) -> None:

@@ -95,6 +95,29 @@ def test_a_file_cut_into_several_is_read_as_one(tmp_path: Path) -> None:
     assert torch.equal(state["a"] + 1, state["b"])
 
 
+def test_files_of_before_archives_are_read_as_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"weight": WEIGHT, "args": argparse.Namespace(arch="vit")}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_parts(path)[""]["weight"], WEIGHT)
+    torch.save({"w": Attack(tmp_path / "mark")}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="with more than tensors and plain values"):
+        read_parts(path)
+    assert not (tmp_path / "mark").exists()
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="damaged weights file"):
+        read_parts(path)
+
+
+@pytest.mark.parametrize("packed", ["all", "one"])
+def test_compressed_entries_are_unpacked_not_mapped(packed: str, tmp_path: Path) -> None:
+    written(tmp_path / "a.pth", {"weight": WEIGHT, "more": torch.arange(40.0)})
+    with zipfile.ZipFile(tmp_path / "a.pth") as source, zipfile.ZipFile(tmp_path / "b.pth", "w") as target:
+        for entry in source.infolist():
+            hard = packed == "all" or entry.filename.endswith("data/0")
+            target.writestr(entry.filename, source.read(entry), zipfile.ZIP_DEFLATED if hard else zipfile.ZIP_STORED)
+    assert torch.equal(read_parts(tmp_path / "b.pth")[""]["weight"], WEIGHT)
+
+
 class Attack:
     """Runs a command when it is unpickled by a reader that trusts it."""
 
