@@ -18,6 +18,7 @@ from synoptic.data.inputs import Picture, Pictures, at_once, is_single, read_bat
 from synoptic.data.prompts import Labels, Templates, class_names, class_prompts
 from synoptic.models.adaptors import Student
 from synoptic.models.classifier import Classifier
+from synoptic.models.hub import HubBackbone
 from synoptic.models.linear import quicken
 from synoptic.models.sam import Sam
 from synoptic.models.vit import ViT
@@ -86,6 +87,11 @@ class VisionModel:
     def channels(self) -> int:
         """Bands of the pictures it reads."""
         return self.model.channels
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it takes pictures of other sizes than its own."""
+        return not isinstance(self.model, HubBackbone) or self.model.layout.any_size
 
     @property
     def adaptors(self) -> tuple[str, ...]:
@@ -187,7 +193,7 @@ class VisionModel:
         patches = weights[..., summaries + vit.config.registers :]
         shares = patches / patches.sum(-1, keepdim=True).clamp_min(torch.finfo(patches.dtype).tiny)
         if adaptor is not None and summaries > 1:
-            shares = shares[:, :, [self.adaptors.index(adaptor)]]
+            shares = shares[:, :, [self.model.config.slots[adaptor]]]
         return shares.mean(2).unflatten(-1, (-1, images.shape[-1] // self.stride))
 
     def features(self, inputs: Pictures, batch_size: int = 64) -> Features:
@@ -347,10 +353,24 @@ class VisionModel:
         Source: MaskCLIP, Zhou et al. 2022 (arXiv 2112.01071); see `Clip.encode_patches` and `Student.encode_patches`.
         """
         words = torch.from_numpy(self.encode_text(texts, adaptor))
-        space = (self._words(adaptor).adaptor,) if isinstance(self.model, Student) else ()
-        features = self.model.encode_patches(self._placed(images), *space)
-        patches = F.normalize(features.patches.float(), dim=-1).cpu()
-        return (patches @ words.T).transpose(1, 2).unflatten(2, features.grid)
+        features = self.encode_patches(images, adaptor)
+        return (features.patches.cpu() @ words.T).transpose(1, 2).unflatten(2, features.grid)
+
+    @torch.no_grad()
+    def encode_patches(self, images: Tensor, adaptor: str | None = None) -> Features:
+        """Each patch in the space of words, as if it were all that the picture shows; see `similarity`.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1]; H and W are multiples of `stride`.
+            adaptor: see `encode_text`.
+        Returns:
+            Features without summary, patches (B, h*w, C) float32, L2-normalised.
+        Raises:
+            ValueError: for a model that knows no words, and see `__call__`.
+        """
+        space = self._words(adaptor).adaptor
+        features = self.model.encode_patches(self._placed(images), *(() if space is None else (space,)))
+        return Features(F.normalize(features.patches.float(), dim=-1), features.grid)
 
     def segmenter(self, image: Picture) -> Segmenter:
         """One picture that will be asked for many masks; the network looks at it once, at the first question.

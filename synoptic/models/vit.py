@@ -20,6 +20,7 @@ from synoptic.models.bounds import check_sizes, check_transformer
 from synoptic.models.layers import Activation, Block, FeedForward, Groups, Normalize, init_linear
 from synoptic.models.pooling import AttentionPool
 from synoptic.models.positions import CroppedPositions, Interpolation, LearnedPositions
+from synoptic.models.windows import Windows, is_global
 from synoptic.types import Features
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -54,6 +55,9 @@ class ViTConfig:
         mask_token: a learned token in place of masked patches.
         patch_bias: bias of the patch embedding (CLIP and RADIO have none).
         pool: what the summary is: the summary "tokens", or an "attention" over the patches (SigLIP), without any token.
+        window: side in patches of the windows in which most blocks attend outside of training; None attends over the
+            whole picture everywhere.
+        global_blocks: how many blocks attend over the whole picture where windows are asked for; see windows.is_global.
     """
 
     patch_size: int = 16
@@ -86,10 +90,12 @@ class ViTConfig:
     mask_token: bool = False
     patch_bias: bool = True
     pool: Literal["tokens", "attention"] = "tokens"
+    window: int | None = None
+    global_blocks: int = 4
 
     def __post_init__(self) -> None:
         check_transformer(self)
-        check_sizes(self, "patch_size", "hidden", "image_size", "channels")
+        check_sizes(self, "patch_size", "hidden", "image_size", "channels", "window", "global_blocks")
         check_sizes(self, "summary_tokens", "registers", least=0)
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}")
@@ -268,14 +274,20 @@ class ViT(nn.Module):
         )
 
     @overload
-    def forward(self, images: Tensor, masks: Tensor | None = None, layers: Sequence[int] = ()) -> Features: ...
+    def forward(
+        self, images: Tensor, masks: Tensor | None = None, layers: Sequence[int] = (), window: int | None = None
+    ) -> Features: ...
 
     @overload
     def forward(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, layers: Sequence[int] = ()
+        self,
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        layers: Sequence[int] = (),
+        window: int | None = None,
     ) -> tuple[Features, ...]: ...
 
-    def forward(self, images: Any, masks: Any = None, layers: Sequence[int] = ()) -> Any:
+    def forward(self, images: Any, masks: Any = None, layers: Sequence[int] = (), window: int | None = None) -> Any:
         """Encodes pictures.
 
         Args:
@@ -284,31 +296,55 @@ class ViT(nn.Module):
             masks: (B, h*w) bool, patches replaced by the mask token; of several tensors of pictures one each, or None
                 for those that have none.
             layers: blocks whose features are wanted too, counted from 0 or, if negative, from the end.
+            window: side in patches of the windows in which all but `global_blocks` of the blocks attend, without the
+                learned tokens; 0 for none. None takes the configuration's, and none while training.
         Returns:
             Features, of several tensors one each; intermediate ones pass the final norm as well.
         Raises:
-            ValueError: for sizes that the patches do not tile, a wrong number of bands, layers that do not exist, or
-                masks without a mask token.
+            ValueError: for sizes that the patches or the windows do not tile, a wrong number of bands, layers that do
+                not exist, or masks without a mask token.
         """
         if isinstance(images, Tensor):
-            return self._encode([images], [masks], layers)[0]
-        return self._encode(images, masks or [None] * len(images), layers)
+            return self._encode([images], [masks], layers, window)[0]
+        return self._encode(images, masks or [None] * len(images), layers, window)
 
     def _encode(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor | None], layers: Sequence[int]
+        self,
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+        layers: Sequence[int],
+        window: int | None,
     ) -> tuple[Features, ...]:
         tokens, groups, grids = self._pack(images, masks)
         wanted = block_numbers(layers, len(self.blocks))
+        windows = self._windows(groups, grids, window, tokens.device)
+        tokens = tokens if windows is None else windows.ordered(tokens)
         kept: dict[int, list[Features]] = {}
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens, groups)
+        for index in range(len(self.blocks)):
+            tokens = self._through(index, tokens, groups, windows)
             if index in wanted:
-                kept[index] = self._features(tokens, groups, grids)
-        answers = self._features(tokens, groups, grids)
+                kept[index] = self._features(tokens, groups, grids, windows)
+        answers = self._features(tokens, groups, grids, windows)
         return tuple(
             replace(answer, layers=tuple(kept[index][place] for index in wanted))
             for place, answer in enumerate(answers)
         )
+
+    def _windows(
+        self, groups: Groups, grids: Sequence[tuple[int, int]], window: int | None, device: torch.device
+    ) -> Windows | None:
+        """How patches lie in windows of a side, in which `forward` says what None is; None for no windows."""
+        side = (None if self.training else self.config.window) if window is None else window
+        if not side:
+            return None
+        return Windows(groups, grids, self.config.summary_tokens + self.config.registers, side, self.stride, device)
+
+    def _through(self, index: int, tokens: Tensor, groups: Groups, windows: Windows | None) -> Tensor:
+        """(T, D) tokens after a block; with windows their patches lie window by window, before and after."""
+        block = self.blocks[index]
+        if windows is None or is_global(index, len(self.blocks), self.config.global_blocks):
+            return block(tokens, groups)
+        return windows.through(block, tokens)
 
     def alone(self, images: Tensor) -> Features:
         """Features of which every patch looks at itself alone in the last block, so that it says what is there.
@@ -322,13 +358,17 @@ class ViT(nn.Module):
         Source: MaskCLIP, Zhou et al. 2022 (arXiv 2112.01071), sec. 3.2, for the last block of a ViT.
         """
         tokens, groups, grids = self._pack([images], [None])
-        for block in self.blocks[:-1]:
-            tokens = block(tokens, groups)
+        windows = self._windows(groups, grids, None, tokens.device)
+        tokens = tokens if windows is None else windows.ordered(tokens)
+        for index in range(len(self.blocks) - 1):
+            tokens = self._through(index, tokens, groups, windows)
         tokens = self.blocks[-1](tokens, ((len(tokens), 1),))  # every token a picture of its own
-        return self._features(tokens, groups, grids)[0]
+        return self._features(tokens, groups, grids, windows)[0]
 
     def attention(self, images: Tensor, layer: int = -1, queries: int | None = None) -> Tensor:
         """What tokens look at in one block, computed beside the fused kernel, which never writes it down.
+
+        Windows play no part in it: all blocks attend over the whole picture.
 
         Args:
             images: (B, C, H, W) float in [0, 1].
@@ -368,7 +408,10 @@ class ViT(nn.Module):
         learned = [part.expand(len(tokens), -1, -1) for part in (summary, self.register_token) if part is not None]
         return torch.cat([*learned, tokens], dim=1)
 
-    def _features(self, tokens: Tensor, groups: Groups, grids: Sequence[tuple[int, int]]) -> list[Features]:
+    def _features(
+        self, tokens: Tensor, groups: Groups, grids: Sequence[tuple[int, int]], windows: Windows | None
+    ) -> list[Features]:
+        tokens = tokens if windows is None else windows.restored(tokens)
         parts = self.norm(tokens).split([batch * count for batch, count in groups])
         count = self.config.summary_tokens
         answers = []

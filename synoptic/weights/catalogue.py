@@ -19,7 +19,7 @@ class Licence:
     """What may be done with weights.
 
     Attributes:
-        name: its SPDX identifier.
+        name: its SPDX identifier, or what its makers call it; "nc" between dashes where it forbids commercial use.
         commercial: whether it allows commercial use.
     """
 
@@ -53,7 +53,7 @@ class Release:
         name: as the makers call it.
         family: the work that it belongs to.
         task: what it answers with beside patches: a summary ("features"), one in a space with words, or masks.
-        parameters: how many the file holds of its network.
+        parameters: how many the file holds of its network; of a RADIO without the heads of its teachers.
         resolution: side in pixels of the pictures that it was trained for at last.
         licence: of the weights.
         files: what is fetched, the weights and then a vocabulary if they need one; empty where they lie on the Hub.
@@ -80,6 +80,8 @@ class Release:
 APACHE = Licence("Apache-2.0", True)
 MIT = Licence("MIT", True)
 CC_BY_NC = Licence("CC-BY-NC-4.0", False)
+NVIDIA_SOURCE = Licence("NVIDIA-Source-Code-NC", False)
+NVIDIA_OPEN = Licence("NVIDIA-Open-Model", True)
 
 _META = "https://dl.fbaipublicfiles.com"
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -172,6 +174,27 @@ def _sam(name: str, theirs: str, parameters: int) -> Release:
     )
 
 
+def _radio(name: str, theirs: str, parameters: int, resolution: int, *, align_corners: bool | None = None) -> Release:
+    """Licence: README of NVlabs/RADIO, and the models' cards on the Hub. Addresses: the same repository's list.
+
+    Args:
+        theirs: the file, behind the name of its repository.
+        align_corners: see LoadOptions; as timm has it of the same weights.
+    """
+    repository, file = theirs.split("/")
+    family, licence = ("C-RADIO", NVIDIA_OPEN) if name.startswith("c-") else ("RADIO", NVIDIA_SOURCE)
+    return Release(
+        name=name,
+        family=family,
+        task="features",
+        parameters=parameters,
+        resolution=resolution,
+        licence=licence,
+        files=(Remote(f"https://huggingface.co/nvidia/{repository}/resolve/main/{file}"),),
+        options=LoadOptions(size=resolution, align_corners=align_corners),
+    )
+
+
 _ALL = (
     _dino("dino_vits16", "dino_deitsmall16", 21_665_664),
     _dino("dino_vits8", "dino_deitsmall8", 21_670_272),
@@ -223,6 +246,18 @@ _ALL = (
     _sam("sam_vitb", "sam_vit_b_01ec64", 93_735_472),
     _sam("sam_vitl", "sam_vit_l_0b3195", 312_342_832),
     _sam("sam_vith", "sam_vit_h_4b8939", 641_090_608),
+    _radio("radio_v2.5-b", "RADIO/radio-v2.5-b_half.pth.tar", 98_233_344, 768),
+    _radio("radio_v2.5-l", "RADIO/radio-v2.5-l_half.pth.tar", 319_881_216, 768),
+    _radio("radio_v2.5-h", "RADIO/radio_v2.5-h.pth.tar", 651_642_880, 768),
+    _radio("radio_v2.5-g", "RADIO/radio_v2.5-g.pth.tar", 1_159_553_024, 896),
+    _radio("c-radio_v3-b", "C-RADIOv3-B/c-radio_v3-b_half.pth.tar", 98_251_776, 512),
+    _radio("c-radio_v3-l", "C-RADIOv3-L/c-radio-v3_l_half.pth.tar", 319_930_368, 512, align_corners=False),
+    _radio("c-radio_v3-h", "C-RADIOv3-H/c-radio_v3-h_half.pth.tar", 651_642_880, 512),
+    _radio("c-radio_v3-g", "C-RADIOv3-g/c-radio_v3-g_half.pth.tar", 1_159_618_560, 512, align_corners=False),
+    _radio(
+        "c-radio_v4-so400m", "C-RADIOv4-SO400M/c-radio_v4-so400m_half.pth.tar", 431_237_232, 512, align_corners=False
+    ),
+    _radio("c-radio_v4-h", "C-RADIOv4-H/c-radio_v4-h_half.pth.tar", 651_645_440, 512, align_corners=False),
 )
 RELEASES: dict[str, Release] = {release.name: release for release in _ALL}
 

@@ -51,7 +51,8 @@ class Table:
     Attributes:
         rules: every key that both have.
         ignored: keys of theirs that our model has no use for.
-        left_out: keys of ours that theirs has no place for, and that take no part in an answer.
+        left_out: keys of ours that theirs has no place for, or what those of a part begin with, and that take no part
+            in an answer.
     """
 
     rules: tuple[Rule, ...]
@@ -205,7 +206,16 @@ def from_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
 
 def kept(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     """Those of our tensors that a table does not leave out."""
-    return {key: tensor for key, tensor in state.items() if key not in table.left_out}
+    return {key: tensor for key, tensor in state.items() if left_out(key, table) is None}
+
+
+def left_out(key: str, table: Table) -> str | None:
+    """What a table leaves out with one of our keys: the key, or the part that it lies in. None for others."""
+    for pattern in table.left_out:
+        parts = key.split(".")[: pattern.count(".") + 1]
+        if _pattern(pattern).fullmatch(".".join(parts)):
+            return ".".join(parts)
+    return None
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from synoptic.config import load_json
 from synoptic.models import hub_build
 from synoptic.weights.processors import statistics
+from synoptic.weights.radio import is_packaged
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"  # of pictures alone
@@ -32,7 +33,7 @@ _REGISTERS = "num_register_tokens"
 _ALSO_UNTOLD = (*_OF_TEXT, "window_size", "global_attn_indexes", _REGISTERS)
 _TOWERS = {"text_config": (*_UNTOLD, *_OF_TEXT), "vision_config": _UNTOLD}
 _SECTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    **{kind: {"": _UNTOLD} for kind in ("vit", "dinov2", "sam_vision_model")},
+    **{kind: {"": _UNTOLD} for kind in ("vit", "dinov2", "sam_vision_model", "radio")},
     "dinov2_with_registers": {"": (*_UNTOLD, _REGISTERS)},  # told by shapes, but for a file that lost them
     **{"clip": _TOWERS, "siglip": _TOWERS, "sam": {"vision_config": _UNTOLD, "mask_decoder_config": _UNTOLD}},
 }
@@ -107,6 +108,8 @@ def tell_without_processor(folder: Path, mean: Sequence[float]) -> None:
 
 def _completed(values: Values) -> Values:
     """A configuration with what transformers takes where it says nothing, and no shape does."""
+    if is_packaged(values):  # which says what it means in words of its makers
+        return values
     sections = _SECTIONS.get(str(values.get("model_type")), {})
     if any(values.get(key) for key in _OVERRIDING):
         return dict(hub_build.configuration(values).to_dict())

@@ -8,7 +8,7 @@ from typing import Any
 
 from synoptic.models.clip import CLIP_MEAN, CLIP_STD
 from synoptic.weights.options import LoadOptions
-from synoptic.weights.reading import State
+from synoptic.weights.reading import ARGUMENTS, State
 
 Fields = Callable[[State, Mapping[str, Any], LoadOptions], dict[str, Any]]
 
@@ -182,6 +182,98 @@ def _sam_decoder(state: State, said: Mapping[str, Any], options: LoadOptions) ->
     return shapes | {ours: said[theirs] for ours, theirs in _SAM_DECODER_SAID.items() if theirs in said}
 
 
+def radio_vit(**known: Any) -> Fields:
+    """The configuration of a RADIO without heads, of which its tokens are told apart already (`radio.tidied`)."""
+
+    def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+        shapes = _shapes(state, cropped=True)
+        said = {ours: header[theirs] for ours, theirs in _SAID.items() if header.get(theirs) is not None}
+        if "activation" in said:
+            said["activation"] = _called(said["activation"])
+        args = _section(header, ARGUMENTS)
+        both = {**args, **header}
+        usual = _GLOBAL_BLOCKS.get(shapes["depth"], 4)
+        trained = {
+            "position": "cpe",
+            "final_norm": "norm.weight" in state,
+            "align_corners": _align_corners(header) if options.align_corners is None else options.align_corners,
+            "window": options.window or both.get("vitdet_window_size") or None,
+            "global_blocks": _global_blocks(args, shapes["depth"]) or usual,
+        }
+        heads = options.heads or said.get("heads") or _usual_heads(shapes["width"])
+        return {**shapes, **trained, **known, **said, "heads": heads}
+
+    return fields
+
+
+# Blocks that attend over the whole picture where others attend in windows, by depth: those of ViT-g; others have four.
+_GLOBAL_BLOCKS = {40: 8}
+
+# Releases whose tables of positions were trained to be resized between the centres of cells. Those before were released
+# when all were resized between corners (align_corners), and answer so though their makers' code has changed since.
+_BETWEEN_CENTRES = ("c-radio_v3-l", "c-radio_v3-g", "c-radio_v4")
+
+
+def _align_corners(header: Mapping[str, Any]) -> bool:
+    return not str(header.get("version", "")).lower().startswith(_BETWEEN_CENTRES)
+
+
+def _global_blocks(args: Mapping[str, Any], depth: int) -> int | None:
+    """How many blocks are global, where arguments of a training say it, or how many with windows lie between two."""
+    count, between = args.get("vitdet_num_global"), args.get("vitdet_num_windowed")
+    if isinstance(count, int) and count > 0:
+        return count
+    return max(depth // (between + 1), 1) if isinstance(between, int) and between >= 0 else None
+
+
+def radio_student(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
+    """The configuration of a RADIO with the heads of its teachers."""
+    backbone, tokens = radio_vit()(_part(state, "backbone"), header, options), header["radio"]
+    parts = _part(state, "adaptors")
+    names = dict.fromkeys(key.partition(".")[0] for key in parts)
+    found = [name for name in tokens.slots if name in names]
+    adaptors = {name: _adaptor(_part(parts, name), name, tokens.finer.get(name, 1)) for name in found}
+    if lacking := [name for name in names if name not in adaptors]:
+        raise ValueError(f"it does not say which token is that of {', '.join(lacking)}")
+    slots, summary = {name: tokens.slots[name] for name in found}, tokens.summary
+    plain = tokens.count in (1, len(found)) and list(slots.values()) == (
+        [0] * len(found) if tokens.count == 1 else list(range(len(found)))
+    )
+    whole = summary == tuple(range(tokens.count))
+    said = {"tokens": None if plain else slots, "summary": None if whole else summary}
+    return {"backbone": backbone, "adaptors": adaptors, **said}
+
+
+def _adaptor(state: State, name: str, times: int) -> dict[str, Any]:
+    """The heads of a teacher."""
+    if not (patches := _part(state, "patch_head")):
+        raise ValueError(f"it has no head for the patches of {name}")
+    form, out = _head(patches)
+    if out % times**2:
+        raise ValueError(f"the head for the patches of {name} answers {out} channels, no grid {times} times finer")
+    summary = _part(state, "summary_head")
+    said = {"patches": out // times**2, "summary": None, "hidden": form.pop("hidden")}
+    if summary:
+        head, channels = _head(summary)
+        hidden = head.pop("hidden")
+        said |= {"summary": channels, "summary_head": head | ({} if hidden == said["hidden"] else {"hidden": hidden})}
+    return {**said, "patch_head": form | ({"upsample": times} if times > 1 else {})}
+
+
+def _head(state: State) -> tuple[dict[str, Any], int]:
+    """What the keys and shapes of a head tell of it, and how many channels it answers."""
+    attends = "blocks.0.attn.qkv.weight" in state
+    mlp = _part(state, "mlp") if attends else state
+    hidden = _shape(mlp, "fc1.weight", 2)[0]
+    if "final.2.weight" not in mlp and not attends:
+        return {"form": "v1", "hidden": hidden}, _shape(mlp, "fc2.weight", 2)[0]
+    inner = 1 + max((int(key.split(".")[1]) for key in mlp if key.startswith("blocks.")), default=-1)
+    form: dict[str, Any] = {"form": "attention" if attends else "v2", "hidden": hidden, "inner": inner}
+    if attends and "blocks.0.attn.qkv.bias" not in state:
+        form["qkv_bias"] = False
+    return form, _shape(mlp, "final.2.weight", 2)[0]
+
+
 def plain_resnet(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     """The configuration of a plain ResNet."""
     width, channels, *_ = _shape(state, "stem.0.weight", 4)
@@ -277,11 +369,15 @@ def _blocks(state: State) -> tuple[int, ...]:
     return tuple(map(len, found))
 
 
-def _shapes(state: State) -> dict[str, Any]:
-    """What the shapes of a ViT's weights, under our keys, tell of its configuration."""
+def _shapes(state: State, cropped: bool = False) -> dict[str, Any]:
+    """What the shapes of a ViT's weights, under our keys, tell of its configuration.
+
+    Args:
+        cropped: whether its positions are those of patches alone, cut out of a table (CPE).
+    """
     width, channels, patch, across = _shape(state, "patch_embed.weight", 4)
     tokens = _shape(state, "summary_token", 3)[1] if "summary_token" in state else 0
-    cells = _shape(state, "positions.table", 3)[1] - tokens
+    cells = _shape(state, "positions.table", 3)[1] - (0 if cropped else tokens)
     side = _side(cells, patch, across)
     gated = "blocks.0.mlp.w12.weight" in state
     rows = _shape(state, "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight", 2)[0]

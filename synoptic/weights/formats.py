@@ -11,18 +11,29 @@ from typing import Any
 from torch import nn
 
 from synoptic.config import from_dict, load_json, nearest
+from synoptic.models.bounds import LARGEST
 from synoptic.models.sam import SamConfig
 from synoptic.types import Preprocess
 from synoptic.weights import heads
 from synoptic.weights.checksums import file_state
-from synoptic.weights.convert import load_known_state, misfits, refuse, sorted_out
+from synoptic.weights.convert import Problems, load_known_state, misfits, refuse, sorted_out
 from synoptic.weights.descriptions import CONFIG, Description, describe, tell_without_processor
 from synoptic.weights.folder import FORMAT, KINDS, WEIGHTS, Record, shapes_alone
 from synoptic.weights.hub import load_hub
 from synoptic.weights.layouts import FORMATS, Format
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.processors import preprocessing
-from synoptic.weights.reading import INDEX, State, check_values, is_written_in_place, owned, read_parts, ready
+from synoptic.weights.radio import is_packaged, refuse_hybrid
+from synoptic.weights.reading import (
+    ARGUMENTS,
+    INDEX,
+    State,
+    check_values,
+    is_written_in_place,
+    owned,
+    read_whole,
+    ready,
+)
 from synoptic.weights.words import find_tokenizer
 
 # What the weights are called in a folder of Hugging Face, the best first.
@@ -40,12 +51,14 @@ _OPTIONS = {
 _TRANSFORMERS = ("vit", "dinov2", "dinov2_with_registers", "clip", "siglip")
 _ACTIVATIONS = {"gelu", "quick_gelu", "gelu_pytorch_tanh"}
 
-# Dictionaries of a file in which a network may lie, the best first.
-_PARTS = ("", "teacher", "state_dict", "model", "student")
+# Dictionaries of a file in which a network may lie, the best first; RADIO's makers take the averaged weights, too.
+_PARTS = ("", "teacher", "state_dict_ema", "state_dict", "model", "student")
+_USUAL_SIZE = 512  # pixels of the pictures for models that take any, where nothing tells it
 
 # What wrappers of modules (several devices, shards, recomputation, compilation) put into keys.
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
-_CHUNK = re.compile(r"(?<=\bblocks\.)\d+\.(?=\d+\.)")  # DINOv2's training groups blocks and counts them through
+# DINOv2's training groups blocks and counts them through; the layers in a block of RADIO's heads are counted, too.
+_CHUNK = re.compile(r"(?<=\bblocks\.)\d+\.(?=\d+\.(?!parametrizations\.)\w+\.)")
 
 
 @dataclass(frozen=True)
@@ -76,12 +89,13 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
     place = _folder_of(path) or path
     if said.config and not _is_read_here(said.config):
         return _through_transformers(place, file, said, options)
+    since = file_state(file) if file.is_file() else ("", False)
+    parts, args = read_whole(file)
     try:
-        header = said.header
+        header = {**({ARGUMENTS: args} if args else {}), **said.header}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    since = file_state(file) if file.is_file() else ("", False)
-    found = identify(read_parts(file), header, options, str(path))
+    found = identify(parts, header, options, str(path))
     _check_options(found.format, options, str(path))
     kind = KINDS[found.format.kind]
     words = find_tokenizer(place, found.config.text, options) if found.format.kind == "clip" else None
@@ -92,34 +106,55 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
     load_known_state(model, state, str(file))
     name = place.resolve().name if place.is_dir() else path.stem
     try:
-        preprocess = prepared(found.config, said)
+        preprocess = prepared(found.config, said, options.size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if said.config and said.processor is None:
-        tell_without_processor(path, getattr(found.config, "encoder", found.config).mean)
+    if said.config and said.processor is None and not found.format.normalizes:
+        tell_without_processor(path, seeing(found.config).mean)
     if options.linear_head is None:
         return model.eval(), preprocess, Record(found.format.kind, name, _facts(found, options))
     classifier, preprocess = heads.put_on(model.eval(), preprocess, options.linear_head)
     return classifier, preprocess, Record("classifier", name, _facts(found, options))
 
 
-def prepared(config: Any, said: Description) -> Preprocess:
+def prepared(config: Any, said: Description, size: int | None = None) -> Preprocess:
     """What pictures go through.
 
     Args:
         config: of a model that a layout reads.
         said: what its folder of Hugging Face says; nothing for a file, whose makers take the largest square, and of
             SigLIP the whole picture. A size that the patches do not tile becomes that of the positions.
+        size: side of the pictures in pixels, for a model whose positions are there for any; None takes what the folder
+            says.
     Raises:
         ValueError: the folder says what makes no sense.
     """
     if isinstance(config, SamConfig):
         bands = None if config.channels == 3 else config.channels
         return Preprocess(config.image_size, "pad", bands, interpolation="bilinear", fill=config.mean)
+    usual = _size(config, said, size)
     if said.processor is None:
-        return Preprocess(config.image_size, "squash" if getattr(config, "bias", False) is True else "crop")
-    seen = preprocessing(said.processor, config.image_size)
-    return seen if seen.size % _patch_size(config) == 0 else replace(seen, size=config.image_size)
+        return Preprocess(usual, "squash" if getattr(config, "bias", False) is True else "crop")
+    seen = preprocessing(said.processor, usual)
+    fits = seen.size % seeing(config).patch_size == 0 and size is None
+    return seen if fits else replace(seen, size=usual)
+
+
+def seeing(config: Any) -> Any:
+    """The configuration of the part of a model that sees."""
+    return getattr(config, "encoder", getattr(config, "backbone", config))
+
+
+def _size(config: Any, said: Description, size: int | None) -> int:
+    """The side of the pictures that a model is given, where its preprocessing does not say it."""
+    vit = seeing(config)
+    if getattr(vit, "position", "learned") != "cpe":
+        return config.image_size
+    preferred = said.config.get("preferred_resolution")
+    told = preferred[0] if isinstance(preferred, list) and preferred else said.config.get("image_size")
+    wanted = size or (told if isinstance(told, int) and told > 0 else min(_USUAL_SIZE, vit.image_size))
+    step = vit.patch_size * (vit.window or 1)
+    return max(min(wanted, LARGEST) // step, 1) * step
 
 
 def identify(parts: Mapping[str, State], header: Mapping[str, Any], options: LoadOptions, where: str) -> Identified:
@@ -134,11 +169,13 @@ def identify(parts: Mapping[str, State], header: Mapping[str, Any], options: Loa
         ValueError: its layout is not known, or its tensors do not make a model.
     """
     state = networks(parts, options.part, where)["backbone"]
-    form = _by_header(header, where) if header else _by_keys(state, where)
-    ours, strange = sorted_out(state, form.table)
+    form = _by_header(header, state, where) if _kind_said(header) else _by_keys(state, where)
     kind, misfit = KINDS[form.kind], f"{where}: looks like {form.name}, but the keys do not fit"
+    strange: Problems = {}
     try:
-        fields = form.fields(ours, header, options)
+        tidy, said = form.tidy(state, header, options)
+        ours, strange = sorted_out(tidy, form.table)
+        fields = form.fields(ours, said, options)
     except ValueError as error:
         refuse(misfit, strange)
         raise ValueError(f"{where}: looks like {form.name}, but {error}") from None
@@ -217,17 +254,36 @@ def _folder_of(path: Path) -> Path | None:
     return path.parent if path.name in FILES or "model_type" in load_json(beside) else None
 
 
-def _by_header(header: Mapping[str, Any], where: str) -> Format:
-    known = {form.model_type: form for form in FORMATS if form.model_type is not None}
-    said = str(header.get("model_type"))
-    if said not in known:
-        raise ValueError(f"{where}: model_type={said} is not known here{nearest(said, known)}")
-    return known[said]
+def _kind_said(header: Mapping[str, Any]) -> str | None:
+    """The model_type that config.json says or means; None where there is none."""
+    said = header.get("model_type")
+    return "radio" if is_packaged(header) else None if said is None else str(said)
+
+
+def _by_header(header: Mapping[str, Any], state: State, where: str) -> Format:
+    """The layout of a folder; where there are several of its model_type, the first whose marks its tensors have."""
+    said = _kind_said(header)
+    forms = [form for form in FORMATS if form.model_type == said]
+    if not forms:
+        known = sorted({form.model_type for form in FORMATS if form.model_type is not None})
+        raise ValueError(f"{where}: model_type={said} is not known here{nearest(str(said), known)}")
+    if len(forms) == 1:
+        return forms[0]
+    _check_hybrid(state, where)
+    read = [form for form in forms if form.reads(header)]
+    return next((form for form in read if not form.lacking(state)), read[-1])
+
+
+def _check_hybrid(state: State, where: str) -> None:
+    try:
+        refuse_hybrid(state)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _is_read_here(header: Mapping[str, Any]) -> bool:
     """Whether a layout of ours reads a folder: of its kind, and without the heads of a model made for a task."""
-    kind, said = header.get("model_type"), header.get("architectures")
+    kind, said = _kind_said(header), header.get("architectures")
     names = [form.name.split()[0] for form in FORMATS if form.model_type == kind and kind and form.reads(header)]
     named = bool(names) and (not isinstance(said, list) or not said or said[0] in names)
     return named and _is_activated_alike(header)
@@ -251,8 +307,9 @@ def _through_transformers(
 
 
 def _by_keys(state: State, where: str) -> Format:
+    _check_hybrid(state, where)
     for form in FORMATS:
-        if all(mark in state for mark in form.marks):
+        if not form.lacking(state):
             return form
     if (head := heads.find_head(state)) is not None:
         classes, channels = head["weight"].shape
@@ -261,7 +318,7 @@ def _by_keys(state: State, where: str) -> Format:
             f"give it as load.linear_head={where} to the backbone that it was made for"
         )
     keys = ", ".join(list(state)[:3])
-    names = ", ".join(form.name for form in FORMATS)
+    names = ", ".join(dict.fromkeys(re.split(" with | on |, ", form.name)[0] for form in FORMATS))  # their sorts apart
     raise ValueError(f"{where}: no layout that is known here begins with {keys}; known are {names}")
 
 
@@ -283,15 +340,11 @@ def _kept(state: State, mapped: bool) -> State:
 
 def _check_options(form: Format, options: LoadOptions, where: str) -> None:
     """Refuses options that would decide nothing."""
-    known = ("part", *_OPTIONS[form.kind])
+    known = tuple(dict.fromkeys(("part", *_OPTIONS.get(form.kind, ()), *form.options)))
     idle = [name for name, value in vars(options).items() if value is not None and name not in known]
     if idle:
         told = f"load.{idle[0]}= decides nothing in files of {form.name}, of which can be said {', '.join(known)}"
         raise ValueError(f"{where}: {told}; leave it out")
-
-
-def _patch_size(config: Any) -> int:
-    return getattr(config, "encoder", config).patch_size
 
 
 def _facts(found: Identified, options: LoadOptions) -> dict[str, str]:

@@ -14,7 +14,7 @@ from synoptic.types import Preprocess, present
 
 Header = dict[str, Any]
 
-_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # ours by the names of transformers
+ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # ours by the names of transformers
 _RESAMPLING = {"bilinear": 2, "bicubic": 3}  # as Pillow numbers them
 
 
@@ -113,7 +113,7 @@ def _vision(config: ViTConfig) -> Header:
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
-        "hidden_act": _ACTIVATIONS.get(config.activation, config.activation),
+        "hidden_act": ACTIVATIONS.get(config.activation, config.activation),
         "layer_norm_eps": config.norm_eps,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
@@ -148,6 +148,6 @@ def _text(config: TextConfig) -> Header:
         "bos_token_id": None,  # the tokenizer's business; the default is an id that small vocabularies do not have
         "eos_token_id": config.end,
         "pad_token_id": config.end,
-        "hidden_act": _ACTIVATIONS.get(config.activation, config.activation),
+        "hidden_act": ACTIVATIONS.get(config.activation, config.activation),
         "layer_norm_eps": config.norm_eps,
     }

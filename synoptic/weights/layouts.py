@@ -13,9 +13,10 @@ import torch
 
 from synoptic.config import to_dict
 from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
-from synoptic.weights import clip_tables, convert, headers, resnet_tables, sam_tables
+from synoptic.weights import clip_tables, convert, headers, radio, radio_tables, resnet_tables, sam_tables
 from synoptic.weights.convert import Table
-from synoptic.weights.fields import Fields, clip, is_plain, plain_resnet, sam, siglip, vit
+from synoptic.weights.fields import Fields, clip, is_plain, plain_resnet, radio_student, radio_vit, sam, siglip, vit
+from synoptic.weights.radio import Tidy
 from synoptic.weights.reading import State
 
 # Fields that decide nothing once a model is trained, and those that are sizes of its weights, which tell them.
@@ -29,6 +30,7 @@ class Format:
     Attributes:
         name: as people call its models.
         marks: keys by which it is told from the others; the first format of `FORMATS` holds that has all of its marks.
+            One that ends in a dot is what keys begin with.
         table: names its tensors as ours.
         fields: (our tensors, values of config.json where there is one, options) -> our configuration's fields.
         model_type: what config.json says in a folder of Hugging Face, in place of the marks.
@@ -37,8 +39,12 @@ class Format:
         always: fields of our configuration (dotted where nested) in which its makers' code has no choice: a model that
             differs there is not written in it.
         header: our configuration -> what config.json says of it; None for what has no header, or is not written.
-        constants: our configuration -> tensors of theirs that follow from it.
+        tidy: (their tensors, values of config.json and arguments of a training, options) -> both, as the table and
+            `fields` know them.
+        finish: (tensors as the table names them, our configuration) -> their tensors, with all that they hold beside.
         unsaid: options that a file leaves open -> where our configuration has them.
+        options: what may be said of its files, beside what may be said of any of its kind.
+        normalizes: whether their network normalises pictures itself, so that their preprocessing does not.
     """
 
     name: str
@@ -50,8 +56,15 @@ class Format:
     reads: Callable[[Mapping[str, Any]], bool] = lambda header: True
     always: Mapping[str, Any] = field(default_factory=dict)
     header: Callable[[Any], dict[str, Any]] | None = None
-    constants: Callable[[Any], State] = lambda config: {}
+    tidy: Tidy = lambda state, header, options: (state, header)
+    finish: Callable[[State, Any], State] = lambda state, config: state
     unsaid: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    normalizes: bool = False
+
+    def lacking(self, state: State) -> list[str]:
+        """Its marks that tensors of theirs do not have."""
+        return [mark for mark in self.marks if mark not in state and not (mark[-1] == "." and _begins(state, mark))]
 
     def unlike(self, config: Any) -> dict[str, tuple[Any, Any]]:
         """Fields in which a configuration differs from what its makers' code always has: name -> (its, theirs)."""
@@ -62,6 +75,10 @@ class Format:
     def maker(self) -> Literal["official", "huggingface"]:
         """Whose layout it is: that of the models' makers, or of transformers."""
         return "official" if self.model_type is None else "huggingface"
+
+
+def _begins(state: State, mark: str) -> bool:
+    return any(key.startswith(mark) for key in state)
 
 
 _PATCHES = {"stem": "patch", "position": "learned", "pre_norm": False, "final_norm": True, "patch_bias": True}
@@ -78,12 +95,15 @@ _SIGLIP = {
     **{"text.projection_bias": True, "bias": True},
 }
 _RESNET = {"text.causal": True, "text.read_at": "end", "text.projection_bias": False, "bias": False}
+_CPE = {"stem": "patch", "position": "cpe", "pre_norm": False, "pool": "tokens", "norm_eps": 1e-6, "activation": "gelu"}
+_TIMM = {**_CPE, "qkv_bias": True, "patch_bias": False, "mask_token": False}
+_INNER = {**_CPE, "patch_bias": True, "mask_token": True, "layer_scale": 1.0, "final_norm": True}
 _HEADS = {"heads": "heads"}
 _TOWERS = {"heads": "image.heads", "text_heads": "text.heads"}
 
 
-def _openai(config: Any) -> State:
-    """The numbers that OpenAI's state dicts hold beside the weights.
+def _openai(state: State, config: Any) -> State:
+    """With the numbers that OpenAI's state dicts hold beside the weights.
 
     Raises:
         ValueError: a tower's feed-forward layers are not four times as wide as it, as OpenAI's code has them.
@@ -92,7 +112,39 @@ def _openai(config: Any) -> State:
         if tower is not None and tower.hidden not in (None, 4 * tower.width):
             raise ValueError(f"hidden={tower.hidden} is not four times width={tower.width}")
     sizes = {"input_resolution": config.image_size, "context_length": config.text.context}
-    return {name: torch.tensor(size) for name, size in {**sizes, "vocab_size": config.text.vocabulary}.items()}
+    sizes["vocab_size"] = config.text.vocabulary
+    return state | {name: torch.tensor(size) for name, size in sizes.items()}
+
+
+_RADIO_OPTIONS = ("heads", "align_corners", "summary_tokens", "size", "window")
+
+
+def _radio(name: str, theirs: str, table: Table, adaptors: bool) -> Format:
+    """A RADIO of its makers: a file, or a folder, which is read and not written, since it would come without its code.
+
+    Args:
+        theirs: what the keys of the trunk begin with.
+        adaptors: whether it has heads.
+    """
+    hub, inside = theirs.startswith(radio_tables.HUB), _INNER if theirs.endswith("inner.") else _TIMM
+    heads = f"{radio_tables.HUB}adaptors." if hub else "_feature_projections."
+    where = "backbone." if adaptors else ""
+    return Format(
+        name,
+        (f"{theirs}patch_generator.pos_embed", *([heads] if adaptors else [])),
+        table,
+        radio_student if adaptors else radio_vit(),
+        "radio" if hub else None,
+        "student" if adaptors else "vit",
+        reads=radio.is_packaged,
+        always={f"{where}{key}": value for key, value in inside.items()},
+        header=None if hub else radio.arguments,
+        tidy=radio.tidied(theirs, adaptors),
+        finish=radio.finished(theirs),
+        unsaid={option: f"{where}{option}" for option in ("heads", "align_corners")},
+        options=_RADIO_OPTIONS,
+        normalizes=True,
+    )
 
 
 # Positions at other sizes than the trained one: the released DINO and DINOv2 resample by a factor that is 0.1 cells too
@@ -100,6 +152,8 @@ def _openai(config: Any) -> State:
 # that those without registers differ from the release that they were converted from. Here a file of the makers answers
 # as their code does, and a folder of Hugging Face as transformers does. The makers of CLIP and SigLIP have no rule, as
 # their code sees the trained size alone; here their files answer at others as transformers does.
+# Of RADIO, transformers resizes positions between the centres of cells, and the makers' code does so since 2025; but
+# the releases before c-radio_v3-l were trained and judged with those between corners, and files answer so here.
 FORMATS = (
     Format(
         "DINOv2 with registers",
@@ -184,7 +238,7 @@ FORMATS = (
         clip(activation="quick_gelu"),
         kind="clip",
         always={**_CLIP, "resnet": None, "text.activation": "quick_gelu"},
-        constants=_openai,
+        finish=_openai,
         unsaid=_TOWERS,
     ),
     Format(
@@ -194,7 +248,7 @@ FORMATS = (
         clip(activation="quick_gelu"),
         kind="clip",
         always={**_RESNET, "image": None, "text.activation": "quick_gelu"},
-        constants=_openai,
+        finish=_openai,
         unsaid={"text_heads": "text.heads"},
     ),
     Format(
@@ -271,6 +325,38 @@ FORMATS = (
         "sam",
         header=sam_tables.header,
     ),
+    _radio("RADIO with the heads of teachers", radio_tables.TRUNK, radio_tables.RADIO, True),
+    _radio("RADIO", radio_tables.TRUNK, radio_tables.RADIO_TRUNK, False),
+    _radio("RADIO on a ViT of DINOv2 with the heads of teachers", radio_tables.INNER, radio_tables.RADIO_INNER, True),
+    _radio("RADIO on a ViT of DINOv2", radio_tables.INNER, radio_tables.RADIO_INNER_TRUNK, False),
+    _radio("RADIOModel of NVIDIA with adaptors", f"{radio_tables.HUB}model.", radio_tables.HUB_RADIO, True),
+    _radio("RADIOModel of NVIDIA", f"{radio_tables.HUB}model.", radio_tables.HUB_RADIO_TRUNK, False),
+    _radio(
+        "RADIOModel of NVIDIA on a ViT of DINOv2 with adaptors",
+        f"{radio_tables.HUB}model.inner.",
+        radio_tables.HUB_RADIO_INNER,
+        True,
+    ),
+    _radio(
+        "RADIOModel of NVIDIA on a ViT of DINOv2",
+        f"{radio_tables.HUB}model.inner.",
+        radio_tables.HUB_RADIO_INNER_TRUNK,
+        False,
+    ),
+    Format(
+        "RadioModel of transformers",
+        (f"{radio_tables.HUB}model.patch_generator.pos_embed", f"{radio_tables.HUB}summary_idxs"),
+        radio_tables.HUGGINGFACE_RADIO,
+        radio_vit(align_corners=False),
+        "radio",
+        reads=lambda header: not radio.is_packaged(header),
+        always={"position": "cpe", "stem": "patch", "pre_norm": False, "final_norm": False, "pool": "tokens"},
+        header=radio.header,
+        tidy=radio.tidied_of_transformers,
+        finish=radio.finished(f"{radio_tables.HUB}model."),
+        options=("window", "size"),
+        normalizes=True,
+    ),
 )
 
 
@@ -279,6 +365,8 @@ def decisive(config: Any) -> dict[str, Any]:
 
     def walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
+            if name == "summary_head" and values.get("summary") is None:
+                continue  # of which there is none
             if isinstance(value, Mapping):
                 yield prefix + name, "given"
                 yield from walk(value, f"{prefix}{name}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,31 @@ State = dict[str, Tensor]
 INDEX = ".index.json"  # behind the name of a file that is cut into several
 MOST_PER_BYTE = 4  # bytes of tensors for one of the file: room for tensors that share memory, not for a bomb
 
-_TORCHSCRIPT, _TENSORS, _PACKED, _CODE = "torchscript", "tensors", "packed", "code"  # what an archive holds
+_TORCHSCRIPT, _TENSORS, _PACKED = "torchscript", "tensors", "packed"  # what an archive holds
 
 _ZIP = b"PK\x03\x04"  # how files of PyTorch begin since version 1.6, and how before: a pickle of a number of its own
 _OLDER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
-# DINO's training keeps the arguments of its command. A Namespace does nothing when it is made and filled.
+# Trainings of DINO and RADIO keep the arguments of their commands. A Namespace does nothing when made and filled.
 _HARMLESS: list[Any] = [argparse.Namespace]
+ARGUMENTS = "args"  # where they lie, and where alone a file may name classes that are not known here
+_SYSTEM = ("os", "posix", "nt", "sys", "subprocess", "shutil")  # of which no training keeps anything
+
+
+class _Stranger:
+    """Stands for an object of a class that is not known here: takes what it is made of and drops it.
+
+    Without it PyTorch would refuse the whole file; with it nothing that the file names is looked up, let alone run.
+    """
+
+    def __new__(cls, *args: Any, **options: Any) -> _Stranger:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **options: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def read_parts(path: Path) -> dict[str, State]:
@@ -52,8 +70,20 @@ def read_parts(path: Path) -> dict[str, State]:
         ValueError: the file is missing, damaged, or of another sort, would run code, or holds tensors that are larger
             than it.
     """
+    return read_whole(path)[0]
+
+
+def read_whole(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
+    """The tensors of a file, as `read_parts`, and the arguments of the training that wrote it.
+
+    Returns:
+        The tensors, and the plain values among the arguments: numbers, texts, and lists and dictionaries of them. What
+        else lies there is None, and nothing is run to find out what it is.
+    Raises:
+        ValueError: see `read_parts`.
+    """
     if path.name.endswith(INDEX):
-        return {"": _read_shards(path)}
+        return {"": _read_shards(path)}, {}
     begins = _beginning(path)
     if begins.startswith(_ZIP):
         content = _read_torch(path)
@@ -63,7 +93,8 @@ def read_parts(path: Path) -> dict[str, State]:
         content = read_safetensors(path)
     parts = _parts(content)
     _check_tensors(path, parts)
-    return parts
+    said = _plain(content[ARGUMENTS], {}) if isinstance(content, Mapping) and ARGUMENTS in content else None
+    return parts, said if isinstance(said, dict) else {}
 
 
 def is_written_in_place(path: Path) -> bool:
@@ -155,30 +186,79 @@ def _read_older(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        kind, _, code = remembered(path, "archive", _kind_of_archive).partition(":")
+        kind, _, code = remembered(path, "contents", _kind_of_archive).partition(":")
         if kind == _TORCHSCRIPT:
             return read_torchscript(path)
-        if kind in (_TENSORS, _PACKED):
-            with torch.serialization.safe_globals(_HARMLESS):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == _TENSORS)
+        names = code.split(",") if code else []
+        if not any(name.partition(".")[0] in _SYSTEM for name in names):
+            strangers = [(type("Stranger", (_Stranger,), {}), name) for name in names]
+            with torch.serialization.safe_globals([*_HARMLESS, *strangers]):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == _TENSORS)
+            if not names or not _is_strange(content):
+                return content
     except pickle.UnpicklingError:
         raise ValueError(f"{path}: damaged weights file, or one with more than tensors and plain values") from None
     except Exception as error:  # a spoiled pickle may fail in any way
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ValueError(f"{path}: damaged weights file ({reason})") from None
-    named = ", ".join(code.split(",")[:3])
+    named = ", ".join(names[:3])
     raise ValueError(
         f"{path}: reading it would run code ({named}), which is refused; have its tensors saved alone, best as "
         "safetensors"
     )
 
 
+def _is_strange(content: Any) -> bool:
+    """Whether objects of unknown classes lie anywhere but among the arguments of a training."""
+    if not isinstance(content, Mapping):
+        return True
+    waiting = [content.keys(), *(value for name, value in content.items() if name != ARGUMENTS)]
+    waiting += [] if isinstance(content.get(ARGUMENTS, {}), Mapping | argparse.Namespace) else [content[ARGUMENTS]]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _Stranger) or (isinstance(value, type) and issubclass(value, _Stranger)):
+            return True
+        if id(value) in seen or isinstance(value, str | bytes | Tensor):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, argparse.Namespace):
+            waiting += [*vars(value).values()]
+        elif isinstance(value, Collection):
+            waiting += [*value]
+    return False
+
+
+def _plain(value: Any, known: dict[int, Any]) -> Any:
+    """Numbers, texts, and lists and dictionaries of them; None in place of all else.
+
+    Args:
+        value: from a file.
+        known: what became of others by their ids, so that what is there many times is looked at once.
+    """
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.dtype):
+        return str(value)
+    if id(value) not in known:
+        known[id(value)] = None  # of what holds itself
+        if isinstance(value, argparse.Namespace):
+            known[id(value)] = _plain(vars(value), known)
+        elif isinstance(value, Mapping):
+            known[id(value)] = {str(name): _plain(each, known) for name, each in value.items()}
+        elif isinstance(value, list | tuple):
+            known[id(value)] = [_plain(each, known) for each in value]
+    return known[id(value)]
+
+
 def _kind_of_archive(path: Path) -> str:
     """What an archive holds, looked at once for each state of the file, and for its checksums, which PyTorch does not.
 
     Returns:
-        `_TORCHSCRIPT`, `_TENSORS`, `_PACKED` (compressed, so that no part of it can be mapped), or `_CODE` and what it
-        names.
+        `_TORCHSCRIPT`, `_TENSORS` or `_PACKED` (compressed, so that no part of it can be mapped), and of the last two
+        behind a colon the classes and functions that it names.
     Raises:
         ValueError: it is damaged, or unpacks to much more than it is.
     """
@@ -194,9 +274,7 @@ def _kind_of_archive(path: Path) -> str:
         return _TORCHSCRIPT
     with torch.serialization.safe_globals(_HARMLESS):
         code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    if code:
-        return f"{_CODE}:{','.join(sorted(code))}"
-    return _PACKED if packed else _TENSORS
+    return f"{_PACKED if packed else _TENSORS}:{','.join(sorted(code))}"
 
 
 def _broken(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,19 +26,19 @@ from synoptic.models.adaptors import Student
 from synoptic.types import Preprocess
 from synoptic.weights import formats, zoo
 from synoptic.weights.card import CALLED
-from synoptic.weights.convert import from_ours, kept
+from synoptic.weights.convert import from_ours, kept, left_out
 from synoptic.weights.descriptions import CONFIG, PROCESSOR, Description
 from synoptic.weights.folder import KINDS, WEIGHTS, Record, kind_of, load_folder, save_folder
 from synoptic.weights.headers import processor
 from synoptic.weights.layouts import FORMATS, Format, decisive
 from synoptic.weights.options import LoadOptions
-from synoptic.weights.reading import State, read_parts
+from synoptic.weights.reading import ARGUMENTS, State, read_whole
 from synoptic.weights.words import find_tokenizer, write_tokenizer
 
 Target = Literal["official", "huggingface", "synoptic"]
 SUFFIXES = (".pth", ".pt", ".bin")  # of the makers' files
 
-_AT_OTHER_SIZES = ("position_offset", "antialias", "interpolation")
+_AT_OTHER_SIZES = ("position_offset", "antialias", "interpolation", "align_corners")
 
 
 @dataclass(frozen=True)
@@ -137,27 +138,27 @@ def _best_fit(network: nn.Module, preprocess: Preprocess, record: Record, to: Ta
 
 def _fit(form: Format, network: Any, preprocess: Preprocess) -> _Fit:
     config, state = network.config, kept(network.state_dict(), form.table)
-    left_out = sorted(network.state_dict().keys() - state.keys())  # named as the fields that say that they are there
-    ours = {name: value for name, value in decisive(config).items() if name not in left_out}
+    gone = {left_out(key, form.table) for key in network.state_dict().keys() - state.keys()}
+    ours = {name: value for name, value in decisive(config).items() if left_out(name, form.table) is None}
     fixed = {name: (ours[name], value) for name, value in form.always.items() if ours.get(name, value) != value}
     options = LoadOptions(**{option: ours.get(name) for option, name in form.unsaid.items()})
     apart = 2
     try:
-        theirs = from_ours(state, form.table) | form.constants(config)
-        if lacking := [mark for mark in form.marks if mark not in theirs]:
+        theirs = form.finish(from_ours(state, form.table), config)
+        if lacking := form.lacking(theirs):
             raise ValueError(f"it has no {lacking[0]}")
         apart = 1
         headers = _headers(form, config, preprocess)
-        told = _read_as(form, state, headers, options)
+        told = _read_as(form, state, theirs, headers, options)
     except ValueError as error:
         return _Fit(form, _told(fixed) or (str(error),), apart)
     said = decisive(told)
     differing = fixed | {name: (value, said.get(name)) for name, value in ours.items() if said.get(name) != value}
     resampling = {name: differing.pop(name) for name in list(differing) if name.rpartition(".")[2] in _AT_OTHER_SIZES}
-    notes = [f"it has no place for the {name}, which takes no part in answers" for name in left_out]
+    notes = [_lost(name) for name in sorted(filter(None, gone)) if not name.endswith(".logit_scale")]
     if resampling:
-        how = ", ".join(_told(resampling))
-        notes.append(f"at sizes other than {config.image_size} its positions are resampled otherwise: {how}")
+        how, size = ", ".join(_told(resampling)), formats.seeing(config).image_size
+        notes.append(f"at sizes other than {size} its positions are resampled otherwise: {how}")
     read = formats.prepared(told, _described(headers))
     if preprocess != (read if network.channels == 3 else replace(read, bands=preprocess.bands)):
         usual = vars(Preprocess(preprocess.size))
@@ -165,32 +166,54 @@ def _fit(form: Format, network: Any, preprocess: Preprocess) -> _Fit:
         how = ", ".join(f"{name}={value}" for name, value in {"size": preprocess.size, **differs}.items())
         notes.append(f"it does not say how pictures are prepared: {how}")
     if form.maker == "official":
-        notes += _unsaid(form, network, state, told, options)
+        notes += _unsaid(form, network, (state, theirs, headers), told, options)
     return _Fit(form, _told(differing), 0, tuple(notes), theirs, headers, options)
+
+
+def _lost(name: str) -> str:
+    """What is told of tensors that a layout has no place for."""
+    if name.endswith(".text"):
+        return f"it has no place for the words of {name.split('.')[1]}, which to=synoptic keeps"
+    return f"it has no place for the {name}, which takes no part in answers"
 
 
 def _headers(form: Format, config: Any, preprocess: Preprocess) -> dict[str, dict[str, Any]]:
     if form.header is None:
         return {}
-    encoder = getattr(config, "encoder", config)
-    return {PROCESSOR: processor(preprocess, encoder.mean, encoder.std), CONFIG: form.header(config)}
+    if form.maker == "official":  # the arguments of a training, in the file itself
+        return {CONFIG: form.header(config)}
+    part = formats.seeing(config)
+    pictures = processor(preprocess, part.mean, part.std) | ({"do_normalize": False} if form.normalizes else {})
+    return {PROCESSOR: pictures, CONFIG: form.header(config)}
 
 
 def _described(headers: Mapping[str, Mapping[str, Any]]) -> Description:
     return Description(headers.get(CONFIG, {}), headers.get(PROCESSOR))
 
 
-def _read_as(form: Format, state: State, headers: Mapping[str, Mapping[str, Any]], options: LoadOptions) -> Any:
-    """The configuration that a layout's reader takes a model for."""
-    fields = form.fields(state, _described(headers).header, options)
-    return from_dict(KINDS[form.kind].config, fields, form.name)
+def _read_as(
+    form: Format, state: State, theirs: State, headers: Mapping[str, Mapping[str, Any]], options: LoadOptions
+) -> Any:
+    """The configuration that a layout's reader takes a model for.
+
+    Args:
+        state, theirs: the same tensors under our keys and under theirs.
+    """
+    _, said = form.tidy(theirs, _described(headers).header, options)
+    return from_dict(KINDS[form.kind].config, form.fields(state, said, options), form.name)
 
 
-def _unsaid(form: Format, network: Any, state: State, told: Any, options: LoadOptions) -> Iterator[str]:
-    """What has to be told beside a bare file."""
+def _unsaid(
+    form: Format, network: Any, written: tuple[State, State, Mapping[str, Any]], told: Any, options: LoadOptions
+) -> Iterator[str]:
+    """What has to be told beside a bare file.
+
+    Args:
+        written: see `_read_as`.
+    """
     given = " ".join(f"load.{name}={value}" for name, value in vars(options).items() if value is not None)
     try:
-        enough = _read_as(form, state, {}, LoadOptions()) == told
+        enough = _read_as(form, *written, LoadOptions()) == told
     except ValueError:
         enough = False
     if not enough:
@@ -205,7 +228,11 @@ def _told(differing: Mapping[str, tuple[Any, Any]]) -> tuple[str, ...]:
 
 def _write_file(out: Path, network: nn.Module, fit: _Fit) -> None:
     def write(file: IO[bytes]) -> None:
-        torch.save({key: _alone(tensor) for key, tensor in fit.state.items()}, file)
+        state: dict[str, Any] = {key: _alone(tensor) for key, tensor in fit.state.items()}
+        if ARGUMENTS in fit.headers.get(CONFIG, {}):
+            args = Namespace(**fit.headers[CONFIG][ARGUMENTS])
+            state = {"arch": args.model, "epoch": 0, "args": args, "state_dict": state}
+        torch.save(state, file)
         file.flush()
         _check(Path(file.name), Description(), network, fit)
 
@@ -251,11 +278,13 @@ def _fresh_folder(out: Path) -> Iterator[Path]:
 
 def _check(file: Path, said: Description, network: nn.Module, fit: _Fit) -> None:
     """Reads what was written, as whoever loads it does, and compares."""
-    parts = read_parts(file)
-    _compare(fit.state, parts[""])
-    found = formats.identify(parts, said.header, fit.options, str(file))
+    parts, args = read_whole(file)
+    (state,) = parts.values()
+    _compare(fit.state, state)
+    header = {**({ARGUMENTS: args} if args else {}), **said.header}
+    found = formats.identify(parts, header, fit.options, str(file))
     assert found.format is fit.form, f"{fit.form.name} is read as {found.format.name}"
-    _compare(kept(network.state_dict(), fit.form.table), found.state)
+    _compare(kept(network.state_dict(), fit.form.table), kept(found.state, fit.form.table))
 
 
 def _compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

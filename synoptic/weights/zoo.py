@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 NAMES = (*vit.NAMES, *resnet.NAMES)
 FORMS = (
     "a name that `synoptic models` lists, a run folder, a weights folder of this library or of Hugging Face, "
-    "a weights file of DINO, DINOv2, CLIP, SigLIP or SAM, or hf:owner/name"
+    "a weights file of DINO, DINOv2, CLIP, SigLIP, SAM or RADIO, or hf:owner/name"
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -116,6 +117,23 @@ def test_evaluation_resizes_to_a_square_and_crops(grid: tuple[int, int], align_c
     for picture in patches.detach().numpy():
         np.testing.assert_allclose(picture.reshape(*grid, WIDTH), expected, atol=1e-12)
     assert torch.equal(prefix, torch.ones(1, 1, WIDTH))  # summary tokens have no position
+
+
+@pytest.mark.parametrize("table", [(5, 5), (4, 7)], ids=str)
+def test_viewports_are_those_of_the_papers_sampling(table: tuple[int, int]) -> None:
+    """Corner to corner of the viewport, in a table of any shape, by PyTorch's sampler as AM-RADIO's makers call it."""
+    positions, grid = cropped(table, dropout=0.0).train(), (3, 4)
+    torch.manual_seed(3)
+    _, patches = positions(None, zeros(2, grid), grid)
+    torch.manual_seed(3)
+    left, top, width, height = positions._viewports(2).unbind(1)
+    steps = [torch.linspace(0, 1, count) for count in grid]
+    x = (left[:, None, None] + width[:, None, None] * steps[1][None, None, :]).expand(-1, *grid)
+    y = (top[:, None, None] + height[:, None, None] * steps[0][None, :, None]).expand(-1, *grid)
+    planes = positions.table.view(1, *table, WIDTH).permute(0, 3, 1, 2).expand(2, -1, -1, -1)
+    where = (torch.stack([x, y], dim=-1) * 2 - 1).double()
+    expected = F.grid_sample(planes, where, mode="bilinear", padding_mode="zeros", align_corners=True)
+    torch.testing.assert_close(patches, expected.flatten(2).mT, rtol=0, atol=1e-5)
 
 
 def test_every_training_picture_sees_its_own_viewport(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_releases_are_whole_and_their_addresses_secured() -> None:
         assert release.licence.commercial == allows_commerce(release.licence.name)
         assert re.fullmatch(r"([\w.-]+/[\w.-]+)?", release.repository)
         for remote in release.files:
-            assert remote.url.startswith("https://") and re.fullmatch(r"[\w.-]+\.(pth|pt|gz)", remote.name)
+            assert remote.url.startswith("https://") and re.fullmatch(r"[\w.-]+\.(pth|pth\.tar|pt|gz)", remote.name)
             assert remote.sha256 is None or re.fullmatch("[0-9a-f]{64}", remote.sha256)
             files.setdefault(remote.name, set()).add(remote)
     assert all(len(remotes) == 1 for remotes in files.values()), "two files of one name in one folder"
@@ -188,7 +188,7 @@ def test_the_list_is_filtered(asked: dict[str, Any], names: set[str]) -> None:
 def test_commercial_use_is_a_filter() -> None:
     free, bound = (synoptic.list_models(commercial=allowed) for allowed in (True, False))
     assert {record.name for record in (*free, *bound)} == {*zoo.NAMES, *RELEASES} and free and bound
-    assert {record.licence for record in bound} == {"CC-BY-NC-4.0"}
+    assert {record.licence for record in bound} == {"CC-BY-NC-4.0", "NVIDIA-Source-Code-NC"}
 
 
 def test_a_filter_that_leaves_nothing_says_what_there_is() -> None:

@@ -1,0 +1,395 @@
+"""Files of RADIO's makers, made up, against what their networks say, written out; and the manifests of the releases."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comparison import assert_equal
+from radio_files import (
+    HEADS,
+    PATCH,
+    TEACHERS,
+    WIDTH,
+    adaptors,
+    answered,
+    args,
+    backbone,
+    file,
+    head,
+    reparametrised,
+    statistics,
+    trunk,
+    unfolded,
+)
+from torch import Tensor
+
+import synoptic
+from synoptic.models.adaptors import Student
+from synoptic.models.vit import ViT
+from synoptic.types import Preprocess
+from synoptic.weights import formats
+from synoptic.weights.options import LoadOptions
+
+SIZES = ((32, 32), (16, 16), (12, 24), (40, 8))  # the first is that of the table
+NAMES = ("clip", "siglip2_g", "sam")
+
+
+def double(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.double() for key, tensor in state.items()}
+
+
+@pytest.fixture(autouse=True)
+def _the_same_weights() -> None:
+    torch.manual_seed(0)
+
+
+def read(path: Path, **options: Any) -> Any:
+    return formats.load(path, LoadOptions(heads=HEADS, **options))[0]
+
+
+@torch.no_grad()
+def assert_says(
+    model: Student,
+    state: Mapping[str, Tensor],
+    keys: tuple[str, ...] = ("clip", "siglip2-g", "sam"),
+    summary: str = "v2",
+    patches: str = "v2",
+    finer: int = 1,
+    begin: str = "base_model.",
+    align_corners: bool = True,
+    tokens: int = 5,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
+) -> None:
+    """Compares a student of three teachers with its file, in both precisions, at all sizes."""
+    for dtype in dtypes:
+        model, plain = model.to(dtype), {key: tensor.to(dtype) for key, tensor in state.items()}
+        for size in SIZES:
+            images = torch.rand(2, 3, *size, dtype=dtype)
+            grid = (size[0] // PATCH, size[1] // PATCH)
+            said, answer = backbone(plain, images, align_corners, begin), model(images)
+            assert_equal(answer.patches, said[:, tokens:])
+            assert_equal(answer.summary, said[:, :2].flatten(1))  # SAM has none
+            for slot, (name, key) in enumerate(zip(NAMES, keys, strict=True)):
+                theirs = answer.adaptors[name]
+                assert_equal(theirs.summary, answered(plain, f"_heads.{key}", summary, said[:, slot]))
+                wanted = answered(plain, f"_feature_projections.{key}", patches, said[:, tokens:])
+                assert_equal(theirs.patches, unfolded(wanted, grid, finer))
+                assert theirs.grid == (grid[0] * finer, grid[1] * finer)
+
+
+CALLED: dict[str, tuple[str, ...]] = {"by name": ("clip", "siglip2-g", "sam"), "by number": ("0", "1", "2")}
+
+
+@pytest.mark.parametrize("called", CALLED)
+@pytest.mark.parametrize(
+    ("summary", "patches", "finer"), [("v1", "v1", 1), ("v2", "v2", 1), ("v1", "v2", 2), ("v2", "attn", 3)]
+)
+def test_a_file_says_what_its_network_does(called: str, summary: str, patches: str, finer: int, tmp_path: Path) -> None:
+    keys = CALLED[called]
+    state = {**trunk(), **statistics(), **adaptors(keys, summary, patches, finer)}
+    teachers = [{**each, "fd_upsample_factor": finer} for each in TEACHERS]
+    model = read(file(tmp_path / "radio.pth.tar", state, args(teachers)))
+    assert isinstance(model, Student)
+    assert (model.config.backbone.summary_tokens, model.config.backbone.registers) == (3, 2)
+    assert (model.config.tokens, model.config.summary) == (None, (0, 1))
+    assert_says(model, state, keys, summary, patches, finer)
+
+
+@pytest.mark.parametrize("scale", ["grandma", "gamma", None])
+def test_factors_on_branches_have_two_names(scale: str | None, tmp_path: Path) -> None:
+    state = {**trunk(scale=scale), **statistics(), **adaptors(CALLED["by name"])}
+    dead = {"base_model.reg_token": torch.randn(1, 4, WIDTH)}
+    model = read(file(tmp_path / "c-radio.pth.tar", {**state, **dead}, args()))
+    assert (model.config.backbone.layer_scale is None) == (scale is None)
+    assert_says(model, state)
+
+
+def test_a_vit_of_dinov2_lies_inside_of_another_module(tmp_path: Path) -> None:
+    state = {**trunk(inner=True), **statistics(), **adaptors(CALLED["by name"])}
+    model = read(file(tmp_path / "radio_v2.5-g.pth.tar", state, args()))
+    config = model.config.backbone
+    assert (config.feed_forward, config.patch_bias, config.final_norm, config.mask_token) == (
+        "swiglu",
+        True,
+        True,
+        True,
+    )
+    assert_says(model, state, begin="base_model.inner.")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("heads", [False, True])
+def test_spectral_reparametrisation_is_folded(version: int, inner: bool, heads: bool, tmp_path: Path) -> None:
+    state = {**trunk(inner=inner), **statistics(), **adaptors(CALLED["by name"])}
+    trained, plain = reparametrised(state, version, heads)
+    assert trained.keys() != plain.keys()
+    model = read(file(tmp_path / "radio.pth.tar", trained, args(spectral_reparam=True)))
+    begin = "base_model.inner." if inner else "base_model."
+    assert_says(model, plain, begin=begin, dtypes=(torch.float32,))  # to which both round what they fold
+
+
+def test_noise_on_weights_leaves_nothing_but_a_name(tmp_path: Path) -> None:
+    """DAMP, of c-radio_v4, on every linear layer, that of the patches too."""
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
+    noisy = {
+        key.replace(".weight", ".parametrizations.weight.original") if tensor.ndim == 2 else key: tensor
+        for key, tensor in state.items()
+    }
+    assert_says(read(file(tmp_path / "c-radio_v4.pth.tar", noisy, args(damp=True))), state)
+
+
+def test_averaged_weights_win_and_wrappers_go(tmp_path: Path) -> None:
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
+    average = {f"module.{key}": tensor for key, tensor in state.items()}
+    other, _ = reparametrised({key: tensor + 1 for key, tensor in state.items()}, 2)
+    path = file(tmp_path / "radio.pth.tar", other, args(spectral_reparam={"version": 2}), state_dict_ema=average)
+    assert_says(read(path), state)
+
+
+def test_statistics_of_patches_are_left_out_and_that_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """radio_v2.5-h-norm has them, for patches and blocks that are normalised after all else."""
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
+    more = {"_feature_normalizer.mean": torch.ones(WIDTH), "_feature_normalizer.tx": torch.ones(WIDTH, WIDTH)}
+    more |= {f"_intermediate_feature_normalizer.{name}": torch.ones(3) for name in ("alphas", "means", "rotation")}
+    assert_says(read(file(tmp_path / "radio_v2.5-h-norm.pth.tar", {**state, **more}, args())), state)
+    assert "its patches are not normalised by the statistics in it" in caplog.text
+
+
+def test_files_in_half_precision_are_read(tmp_path: Path) -> None:
+    state = {key: tensor.half() for key, tensor in {**trunk(), **adaptors(CALLED["by name"])}.items()}
+    model = read(file(tmp_path / "radio_half.pth.tar", {**state, **statistics()}, args()))
+    assert_says(model, {key: tensor.float() for key, tensor in state.items()})
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_positions_are_resized_as_is_said(align_corners: bool, tmp_path: Path) -> None:
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
+    path = file(tmp_path / "radio.pth.tar", state, args())
+    assert_says(read(path, align_corners=align_corners), state, align_corners=align_corners)
+    assert read(path).config.backbone.align_corners  # as all before c-radio_v3-l were released
+
+
+@pytest.mark.parametrize("called", ["by name", "by number"])
+@torch.no_grad()
+def test_the_first_and_the_tenth_teacher_are_two(called: str, tmp_path: Path) -> None:
+    teachers = [{"name": f"t{place}"} for place in range(11)]
+    keys = [each["name"] if called == "by name" else str(place) for place, each in enumerate(teachers)]
+    state = {**trunk(tokens=12), **statistics(), **adaptors(keys)}
+    model = read(file(tmp_path / "radio.pth.tar", state, args(teachers))).double()
+    assert list(model.adaptors) == [f"t{place}" for place in range(11)]
+    images, plain = torch.rand(1, 3, 16, 16).double(), double(state)
+    said, answer = backbone(plain, images), model(images)
+    for place in (1, 10):
+        found = answer.adaptors[f"t{place}"]
+        assert_equal(found.summary, answered(plain, f"_heads.{keys[place]}", "v2", said[:, place]))
+        assert_equal(found.patches, answered(plain, f"_feature_projections.{keys[place]}", "v2", said[:, 12:]))
+
+
+def test_teachers_may_share_tokens_stand_twice_and_have_slots(tmp_path: Path) -> None:
+    state = {**trunk(), **statistics(), **adaptors(("clip", "sam"))}
+    cases: list[tuple[list[dict[str, Any]], dict[str, Any], Any]] = [
+        ([{"name": "clip"}, {"name": "clip"}, {"name": "sam", "use_summary": False}], {}, (2, None, (0,))),
+        ([{"name": "clip", "token_slot": 2}, {"name": "sam", "token_slot": 0}], {}, (3, {"clip": 2, "sam": 0}, (2, 0))),
+        ([{"name": "clip"}, {"name": "sam"}], {"cls_token_per_teacher": False}, (1, None, None)),
+        ([{"name": "other"}, {"name": "clip"}, {"name": "sam"}], {}, (3, {"clip": 1, "sam": 2}, None)),
+    ]
+    for teachers, more, expected in cases:
+        config = read(file(tmp_path / "radio.pth.tar", state, args(teachers, **more))).config
+        assert (config.backbone.summary_tokens, config.tokens, config.summary) == expected
+        assert config.backbone.summary_tokens + config.backbone.registers == 5
+
+
+@torch.no_grad()
+def test_a_trunk_alone_is_a_vit_whose_summary_is_that_of_the_release(tmp_path: Path) -> None:
+    """Tokens that make no summary are as good as registers."""
+    state = {**trunk(tokens=8), **statistics()}
+    teachers = [{"name": "sam", "use_summary": False}, {"name": "clip"}, {"name": "dino"}]
+    images = torch.rand(2, 3, 12, 20).double()
+    said = backbone(double(state), images)
+    for arguments, summary in ((args(teachers), said[:, 1:3]), (None, said[:, :3])):
+        model = read(file(tmp_path / "radio.pth.tar", state, arguments)).double()
+        assert isinstance(model, ViT)
+        answer = model(images)
+        assert_equal(answer.summary, summary.flatten(1))
+        assert_equal(answer.patches, said[:, 8:])
+    model = read(file(tmp_path / "radio.pth.tar", state), summary_tokens=2).double()
+    assert_equal(model(images).summary, said[:, :2].flatten(1))
+
+
+def test_pictures_are_prepared_for_a_size_that_patches_and_windows_tile(tmp_path: Path) -> None:
+    path = file(tmp_path / "radio.pth.tar", {**trunk(tokens=8), **statistics()})
+    for options, size in (({}, 32), ({"size": 23}, 20), ({"size": 700}, 700), ({"size": 64, "window": 3}, 60)):
+        vision = synoptic.load(path, "cpu", heads=HEADS, **options)
+        assert vision.preprocess == Preprocess(size)
+        assert vision.model.config.window == options.get("window")
+
+
+class Attack:
+    """Runs a command when it is unpickled by a reader that trusts it."""
+
+    def __init__(self, call: Callable[..., Any], told: str):
+        self.call, self.told = call, told
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return self.call, (self.told,)
+
+
+class Thing:
+    """Of a class that only its own training knows."""
+
+    def __init__(self) -> None:
+        self.itself, self.held = self, [torch.ones(1), {"a": (1, 2)}]
+
+
+def test_classes_among_the_arguments_are_as_if_they_were_not_there(tmp_path: Path) -> None:
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
+    teachers = [
+        {**each, "made_by": Thing(), "run": Attack(eval, f"open({str(tmp_path / 'mark')!r}, 'w')")} for each in TEACHERS
+    ]
+    said = args(
+        teachers, dtype=torch.bfloat16, path=tmp_path, thing=Thing(), kind=Thing, more=argparse.Namespace(a=Thing())
+    )
+    path = file(tmp_path / "radio.pth.tar", state, said)
+    assert_says(read(path), state)
+    assert not (tmp_path / "mark").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "mark").exists()  # so that the attack is one
+
+
+@pytest.mark.parametrize("place", ["in the arguments", "beside them", "among the tensors", "in their place"])
+@pytest.mark.parametrize("call", ["os.system", "a class"])
+def test_code_outside_of_the_arguments_is_refused(place: str, call: str, tmp_path: Path) -> None:
+    evil: Any = Attack(os.system, f"touch {tmp_path / 'mark'}") if call == "os.system" else Thing()
+    state: dict[str, Any] = {**trunk(), **statistics()}
+    more: dict[str, Any] = {"epoch": [{"a": (evil,)}]} if place == "beside them" else {}
+    if place == "among the tensors":
+        state["evil"] = evil
+    said = evil if place == "in their place" else args(evil=evil) if place == "in the arguments" else args()
+    path = file(tmp_path / "radio.pth.tar", state, said, **more)
+    if place == "in the arguments" and call == "a class":
+        read(path)
+        return
+    with pytest.raises(ValueError, match=r"radio\.pth\.tar: reading it would run code \(") as error:
+        read(path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "mark").exists()
+
+
+def changed(**values: Any) -> Callable[[dict[str, Any], argparse.Namespace], None]:
+    return lambda state, said: state.update(values)
+
+
+def told(**values: Any) -> Callable[[dict[str, Any], argparse.Namespace], None]:
+    return lambda state, said: vars(said).update(values)
+
+
+QKV = "base_model.blocks.0.attn.qkv"
+SPOILED: dict[str, tuple[Callable[[dict[str, Any], argparse.Namespace], Any], str]] = {
+    "another key": (changed(gate=torch.ones(1)), r"1 unknown \(gate\)"),
+    "another layer of a head": (changed(**{"_heads.clip.inner.0.weight": torch.ones(1)}), "1 unexpected"),
+    "a head of inner layers": (lambda s, a: s.pop("_heads.clip.final.2.weight"), r"it has no fc2\.weight"),
+    "a summary without patches": (
+        lambda s, a: [s.pop(key) for key in list(s) if key.startswith("_feature_projections.sam.")],
+        "no head for the patches of sam",
+    ),
+    "norms in feed-forward layers": (
+        changed(**{"base_model.blocks.0.mlp.norm.weight": torch.ones(80)}),
+        "feed-forward layers have norms of their own",
+    ),
+    "oblong positions": (
+        changed(**{"base_model.patch_generator.pos_embed": torch.ones(1, 60, WIDTH)}),
+        "make no square",
+    ),
+    "patches of no square": (
+        changed(**{"base_model.patch_generator.embedder.weight": torch.ones(WIDTH, 47)}),
+        "are no squares of 3 bands",
+    ),
+    "no tokens": (lambda s, a: s.pop("base_model.patch_generator.cls_token.token"), r"it has no .*cls_token\.token"),
+    "more teachers than tokens": (told(teachers=[{"name": f"t{i}"} for i in range(9)]), "says that 9 tokens .* has 5"),
+    "teachers without a summary": (
+        told(teachers=[{"name": "clip", "use_summary": False}]),
+        "tell of no teacher with a summary",
+    ),
+    "a teacher before the first": (told(teachers=[{"name": "clip", "token_slot": -1}]), "before the first one"),
+    "a teacher that is not told": (
+        told(teachers=[{"name": "clip"}, {"name": "sam"}]),
+        "which token is that of siglip2_g",
+    ),
+    "two of one name": (changed(**head("_heads.siglip2_g", "v2", 5)), "are both called siglip2_g"),
+    "teachers that are none": (told(teachers=[None, 3, "clip"]), "which token is that of clip, siglip2_g, sam"),
+    "a grid of no size": (
+        told(teachers=[{**each, "fd_upsample_factor": 0, "name": f"t{i}"} for i, each in enumerate(TEACHERS)]),
+        "which token is that of clip, siglip2_g, sam",
+    ),
+    "no teachers": (told(teachers=None), r"does not say which token is that of sam, clip, siglip2_g"),
+    "a grid that does not come out": (
+        told(teachers=[{**each, "fd_upsample_factor": 4} for each in TEACHERS]),
+        "no grid 4 times finer",
+    ),
+    "half a reparametrisation": (
+        lambda s, a: (
+            s.update({f"{QKV}.parametrizations.weight.original": s.pop(f"{QKV}.weight")})
+            or s.update({f"{QKV}.parametrizations.weight.0.parts.{i}.scale": torch.ones(1, 1) for i in range(3)})
+        ),
+        rf"{QKV}: its spectral reparametrisation has no _u",
+    ),
+    "parts that do not fit": (
+        lambda s, a: (
+            s.update({f"{QKV}.parametrizations.weight.original": s.pop(f"{QKV}.weight")})
+            or s.update({f"{QKV}.parametrizations.weight.0.parts.5.scale": torch.ones(1, 1)})
+        ),
+        "1 spectral parts do not make a weight of",
+    ),
+    "a scale without a weight": (
+        changed(**{"x.parametrizations.weight.0.scale": torch.ones(1, 1)}),
+        "x has a spectral reparametrisation and no weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_file_that_makes_no_model_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    spoil, message = SPOILED[case]
+    state, said = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}, args()
+    spoil(state, said)
+    path = file(tmp_path / "radio.pth.tar", state, said)
+    with pytest.raises(ValueError, match=message) as error:
+        read(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_what_a_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
+    path = file(tmp_path / "radio.pth.tar", {**trunk(tokens=5), **statistics()})
+    with pytest.raises(ValueError, match=r"how many of its 5 tokens make the summary; say .*load\.summary_tokens=N"):
+        read(path)
+    assert read(path, summary_tokens=4).config.registers == 1
+    path = file(tmp_path / "radio.pth.tar", {**trunk(), **statistics()}, args())
+    with pytest.raises(ValueError, match=r"its own arguments tell .*; leave load\.summary_tokens=2 out"):
+        read(path, summary_tokens=2)
+    with pytest.raises(ValueError, match=r"load\.activation= decides nothing in files of RADIO, .* align_corners, "):
+        read(path, activation="gelu")
+
+
+def test_a_file_is_a_model_like_any_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
+    vision = synoptic.load(file(tmp_path / "radio.pth.tar", state, args()), "cpu", heads=HEADS)
+    assert vision.adaptors == NAMES and vision.trained == {"from": "RADIO with the heads of teachers"}
+    picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
+    assert vision.embed(picture).shape == (1, 2 * WIDTH)
+    assert vision.attention(torch.rand(1, 3, 16, 16), adaptor="siglip2_g").shape == (1, HEADS, 4, 4)
+    vision.save(tmp_path / "saved")
+    again = synoptic.load(tmp_path / "saved", "cpu")
+    assert (again.embed(picture) == vision.embed(picture)).all()
+    ordered = OrderedDict(sorted(state.items(), reverse=True))  # keys may stand in any order
+    other = read(file(tmp_path / "other.pth.tar", ordered, args()))
+    assert json.dumps(list(other.adaptors)) == json.dumps(list(NAMES))
