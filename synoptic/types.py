@@ -42,11 +42,15 @@ class Features:
     adaptors: Mapping[str, Features] = field(default_factory=dict)
 
     def float(self) -> Features:
-        """The same features in float32 (distances and statistics are never taken in half precision)."""
+        """The same features in float32, or better (distances and statistics are never taken in half precision)."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
         return Features(
-            patches=self.patches.float(),
+            patches=wide(self.patches),
             grid=self.grid,
-            summary=None if self.summary is None else self.summary.float(),
+            summary=None if self.summary is None else wide(self.summary),
             layers=tuple(layer.float() for layer in self.layers),
             adaptors={name: features.float() for name, features in self.adaptors.items()},
         )
@@ -248,6 +252,26 @@ class EncodesBlocks(EncodesImages, Protocol):
 
 
 @runtime_checkable
+class EncodesSizes(EncodesImages, Protocol):
+    """Capability of a model that may be asked at other sizes than that of its `preprocess`."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one patch to the next; height and width are multiples of it."""
+        ...
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it takes pictures of other sizes than its own."""
+        ...
+
+    @property
+    def adaptors(self) -> tuple[str, ...]:
+        """Names of the teachers in whose spaces it answers too."""
+        ...
+
+
+@runtime_checkable
 class Attends(EncodesImages, Protocol):
     """Capability of a model whose summary looks at patches."""
 
@@ -275,6 +299,16 @@ class EncodesText(EncodesImages, Protocol):
 
     def logit_scale(self, adaptor: str | None = None) -> float:
         """What cosines are multiplied by there before a softmax."""
+        ...
+
+
+@runtime_checkable
+class LocatesWords(EncodesImages, Protocol):
+    """Capability of a model whose patches can be compared with words."""
+
+    def encode_patches(self, images: Tensor, adaptor: str | None = None) -> Features:
+        """Patches in the space of words, each as if it were all that a picture shows, L2-normalised float32; without
+        an adaptor in the only space that has words."""
         ...
 
 

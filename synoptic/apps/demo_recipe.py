@@ -77,7 +77,7 @@ FULL = Recipe(
         "optim.lr": "2e-3",
         "optim.warmup": 0.25,
         # The weaker teacher has less to say: at full weight it pulls the shared summary away from shape.
-        "loss_weights": "dino.summary:0.25",
+        "teacher.dino.summary_weight": 0.25,
         "summary": "shared",
         "position": "learned",
         "crop_scale": "0.6,1.0",
@@ -113,7 +113,7 @@ QUICK = Recipe(
         "data": "single,multi",
         "model": "vit_mini8",
         **_BRIEF,
-        "loss_weights": "dino.summary:0.25",
+        "teacher.dino.summary_weight": 0.25,
         "summary": "shared",
         "position": "learned",
     },

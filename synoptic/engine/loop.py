@@ -192,7 +192,7 @@ def best_model(task: Task, config: TrainConfig, out: Path | str) -> nn.Module:
     """What a run is exported as: the model, or the average of its weights, of its best checkpoint, which is loaded."""
     run = _Run(task, config, Path(out), next(task.parameters()).device)
     run.load(checkpoint.load(run.checkpoints.best()))
-    return run.model()
+    return task.finished(run.model())
 
 
 class _Run:

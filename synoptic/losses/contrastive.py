@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from synoptic.losses.precision import wide
 from synoptic.types import ALONE, Group
 
 Gathering = Literal["whole", "local", "detached"]
@@ -37,7 +38,7 @@ def clip(
     Source: CLIP fig. 3 (arXiv 2103.00020).
     """
     with torch.autocast(images.device.type, enabled=False):
-        images, texts, scale = _unit(images), _unit(texts), _wide(logit_scale).exp()
+        images, texts, scale = _unit(images), _unit(texts), wide(logit_scale).exp()
         pairs = _pairs(images, texts, group, gathering)
         target = torch.arange(len(pairs[0]), device=images.device)
         if gathering == "local":
@@ -71,7 +72,7 @@ def distillation(
         student = _sides(*_pairs(_unit(images), _unit(texts), group, "local"))
         with torch.no_grad():
             teacher = _sides(*_pairs(_unit(teacher_images), _unit(teacher_texts), group, "local"))
-        scale, sharp = _wide(logit_scale).exp(), _wide(teacher_scale).exp()
+        scale, sharp = wide(logit_scale).exp(), wide(teacher_scale).exp()
         losses = []
         for mine, all_mine, theirs, all_theirs in zip(*student, *teacher, strict=True):
             wanted = (sharp * theirs @ all_theirs.T).softmax(dim=1)
@@ -104,7 +105,7 @@ def siglip(
         for start in range(0, len(texts), chunk):
             part = texts[start : start + chunk]
             total = total + checkpoint(
-                _sigmoid_losses, images, part, _wide(logit_scale), _wide(logit_bias), own - start, use_reentrant=False
+                _sigmoid_losses, images, part, wide(logit_scale), wide(logit_bias), own - start, use_reentrant=False
             )
         return total / len(images)
 
@@ -145,8 +146,4 @@ def _among_all(own: Tensor, group: Group) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(_wide(vectors), dim=-1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return F.normalize(wide(vectors), dim=-1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synoptic.losses.precision import wide
 from synoptic.types import ALONE, Group
 
 
@@ -25,7 +26,7 @@ def softened(logits: Tensor, temperature: float, centre: Tensor | float = 0.0) -
         (B, K) probabilities, detached.
     Source: DINO sec. 3.1 (arXiv 2104.14294).
     """
-    return ((_wide(logits.detach()) - centre) / temperature).softmax(dim=-1)
+    return ((wide(logits.detach()) - centre) / temperature).softmax(dim=-1)
 
 
 def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, group: Group = ALONE) -> Tensor:
@@ -40,7 +41,7 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, grou
         (B, K) probabilities, detached; each row sums to 1.
     Source: SwAV (arXiv 2006.09882, sec. 3.1); DINOv2 sec. 4 (arXiv 2304.07193), with three iterations.
     """
-    logits = _wide(logits.detach()) / temperature
+    logits = wide(logits.detach()) / temperature
     # In the log domain no sharp logit can overflow, and none so far below the others that it would vanish is lost.
     for _ in range(iterations):
         mass = group.gather(logits.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0)
@@ -60,7 +61,7 @@ def dino(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: floa
         Scalar: the mean over all pairs of different crops and over the batch.
     Source: DINO eq. 3 (arXiv 2104.14294).
     """
-    log_probabilities = [(_wide(logits) / temperature).log_softmax(dim=-1) for logits in student]
+    log_probabilities = [(wide(logits) / temperature).log_softmax(dim=-1) for logits in student]
     # Targets are constants, so the sum over the crops other than t is taken once: sum_{s != t} = sum_s - (s = t).
     total = sum(log_probabilities[1:], start=log_probabilities[0])
     pairs = len(teacher) * (len(student) - 1)
@@ -79,7 +80,7 @@ def patch_losses(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> 
     Returns:
         (M,) in nats.
     """
-    return -(teacher * (_wide(student) / temperature).log_softmax(dim=-1)).sum(dim=-1)
+    return -(teacher * (wide(student) / temperature).log_softmax(dim=-1)).sum(dim=-1)
 
 
 def ibot(losses: Tensor, pictures: Tensor, total: int) -> Tensor:
@@ -113,7 +114,7 @@ def koleo(summary: Tensor, eps: float = 1e-8, group: Group = ALONE) -> Tensor:
     Source: Sablayrolles et al. 2019 (arXiv 1806.03198); DINOv2 sec. 4 (arXiv 2304.07193).
     """
     with torch.autocast(summary.device.type, enabled=False):
-        points = F.normalize(_wide(summary), dim=-1)
+        points = F.normalize(wide(summary), dim=-1)
         others = group.gather(points)
         if len(others) < 2:
             return points.sum() * 0.0
@@ -128,13 +129,9 @@ def koleo(summary: Tensor, eps: float = 1e-8, group: Group = ALONE) -> Tensor:
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Mean entropy in nats of (B, K) probabilities: ln K when uniform, 0 when certain and where there are none."""
-    return torch.special.entr(_wide(probabilities)).sum() / max(len(probabilities), 1)
+    return torch.special.entr(wide(probabilities)).sum() / max(len(probabilities), 1)
 
 
 def agreement(one: Tensor, other: Tensor) -> Tensor:
     """Share of the rows (B, K) of two views that prefer the same prototype (iBOT's code logs it as `acc`)."""
     return (one.argmax(dim=-1) == other.argmax(dim=-1)).float().mean()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

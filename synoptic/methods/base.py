@@ -84,7 +84,7 @@ class Task(nn.Module):
 
     Attributes:
         group: the processes that train together; statistics of the whole batch are taken over them.
-        passes: how many dictionaries `losses` yields.
+        passes: how many dictionaries `losses` yields for the batch that was prepared last.
         whole_batches: whether `losses` is given whole batches, which it cuts into `accumulate` parts by itself.
         phases: in order, the first from 0 on.
         resolution: side in pixels of the pictures that the exported model is made for; None is the run's `size`.
@@ -166,6 +166,11 @@ class Task(nn.Module):
     def exported(self) -> nn.Module:
         """What evaluators judge and `weights/` keeps: a model of `synoptic.models` that answers with Features."""
         raise NotImplementedError
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """What is written of an exported model (or the average of its weights) at the end: without what training alone
+        needed. It may be changed in place."""
+        return model
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from synoptic.data.resample import resized_crop
 from synoptic.data.transforms import MultiCrop
-from synoptic.losses.distillation import patch_match, summary_match, to_larger_grid
+from synoptic.losses.distillation import on_one_grid, patch_match, summary_match
 from synoptic.methods import dino
 from synoptic.methods.base import ParamGroup, Task
 from synoptic.methods.dino import DinoConfig, stacked
@@ -75,8 +75,8 @@ class FeatureDistillation(Task):
         crops = stacked(batch.crops)
         wanted = self.teacher(self.as_seen(crops[0]))
         seen = self.backbone(crops if self.summary_projection is not None else crops[:1])
-        mine, theirs = to_larger_grid(self.patch_projection(seen[0].patches), seen[0].grid, wanted.patches, wanted.grid)
-        terms = {"patches": patch_match(mine, theirs)}
+        mine, theirs = on_one_grid(self.patch_projection(seen[0].patches), seen[0].grid, wanted.patches, wanted.grid)
+        terms = {"patches": patch_match(mine, theirs).mean()}
         if self.summary_projection is not None:
             terms["summary"] = self.summary_loss(seen, present(wanted.summary))
         loss = torch.stack(list(terms.values())).sum()

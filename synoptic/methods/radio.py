@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from pydantic import PositiveInt
-from torch import Tensor, nn
+from pydantic import NonNegativeInt, PositiveInt
 
-from synoptic.config import AreaSpan, OptimConfig, Share, TrainConfig
+from synoptic.config import AreaSpan, Fraction, OptimConfig, Share, TrainConfig, nearest
 from synoptic.data.sources import Source
-from synoptic.data.transforms import RandomCrop
-from synoptic.losses import distillation
-from synoptic.methods.base import (
-    Method,
-    ParamGroup,
-    Task,
-    check_tiles,
-    facts_of_bands,
-    of_bands,
-    resolve_common,
-    split_by_decay,
-)
-from synoptic.methods.teachers import Teacher, Words, load_teachers, words_of
-from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
-from synoptic.models.vit import vit_config
-from synoptic.types import Batch, Features, present
+from synoptic.losses.balance import Balance
+from synoptic.losses.distillation import PatchLoss, SummaryLoss
+from synoptic.losses.standardise import Standard, Standardiser
+from synoptic.methods.base import Method, Unused, check_tiles, of_bands, resolve_common
+from synoptic.methods.radio_task import RadioTask
+from synoptic.methods.start import LoadOptions
+from synoptic.methods.student import begun, continued
+from synoptic.methods.teachers import ADDED, Teacher, TeacherConfig, load_teachers, parse_teachers
+from synoptic.methods.views import parse_stages
+from synoptic.models import spectral
+from synoptic.models.adaptors import Student
+from synoptic.types import present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,215 +29,175 @@ class RadioConfig(TrainConfig):
     """Distillation of several teachers into one student.
 
     Attributes:
-        teachers: `name:MODEL,name:MODEL`; the names are those of the student's adaptors.
-        teacher_sizes: `name:PIXELS,...`, the side of the pictures that a teacher sees, where it is not the one it was
-            trained with.
-        loss_weights: `name.summary:W,name.patches:W,...`, the weight of a loss term where it is not 1. A student has no
-            summary for a teacher whose `summary` weighs 0.
+        teachers: `name:MODEL,name:MODEL`; the names are those of the student's adaptors. With `init`, `+name:MODEL` is
+            a teacher that the student does not know yet; it keeps the others by its own answers of before.
+        teacher: how each of them is asked, by its name.
+        init: a finished student (a MODEL) that gets further teachers; None begins with random weights of `model`.
+        load: what the weights file in `init` does not say itself.
+        stages: sizes of the student's pictures over the run, as SIZE@SHARE from where on: `64@0,96@0.5,64+192@0.75`
+            ends with two sizes at once, each for half of every batch; every schedule begins anew in each. Nothing is
+            `size` all along.
+        windows: sides in patches of windows in which most of the student's blocks attend, one drawn for each step, 0
+            being none (ViTDet's windows as augmentation, AM-RADIO sec. 4).
+        shift: cells by which the crops of student and teachers lie apart, at most; they are compared where they overlap
+            (C-RADIOv4 eq. 1, against what teachers say of places rather than of pictures).
+        match: the grid on which patches are compared where student and teacher have other ones: the "larger" (AM-RADIO)
+            or the "smaller".
+        summary_loss: "angle" is the squared angle over the teacher's dispersion (C-RADIOv4).
+        patch_loss: "hybrid" is 0.9 cosine and 0.1 smooth L1 (AM-RADIO); "mse" wants standardised targets (PHI-S).
+        standardise: what is done to the teachers' patches before they are compared, so that none outweighs the others
+            by its units: "phi_s" turns and scales them until every channel has variance 1 (PHI-S), "global" and
+            "channel" shift and scale, "pca" and "zca" whiten. The student answers in the teachers' own units.
+        settle: share of each stage in which the teachers' statistics are taken.
+        freeze: share of each stage in which the student's trunk stands still and its heads learn alone.
+        balance: "fixed" weighs the losses as the teachers' configurations say, "uncertainty" learns weights, "adaloss"
+            divides each loss by its mean.
+        drop_teachers: share of the teachers that each picture goes without, never the one that it answers worst for.
+        head: form of the heads: "paper" as AM-RADIO says, "v1" and "v2" as the released models have them.
+        head_blocks: residual blocks inside the heads of "v2".
         head_hidden: width inside the heads; None takes the widest of the teachers' patches and the student.
         crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
         flip: share of the crops that are mirrored (not in the paper; it suits small data).
         summary: "shared" is one summary token that all heads read (the paper); "per_teacher" one token for each, whose
             concatenation is the student's summary (the released models).
+        registers: further tokens of the student that are thrown away.
         position: "learned" position embeddings, or "cpe", which lets the student see any size.
+        spectral: whether the largest singular value of the student's matrices is a parameter of its own, for trainings
+            at high resolution that would diverge (AM-RADIO app.); folded into the weights in the end.
     """
 
     teachers: str = ""
-    teacher_sizes: str = ""
-    loss_weights: str = ""
+    teacher: Mapping[str, TeacherConfig] = field(default_factory=dict)
+    init: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
+    stages: str = ""
+    windows: tuple[NonNegativeInt, ...] = ()
+    shift: NonNegativeInt = 0
+    match: Literal["larger", "smaller"] = "larger"
+    summary_loss: SummaryLoss = "cosine"
+    patch_loss: PatchLoss = "hybrid"
+    standardise: Standard = "none"
+    settle: Share = 0.1
+    freeze: Fraction = 0.0
+    balance: Balance = "fixed"
+    drop_teachers: Fraction = 0.0
+    head: Literal["paper", "v1", "v2"] = "paper"
+    head_blocks: NonNegativeInt = 0
     head_hidden: PositiveInt | None = None
     crop_scale: AreaSpan = (0.4, 1.0)
     flip: Share = 0.5
     summary: Literal["shared", "per_teacher"] = "per_teacher"
+    registers: NonNegativeInt = 0
     position: Literal["learned", "cpe"] = "cpe"
+    spectral: bool = False
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.02, clip=1.0))
 
 
-def parse_sizes(spec: str) -> dict[str, int]:
-    """`name:PIXELS,...` as a dictionary.
-
-    Raises:
-        ValueError: naming the entry that is wrong.
-    """
-    sizes = {}
-    for name, value in _entries(spec):
-        if not value.isdecimal() or not int(value):
-            raise ValueError(f"teacher_sizes={spec!r}: {name}:{value} is not of the form name:PIXELS, such as clip:224")
-        sizes[name] = int(value)
-    return sizes
-
-
-def parse_loss_weights(spec: str) -> dict[str, float]:
-    """`name.term:WEIGHT,...` as a dictionary.
-
-    Raises:
-        ValueError: naming the entry that is wrong.
-    """
-    weights = {}
-    for name, value in _entries(spec):
-        try:
-            weights[name] = float(value)
-        except ValueError:
-            weights[name] = math.nan
-        if not 0.0 <= weights[name] < math.inf:
-            raise ValueError(f"loss_weights={spec!r}: {name}:{value} should be a number, 0 or more")
-        if not weights[name] and name.endswith(".patches"):
-            raise ValueError(f"loss_weights={spec!r}: {name}:{value}: patches are what every adaptor answers with")
-    return weights
-
-
-def _entries(spec: str) -> Iterator[tuple[str, str]]:
-    for entry in filter(None, (part.strip() for part in spec.split(","))):
-        name, _, value = entry.partition(":")
-        yield name.strip(), value.strip()
-
-
-class RadioTask(Task):
-    """A student and its teachers; every teacher sees the same crop of each picture as the student, in its own size.
-
-    Args:
-        config: resolved configuration.
-        student: one adaptor a teacher.
-        teachers: by the adaptors' names.
-        loss_weights: `name.summary` and `name.patches` -> weight of that term, 1 where absent.
-    """
-
-    def __init__(
-        self, config: RadioConfig, student: Student, teachers: Mapping[str, Teacher], loss_weights: Mapping[str, float]
-    ):
-        super().__init__()
-        self.config = config
-        self.size = present(config.size)
-        self.student = student
-        self.teachers = dict(teachers)  # not submodules: they are neither trained nor saved with the run
-        self.loss_weights = dict(loss_weights)
-        sizes = {self.size, *(teacher.size for teacher in teachers.values())}
-        self.crop = RandomCrop(tuple(sorted(sizes)), config.crop_scale, flip=config.flip)
-
-    @property
-    def reads(self) -> int:
-        return max(self.crop.sizes)
-
-    def facts(self) -> dict[str, str]:
-        teachers = {f"teachers.{name}": teacher.fingerprint() for name, teacher in self.teachers.items()}
-        return teachers | facts_of_bands(self.config, self.student.config.backbone)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> RadioTask:  # the teachers follow the student to its device
-        for teacher in self.teachers.values():
-            teacher._apply(*args, **kwargs)
-        return super()._apply(*args, **kwargs)
-
-    def prepare(self, batch: Batch, seed: int) -> Batch:
-        """Crops each picture once at random, and resamples the crop to every size that student and teachers read."""
-        return self.crop(batch, seed)
-
-    def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
-        views = dict(zip(self.crop.sizes, batch.crops, strict=True))
-        answers = self.student(views[self.size]).adaptors
-        terms: dict[str, Tensor] = {}
-        for name, teacher in self.teachers.items():
-            terms.update(self._terms(name, answers[name].float(), teacher(views[teacher.size])))
-        loss = torch.stack([self.loss_weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-        yield {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
-
-    def _terms(self, name: str, student: Features, teacher: Features) -> dict[str, Tensor]:
-        mine, theirs = distillation.to_larger_grid(student.patches, student.grid, teacher.patches, teacher.grid)
-        terms = {f"{name}.patches": distillation.patch_match(mine, theirs)}
-        if student.summary is not None:
-            terms[f"{name}.summary"] = distillation.summary_match(student.summary, present(teacher.summary))
-        return terms
-
-    def parameter_groups(self) -> list[ParamGroup]:
-        return split_by_decay(self.student.named_parameters())
-
-    def shard_units(self) -> Iterator[nn.Module]:
-        yield from self.student.backbone.blocks
-
-    def exported(self) -> nn.Module:
-        return self.student
-
-
 def resolve(config: RadioConfig, samples: int) -> RadioConfig:
-    """Fills what is None: learning rate 1e-3 (AM-RADIO sec. 4), 100 epochs."""
-    config = resolve_common(config, samples, lr=1e-3, epochs=100, size=224)
-    check_tiles("size", present(config.size), config.model)
+    """Fills what is None: learning rate 1e-3 (AM-RADIO sec. 4), 100 epochs; the smallest size of the last stage."""
+    size = config.size or (min(parse_stages(config.stages, 1)[-1].sizes) if config.stages else 224)
+    config = resolve_common(config, samples, lr=1e-3, epochs=100, size=size)
+    if config.init is None:
+        check_tiles("size", present(config.size), config.model)
     return config
 
 
 def build(config: RadioConfig, source: Source) -> RadioTask:
-    """The task for a resolved configuration: loads the teachers, and makes their student."""
+    """The task for a resolved configuration: loads the teachers, and makes their student.
+
+    Raises:
+        ValueError: for teachers, sizes and statistics that do not go together.
+    """
+    named = _named(config)
+    _check_names(config, named)
+    teachers = load_teachers(config.teachers, config.teacher)
+    _check_bands(config, teachers)
+    if config.init is None:
+        student = begun(config, teachers, of_bands(config, source))
+    else:
+        student, teachers = continued(config, teachers)
+    _check_stages(config, student, teachers)
+    _check_rows(config, student, teachers)
+    for name in teachers if config.standardise != "none" else ():
+        adaptor: Any = student.adaptors[name]
+        adaptor.space = Standardiser(adaptor.config.patches, config.standardise)
+    if config.spectral:
+        spectral.spectral(student.backbone)
+    return RadioTask(config, student, teachers)
+
+
+def _named(config: RadioConfig) -> dict[str, str]:
     if not config.teachers:
         raise ValueError("teachers= is missing; give at least one, such as teachers=clip:runs/clip,dino:runs/dino")
-    sizes, loss_weights = parse_sizes(config.teacher_sizes), parse_loss_weights(config.loss_weights)
-    teachers = load_teachers(config.teachers, sizes)
+    named = parse_teachers(config.teachers)
+    added = [name for name in named if name.startswith(ADDED)]
+    if config.init is None and added:
+        raise ValueError(f"teachers={config.teachers}: {added[0]} is for a student that is given as init=")
+    if config.init is not None and len(added) < len(named):
+        mend = "type +name:MODEL for new ones; the student itself stands for those that it knows"
+        raise ValueError(f"teachers={config.teachers}: beside init= only new teachers are named; {mend}")
+    return {name.removeprefix(ADDED): model for name, model in named.items()}
+
+
+def _check_names(config: RadioConfig, named: Mapping[str, str]) -> None:
+    for name in config.teacher if config.init is None else ():
+        if name not in named:
+            raise ValueError(f"teacher.{name}: is no teacher{nearest(name, named)}")
+
+
+def _check_bands(config: RadioConfig, teachers: Mapping[str, Teacher]) -> None:
     for name, teacher in teachers.items():
         if teacher.model.channels != config.channels:
             raise ValueError(
                 f"channels={config.channels}: the teacher {name} reads pictures of {teacher.model.channels} bands, and "
                 "all are shown the same; give channels= as the teachers read it"
             )
-    answers = {name: teacher.probe() for name, teacher in teachers.items()}
-    _check_names("teacher_sizes", sizes, list(teachers))
-    _check_names(
-        "loss_weights", loss_weights, [term for name, given in answers.items() for term in _terms(name, given)]
-    )
-    silent = {name for name in teachers if loss_weights.get(f"{name}.summary") == 0.0}
-    wanted = {name: replace(given, summary=None) if name in silent else given for name, given in answers.items()}
-    student = _student(config, teachers, wanted, of_bands(config, source))
-    return RadioTask(config, student, teachers, loss_weights)
 
 
-def _terms(name: str, answer: Features) -> list[str]:
-    return [f"{name}.patches", *([f"{name}.summary"] if answer.summary is not None else [])]
-
-
-def _check_names(key: str, given: Mapping[str, float], known: list[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{key}: {name!r} is none of {', '.join(known)}")
-
-
-def _student(
-    config: RadioConfig, teachers: Mapping[str, Teacher], wanted: Mapping[str, Features], pixels: Mapping[str, Any]
-) -> Student:
-    """A student that answers with all that is `wanted` of each teacher, shown by an example.
-
-    Args:
-        config, teachers: of the run.
-        wanted: of each teacher.
-        pixels: what the pictures decide of its ViT's configuration.
-    """
-    tokens = 1 if config.summary == "shared" else len(teachers)
-    shape: dict[str, Any] = {"image_size": config.size, "summary_tokens": tokens, "position": config.position}
-    backbone = vit_config(config.model, **shape, **pixels)
-    widths = [features.patches.shape[-1] for features in wanted.values()]
-    hidden = config.head_hidden or max(*widths, backbone.width)
-    speaking = [name for name, features in wanted.items() if features.summary is not None]
-    words = {name: words_of(teachers[name].model) if name in speaking else None for name in teachers}
-    adaptors = {
-        name: AdaptorConfig(
-            patches=features.patches.shape[-1],
-            summary=None if features.summary is None else features.summary.shape[-1],
-            hidden=hidden,
-            text=known.config if (known := words[name]) else None,
+def _check_stages(config: RadioConfig, student: Student, teachers: Mapping[str, Teacher]) -> None:
+    """Sees to it that the student's patches tile every size, that each has a teacher, and that each batch has pictures
+    for all."""
+    stages = parse_stages(config.stages, present(config.size))
+    sizes = {size for stage in stages for size in stage.sizes}
+    for size in sorted(sizes):
+        check_tiles("stages" if config.stages else "size", size, config.model, student.stride)
+        if not any(size in (teacher.config.at or (size,)) for teacher in teachers.values()):
+            raise ValueError(f"stages={config.stages}: no teacher takes part at {size} pixels; see teacher.NAME.at")
+        for window in config.windows:
+            if window and size // student.stride % window:
+                grid = size // student.stride
+                raise ValueError(f"windows={window}: do not tile the {grid} patches of {size} pixels")
+    for name, teacher in teachers.items():
+        if unknown := sorted(set(teacher.config.at) - sizes):
+            told = ", ".join(map(str, sorted(sizes)))
+            raise ValueError(f"teacher.{name}.at={unknown[0]}: is no size of this run; these are {told}")
+    most = max(len(stage.sizes) for stage in stages)
+    least = config.batch // config.devices // config.accumulate
+    if least < most:
+        raise ValueError(
+            f"batch={config.batch}: {most} sizes at once need as many pictures in each part of a batch, not {least}"
         )
-        for name, features in wanted.items()
-    }
-    student = Student(
-        StudentConfig(backbone=backbone, adaptors=adaptors),
-        {name: known.tokenizer for name, known in words.items() if known},
-    )
-    _keep_words(student, words)
-    return student
 
 
-def _keep_words(student: Student, words: Mapping[str, Words | None]) -> None:
-    """Copies the teachers' text towers into the student, which then needs its teachers no more."""
-    for name, known in words.items():
-        adaptor: Any = student.adaptors[name]
-        if known is not None:
-            adaptor.text.load_state_dict(known.weights)
-            adaptor.logit_scale.copy_(known.logit_scale)
+def _check_rows(config: RadioConfig, student: Student, teachers: Mapping[str, Teacher]) -> None:
+    """Sees to it that the first step has patches enough for the statistics that are asked for."""
+    if config.standardise not in ("pca", "zca"):
+        return
+    stage = parse_stages(config.stages, present(config.size))[0]
+    for name, teacher in teachers.items():
+        channels = student.config.adaptors[name].patches
+        taking_part = [size for size in stage.sizes if size in (teacher.config.at or (size,))]
+        patches = sum(_patches(teacher, size // student.stride) for size in taking_part[:1])
+        rows = patches * (config.batch // config.accumulate // len(stage.sizes))
+        if rows <= channels:
+            raise ValueError(
+                f"standardise={config.standardise}: the first batch has {rows} patches of {name}, and whitening its "
+                f"{channels} channels needs more; give a larger batch, or standardise=phi_s"
+            )
+
+
+def _patches(teacher: Teacher, grid: int) -> int:
+    return (teacher.view(grid).side // teacher.stride) ** 2
 
 
 METHOD = Method(
@@ -253,5 +206,17 @@ METHOD = Method(
     config=RadioConfig,
     resolve=resolve,
     build=build,
-    presets={},
+    presets={
+        # PHI-S, table 10 and sec. 4 (arXiv 2410.01680): plain MSE in standardised space, spectral reparametrisation
+        "phi_s": {"standardise": "phi_s", "patch_loss": "mse", "spectral": True},
+    },
+    unused=(
+        Unused("without init=", ("load",), lambda config: config.init is None),
+        Unused(
+            "beside init=, which tells it",
+            ("model", "summary", "registers", "position"),
+            lambda config: config.init is not None,
+        ),
+        Unused("without standardise=", ("settle",), lambda config: config.standardise == "none"),
+    ),
 )

@@ -27,6 +27,7 @@ __all__ = [
     "fingerprint",
     "given_backbone",
     "given_sizes",
+    "given_student",
     "given_tokenizer",
     "given_towers",
     "tell_if_untrained",
@@ -97,6 +98,19 @@ def given_sizes(init: str, options: LoadOptions) -> ClipConfig | None:
     """The configuration of the CLIP or SigLIP of a MODEL; None where it is something else."""
     model = given_towers(init, options)
     return None if model is None else model.config
+
+
+def given_student(init: str, options: LoadOptions) -> tuple[Student, int]:
+    """The student of a MODEL, and the side in pixels of its pictures.
+
+    Raises:
+        ValueError: there is no such model, or it is no student.
+    """
+    tell_if_untrained("init", init)
+    model, preprocess, _ = zoo.load(init, options)
+    if not isinstance(model, Student):
+        raise ValueError(f"init={init}: a {type(model).__name__} is no student of teachers; begin one without init=")
+    return model, preprocess.size
 
 
 def given_tokenizer(spec: str, context: int, towers: Towers) -> Tokenizer:

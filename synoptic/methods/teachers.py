@@ -1,20 +1,71 @@
-"""Frozen teachers: each sees the student's picture in its own size and normalisation."""
+"""Frozen teachers: what each of them is shown, and what it answers with.
+
+Source: AM-RADIO (Ranzinger et al. 2024, arXiv 2312.06709), sec. 3 and 4; RADIOv2.5 (arXiv 2412.07679) for mosaics.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from synoptic.methods.start import tell_if_untrained
+from synoptic.data.mosaic import assemble, cut
+from synoptic.losses.precision import wide
+from synoptic.methods.start import LoadOptions, tell_if_untrained
+from synoptic.models.adaptors import Student
+from synoptic.models.hub import HubBackbone
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
+from synoptic.models.vit import tiled_sizes
 from synoptic.predict import load
 from synoptic.types import Features
 from synoptic.weights.folder import model_hash
+
+ADDED = "+"  # before the name of a teacher that is given to a finished student
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """How one teacher is asked, and how much it counts.
+
+    Attributes:
+        size: side in pixels of the pictures that it sees; None takes the one that it was trained with.
+        resize: what it sees where the student sees pictures of another size: "fixed" shows it each in its own size;
+            "grid" in the size in which it has as many patches as the student; "mosaic" shows it several at once, on a
+            canvas of its own size, so that each has about as many patches as the student has (and no summary).
+        at: sizes in pixels of the student's pictures at which it takes part; none stands for all.
+        features: what its patches are: "answer" is what the model answers with, "trunk" is its last block, before what
+            comes behind it (AM-RADIO takes SAM before its neck).
+        summary_weight: weight of the loss of its summary, where it has one; with 0 the student has none for it.
+        patches_weight: weight of the loss of its patches.
+        load: what a weights file of another maker does not say itself.
+    """
+
+    size: PositiveInt | None = None
+    resize: Literal["fixed", "grid", "mosaic"] = "fixed"
+    at: tuple[PositiveInt, ...] = ()
+    features: Literal["answer", "trunk"] = "answer"
+    summary_weight: NonNegativeFloat = 1.0
+    patches_weight: PositiveFloat = 1.0
+    load: LoadOptions = field(default_factory=LoadOptions)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a teacher sees the pictures of a batch.
+
+    Attributes:
+        side: of each picture in pixels.
+        tiles: pictures down and across a canvas; 1 where each is seen alone.
+    """
+
+    side: int
+    tiles: int = 1
 
 
 class Teacher(nn.Module):
@@ -23,34 +74,89 @@ class Teacher(nn.Module):
     Args:
         model: answers with Features for pictures in [0, 1]; its normalisation is inside.
         size: side of the pictures it reads, in pixels.
+        config: how it is asked.
+        adaptor: of a student that teaches, the space in which it is asked.
     """
 
-    def __init__(self, model: nn.Module, size: int):
+    def __init__(self, model: nn.Module, size: int, config: TeacherConfig | None = None, adaptor: str | None = None):
         super().__init__()
         self.model: Any = model.requires_grad_(False).eval()
-        self.size = size
+        self.size, self.adaptor = size, adaptor
+        self.config = config or TeacherConfig()
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
         return super().train(False)
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Features:  # (B, C, size, size) -> float32 features
-        return self.model(images).float()
+    @property
+    def stride(self) -> int:
+        """Pixels from one of its patches to the next."""
+        stride: int = self.model.stride
+        return stride
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:  # n of them -> (n, C) float32
-        return self.model.encode_text(self.model.tokenizer(texts)).float()
+    def forward(self, images: Tensor) -> Features:
+        """What it answers to (B, C, H, W) pictures, float32 or better."""
+        asked = {"adaptors": (self.adaptor,)} if self.adaptor is not None else {}
+        if self.config.features == "trunk":
+            answer = self.model(images, layers=(-1,), **asked)
+            return replace(answer.layers[0], summary=answer.summary).float()
+        answer = self.model(images, **asked)
+        return (answer if self.adaptor is None else answer.adaptors[self.adaptor]).float()
+
+    def seen(self, images: Tensor, view: View) -> Features:
+        """What it answers to (B, C, side, side) pictures shown as `view` says; without a summary on a canvas."""
+        if view.tiles == 1:
+            return self(images)
+        answer = self(assemble(images, view.tiles))
+        patches, grid = cut(answer.patches, answer.grid, view.tiles, len(images))
+        return Features(patches, grid)
+
+    def view(self, grid: int) -> View:
+        """How it sees pictures of which the student has `grid` x `grid` patches."""
+        if self.config.resize == "grid":
+            return View(grid * self.stride)
+        if self.config.resize == "fixed":
+            return View(self.size)
+        across = self.size // self.stride
+        tiles = max(
+            count for count in range(1, across + 1) if not across % count and (across // count >= grid or count == 1)
+        )
+        return View(self.size // tiles, tiles)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:  # n of them -> (n, C) float32 or better
+        return wide(self.model.encode_text(self.model.tokenizer(texts)))
 
     def fingerprint(self) -> str:
         """Tells it from any other model by its weights, its configuration and its tokenizer."""
-        return model_hash(self.model)
+        return model_hash(self.model.student if isinstance(self.model, Former) else self.model)
 
     @torch.no_grad()
     def probe(self) -> Features:
         """Features of one black picture: tells the widths of summary and patches."""
         device = next(self.model.parameters()).device
         return self(torch.zeros(1, self.model.channels, self.size, self.size, device=device))
+
+
+class Former(nn.Module):
+    """A student as it was, which teaches in the space of each of its adaptors: asked once for all of them.
+
+    Attributes:
+        student: frozen.
+    """
+
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+        self.stride, self.channels, self.config = student.stride, student.channels, student.config
+        self._last: tuple[Tensor, Features] | None = None
+
+    def forward(self, images: Tensor, adaptors: Sequence[str] = ()) -> Features:
+        """As the student, for all of its adaptors, whichever is asked for."""
+        if self._last is None or self._last[0] is not images:
+            self._last = (images, self.student(images))
+        return self._last[1]
 
 
 @dataclass(frozen=True)
@@ -72,7 +178,7 @@ def words_of(model: Any) -> Words | None:
 
 
 def parse_teachers(spec: str) -> dict[str, str]:
-    """`clip:MODEL,dino:MODEL` as name -> MODEL.
+    """`clip:MODEL,dino:MODEL` as name -> MODEL; names of added ones (`+sam:MODEL`) keep their sign.
 
     Raises:
         ValueError: for an entry without a name, and for a name that occurs twice.
@@ -80,22 +186,59 @@ def parse_teachers(spec: str) -> dict[str, str]:
     teachers: dict[str, str] = {}
     for entry in spec.split(","):
         name, colon, model = entry.strip().partition(":")
-        if not (name and colon and model) or not name.isidentifier():
+        if not (name and colon and model) or not name.removeprefix(ADDED).isidentifier():
             raise ValueError(f"teachers={spec!r}: {entry!r} is not of the form name:MODEL, such as clip:runs/clip")
-        if name in teachers:
-            raise ValueError(f"teachers={spec!r}: the name {name!r} occurs twice")
+        if name.removeprefix(ADDED) in {known.removeprefix(ADDED) for known in teachers}:
+            raise ValueError(f"teachers={spec!r}: the name {name.removeprefix(ADDED)!r} occurs twice")
         teachers[name] = model
     return teachers
 
 
-def load_teachers(spec: str, sizes: dict[str, int]) -> dict[str, Teacher]:
-    """Loads the teachers of `name:MODEL,...`, each at the size it was trained for unless `sizes` names one."""
-    teachers = {}
-    for name, model in parse_teachers(spec).items():
-        tell_if_untrained(f"teachers={name}", model)
-        vision = load(model)
-        teachers[name] = Teacher(vision.model, sizes.get(name, vision.preprocess.size))
-    return teachers
+def named_teachers(spec: str) -> dict[str, str]:
+    """As `parse_teachers`, added ones by their names alone."""
+    return {name.removeprefix(ADDED): model for name, model in parse_teachers(spec).items()}
+
+
+def load_teachers(spec: str, configs: Mapping[str, TeacherConfig]) -> dict[str, Teacher]:
+    """Loads the teachers of `name:MODEL,...`, added ones among them.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be asked as its configuration says.
+    """
+    return {
+        name: _loaded(name, model, configs.get(name, TeacherConfig())) for name, model in named_teachers(spec).items()
+    }
+
+
+def _loaded(name: str, model: str, config: TeacherConfig) -> Teacher:
+    tell_if_untrained(f"teachers={name}", model)
+    said = {key: value for key, value in vars(config.load).items() if value is not None}
+    try:
+        vision = load(model, **said)
+    except ValueError as error:
+        raise ValueError(re.sub(r"\bload\.(?=\w+=)", f"teacher.{name}.load.", str(error))) from None
+    size, stride = config.size or vision.preprocess.size, vision.stride
+    if size % stride:
+        low, high = tiled_sizes(size, stride)
+        raise ValueError(
+            f"teacher.{name}.size={size}: its patches of {stride} do not tile it; the nearest that work: {low}, {high}"
+        )
+    _check_sizes(name, vision.model, size, config)
+    if config.features == "trunk" and not vision.depth and not hasattr(vision.model, "encoder"):
+        raise ValueError(f"teacher.{name}.features=trunk: {model} tells nothing of its blocks; leave it out")
+    return Teacher(vision.model, size, config)
+
+
+def _check_sizes(name: str, model: nn.Module, size: int, config: TeacherConfig) -> None:
+    """Refuses sizes of a model that reads a single one."""
+    if not isinstance(model, HubBackbone) or model.layout.any_size:
+        return
+    if size != model.size:
+        raise ValueError(f"teacher.{name}.size={size}: it reads pictures of {model.size} pixels alone; leave it out")
+    if config.resize == "grid":
+        raise ValueError(
+            f"teacher.{name}.resize=grid: it reads pictures of {model.size} pixels alone; take fixed or mosaic"
+        )
 
 
 def load_teacher(model: str, channels: int) -> Teacher:

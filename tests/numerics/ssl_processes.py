@@ -6,19 +6,21 @@ Pictures are random numbers that their place in the run decides; the weights are
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from synoptic.config import from_dict
 from synoptic.data.sources import Source
 from synoptic.engine import checkpoint, distributed, loop
 from synoptic.methods import get_method
 from synoptic.methods.teachers import Teacher
+from synoptic.methods.views import Asked, Shown
 from synoptic.types import Batch, Group
 
 BATCH = 8
@@ -34,6 +36,7 @@ OF_METHODS: dict[str, dict[str, Any]] = {
     },
 }
 OF_METHODS["dinov2"] = OF_METHODS["dino"]
+OF_METHODS["radio"] = {"teachers": "one:vit_nano16,two:vit_mini8", "position": "learned", "head_hidden": 24}
 CASES: dict[str, dict[str, Any]] = {
     "dino": {"koleo": 0.1},
     "dinov2": {"patch_bottleneck": 8, "masks": {"ratio": (0.3, 0.6)}},
@@ -46,6 +49,12 @@ CASES: dict[str, dict[str, Any]] = {
     "clip-siglip": {"loss": "siglip"},
     "clip-parts": {"accumulate": 2},
     "clip-taught": {},
+    "radio": {"drop_teachers": 0.5},
+    "radio-phases": {
+        **{"stages": "16@0,16+32@0.4", "standardise": "phi_s", "patch_loss": "mse", "settle": 0.5},
+        "teacher": {"two": {"at": [16]}},
+    },
+    "radio-balance": {"balance": "adaloss", "summary_loss": "angle", "shift": 1, "windows": [2, 0], "size": 32},
 }
 
 
@@ -90,6 +99,17 @@ def crops_of(batch: Batch, seed: int, scale: int = 1) -> Batch:
     )
 
 
+def shown_crops(shown: Shown) -> Callable[[Batch, int, int], dict[Asked, torch.Tensor]]:
+    """What student and teachers are shown in a step, made of the places of the pictures in the run."""
+
+    def crops(batch: Batch, step: int, seed: int) -> dict[Asked, torch.Tensor]:
+        asked = dict.fromkeys(shown.asked(step, seed).values())
+        whole = {each.side: crops_of(replace(batch, images=None), seed) for each in asked}
+        return {each: F.interpolate(whole[each.side].crops[0], size=each.side) for each in asked}
+
+    return crops
+
+
 def main() -> None:
     case, steps, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
@@ -105,6 +125,8 @@ def main() -> None:
             task._teacher.append(Teacher(recipe.build(config, PICTURES).model.double(), config.size))
         task.crop = task.multi_crop = crops_of
         task.high_resolution = partial(crops_of, scale=2)
+        for shown in getattr(task, "shown", {}).values():
+            shown.crops = shown_crops(shown)
         if steps < config.steps:
             _stop_after(task, steps)
         try:

@@ -1,0 +1,253 @@
+"""The training of a student by several frozen teachers, at one or several resolutions at once.
+
+Source: AM-RADIO (arXiv 2312.06709), PHI-S (arXiv 2410.01680), RADIOv2.5 (arXiv 2412.07679), C-RADIOv4 (arXiv
+2601.17237).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from synoptic.data.draws import Draws
+from synoptic.losses import distillation
+from synoptic.losses.balance import Balancer, teacher_weights
+from synoptic.losses.distillation import Dispersion
+from synoptic.losses.standardise import Standardiser
+from synoptic.methods.base import ParamGroup, Phase, Task, facts_of_bands, split_by_decay
+from synoptic.methods.teachers import Teacher
+from synoptic.methods.views import Asked, Shown, overlap, parse_stages, parts_of
+from synoptic.models import spectral
+from synoptic.models.adaptors import Student
+from synoptic.types import Batch, Features, present
+
+if TYPE_CHECKING:
+    from synoptic.methods.radio import RadioConfig
+
+ROWS = (
+    8192  # patches a step that a teacher's statistics are taken of, at most: their covariance costs rows x channels^2
+)
+
+
+class RadioTask(Task):
+    """A student and its teachers; every teacher sees the same crop of each picture as the student, in its own size.
+
+    Args:
+        config: resolved configuration.
+        student: one adaptor a teacher.
+        teachers: by the adaptors' names.
+    """
+
+    def __init__(self, config: RadioConfig, student: Student, teachers: Mapping[str, Teacher]):
+        super().__init__()
+        self.config = config
+        self.student: Any = student
+        self.teachers = dict(teachers)  # not submodules: they are neither trained nor saved with the run
+        self.stages = parse_stages(config.stages, present(config.size))
+        self.phases = tuple(Phase(stage.start) for stage in self.stages)
+        self.resolution = present(config.size)
+        self.shown = {size: self._shown(size) for stage in self.stages for size in stage.sizes}
+        weights = {name: weight for teacher in teachers for name, weight in self._weights(teacher).items()}
+        self.balancer = Balancer(weights, config.balance)
+        widths = {name: part.summary for name, part in student.config.adaptors.items() if part.summary is not None}
+        angular = config.summary_loss == "angle"
+        self.dispersions = nn.ModuleDict({name: Dispersion(width) for name, width in widths.items() if angular})
+        self.stage = -1  # of the last step
+        self.looks: dict[str, int] = {}  # at each teacher, in this stage
+        self.settled: set[str] = set()  # teachers whose statistics were ever taken
+
+    def _shown(self, size: int) -> Shown:
+        config = self.config
+        asked = {name: each for name, each in self.teachers.items() if size in (each.config.at or (size,))}
+        stride = self.student.stride
+        return Shown(size, stride, asked, config.crop_scale, config.flip, config.shift)
+
+    def _weights(self, name: str) -> dict[str, float]:
+        config, speaks = self.teachers[name].config, self.student.config.adaptors[name].summary is not None
+        summary = {f"{name}.summary": config.summary_weight} if speaks else {}
+        return {f"{name}.patches": config.patches_weight, **summary}
+
+    @property
+    def reads(self) -> int:
+        return max(shown.largest for shown in self.shown.values())
+
+    def facts(self) -> dict[str, str]:
+        teachers = {f"teachers.{name}": teacher.fingerprint() for name, teacher in self.teachers.items()}
+        return teachers | facts_of_bands(self.config, self.student.config.backbone)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> RadioTask:  # the teachers follow the student to its device
+        for teacher in self.teachers.values():
+            teacher._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
+
+    def memory(self) -> dict[str, Any]:
+        return {"stage": self.stage, "looks": dict(self.looks), "settled": sorted(self.settled)}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        self.stage, self.looks, self.settled = memory["stage"], dict(memory["looks"]), set(memory["settled"])
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        """Crops each picture once at random, and resamples the crop to every size that student and teachers read."""
+        step = self._step(batch)
+        sizes = self._sizes(step)
+        self.passes = len(sizes)
+        crops: list[Tensor] = []
+        for size, (part, _) in zip(sizes, parts_of(batch, len(sizes)), strict=True):
+            crops += self.shown[size].crops(part, step, seed).values()
+        return replace(batch, images=None, sizes=None, crops=tuple(crops))
+
+    def losses(self, batch: Batch, progress: float) -> Iterator[dict[str, Tensor]]:
+        step = self._step(batch)
+        sizes = self._sizes(step)
+        position = present(batch.position).cpu()
+        self._begin_stage(progress)
+        crops = list(batch.crops)
+        for place, size in enumerate(sizes):
+            rows = position[position % len(sizes) == place]
+            asked = self.shown[size].asked(step, self.config.seed)
+            views = {each: crops.pop(0) for each in dict.fromkeys(asked.values())}
+            terms = self._terms(self.shown[size], asked, views, rows, progress)
+            share = len(rows) / len(position)
+            loss = (self.balancer(terms, self.group) + self._idle(self.shown[size])) * share
+            yield {"loss": loss, **{name: self._told(name, term, size, sizes) for name, term in terms.items()}}
+
+    def _terms(
+        self, shown: Shown, asked: Mapping[str, Asked], views: Mapping[Asked, Tensor], rows: Tensor, progress: float
+    ) -> dict[str, Tensor]:
+        """The loss of each teacher's summaries and patches at one size, the mean over its pictures."""
+        said = {name: self.teachers[name].seen(views[asked[name]], view) for name, view in shown.views.items()}
+        for name, theirs in said.items():
+            self._watch(name, theirs, progress)  # first, since it may change the student's heads
+        answers = self.student.standard(views[asked[""]], list(said), self._window(int(rows[0])))
+        places = {name: (asked[""].offset, asked[name].offset) for name in said}
+        singly = {name: self._losses_of(name, answers[name].float(), said[name], *places[name]) for name in said}
+        factors = self._factors(singly, rows)
+        return {term: (factors[name] * each).mean() for name, found in singly.items() for term, each in found.items()}
+
+    def _losses_of(
+        self, name: str, mine: Features, theirs: Features, at: tuple[int, int], there: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """(B,) losses of a teacher's patches and summary, where both have one."""
+        config, space = self.config, self.student.adaptors[name].space
+        target = theirs.patches if space is None else space(theirs.patches)
+        if at == there:
+            first, second = distillation.on_one_grid(mine.patches, mine.grid, target, theirs.grid, config.match)
+        else:
+            places = [each.to(target.device) for each in overlap(at, there, mine.grid[0])]
+            first = mine.patches[:, places[0]]
+            second = distillation.on_grid(target, theirs.grid, mine.grid)[:, places[1]]
+        losses = {f"{name}.patches": distillation.patch_match(first, second, config.patch_loss)}
+        if mine.summary is not None and theirs.summary is not None:
+            spread = None
+            if name in self.dispersions:
+                dispersion: Any = self.dispersions[name]
+                dispersion.update(theirs.summary, self.group)
+                spread = dispersion.value
+            kind = config.summary_loss
+            losses[f"{name}.summary"] = distillation.summary_match(mine.summary, theirs.summary, kind, spread)
+        return losses
+
+    def _factors(self, singly: Mapping[str, Mapping[str, Tensor]], rows: Tensor) -> dict[str, Tensor]:
+        """(B,) what each teacher's losses are multiplied by: 1, or where teachers are dropped 0 or more."""
+        first = next(iter(next(iter(singly.values())).values()))
+        if not self.config.drop_teachers or len(singly) < 2:
+            return {name: torch.ones_like(first) for name in singly}
+        weights = self.balancer.factors()
+        total = [
+            torch.stack([weights[term] * each for term, each in found.items()]).sum(0) for found in singly.values()
+        ]
+        draws = Draws(self.config.seed, rows).uniform("drop_teachers", count=len(singly)).to(first.device)
+        kept = teacher_weights(torch.stack(total, 1), draws, self.config.drop_teachers, self.group)
+        return dict(zip(singly, kept.unbind(1), strict=True))
+
+    def _idle(self, shown: Shown) -> Tensor | float:
+        """Nothing, to which the heads of teachers that do not take part at a size belong: where several processes
+        train, every parameter waits for the gradients of all."""
+        if self.group.size == 1:
+            return 0.0
+        idle = [self.student.adaptors[name] for name in self.teachers if name not in shown.views]
+        parameters = [each for adaptor in idle for each in adaptor.parameters() if each.requires_grad]
+        return torch.stack([each.sum() for each in parameters]).sum() * 0.0 if parameters else 0.0
+
+    def _told(self, name: str, term: Tensor, size: int, sizes: Sequence[int]) -> Tensor:
+        """A term's part of its mean over those sizes at which its teacher takes part."""
+        teacher = name.rpartition(".")[0]
+        return term.detach() / sum(teacher in self.shown[each].views for each in sizes)
+
+    def _begin_stage(self, progress: float) -> None:
+        stage = self.phases.index(self.phase(progress)[0])
+        if stage == self.stage:
+            return
+        self.stage, self.looks = stage, {}
+        for space in self._spaces().values():
+            space.restart()
+
+    def _watch(self, name: str, theirs: Features, progress: float) -> None:
+        """Takes a teacher's statistics in the first part of a stage, and goes over to them ever more rarely: after the
+        first, second, fourth, ... look."""
+        space = self._spaces().get(name)
+        if space is None or (name in self.settled and self.phase(progress)[1] >= self.config.settle):
+            return
+        patches = theirs.patches.flatten(0, 1)
+        space.observe(patches[:: -(-len(patches) // ROWS)], self.group)
+        looks = self.looks[name] = self.looks.get(name, 0) + 1
+        if looks & (looks - 1) == 0:
+            self._settle(name, space)
+
+    def _settle(self, name: str, space: Standardiser) -> None:
+        """Goes over to new statistics; a head that has learned goes on to answer as it did, in the teacher's space."""
+        last = self.student.adaptors[name].patch_head.last
+        if name in self.settled:
+            space.fold(last)
+        space.settle(self.group)
+        if name in self.settled or self.teachers[name].adaptor is not None:  # a former student's head has learned
+            space.unfold(last)
+        self.settled.add(name)
+
+    def _spaces(self) -> dict[str, Standardiser]:
+        found = {name: self.student.adaptors[name].space for name in self.teachers}
+        return {name: space for name, space in found.items() if space is not None}
+
+    def _window(self, position: int) -> int | None:
+        """The side in patches of the windows in which the student's blocks attend in this step."""
+        windows = self.config.windows
+        if not windows:
+            return None
+        step = torch.tensor([position // self.config.batch])
+        return windows[int(Draws(self.config.seed, step).integers("window", len(windows))[0])] or None
+
+    def _step(self, batch: Batch) -> int:
+        return int(present(batch.position)[0]) // self.config.batch
+
+    def _sizes(self, step: int) -> tuple[int, ...]:
+        phase, _ = self.phase(step / present(self.config.steps))
+        return self.stages[self.phases.index(phase)].sizes
+
+    def before_step(self, progress: float) -> None:
+        if self.phase(progress)[1] < self.config.freeze:
+            for parameter in self.student.backbone.parameters():
+                parameter.grad = None
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        balance = ((f"balancer.{name}", each) for name, each in self.balancer.named_parameters())
+        return split_by_decay(iter([*self.student.named_parameters(), *balance]))
+
+    def shard_units(self) -> Iterator[nn.Module]:
+        yield from self.student.backbone.blocks
+
+    def exported(self) -> nn.Module:
+        return self.student
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """The student without what only its training needed: its heads answer in the teachers' own spaces."""
+        student: Any = model
+        spectral.fold(student)
+        for adaptor in student.adaptors.values():
+            if adaptor.space is not None:
+                adaptor.space.fold(adaptor.patch_head.last)
+                adaptor.space = None
+        return student

@@ -1,0 +1,266 @@
+"""Distillation: several sizes at once, standardised targets, canvases, shifts, dropping, further teachers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_tasks import batch_of, config_of, source_of
+
+import synoptic
+from synoptic.methods import clip, radio
+from synoptic.methods.radio_task import RadioTask
+from synoptic.models.vit import ViT, vit_config
+from synoptic.predict import VisionModel
+from synoptic.types import Preprocess
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP, and a DINO whose patches are a hundred times as large."""
+    folder = tmp_path_factory.mktemp("teachers")
+    torch.manual_seed(0)
+    config = config_of("clip", text_width=32, text_depth=1, text_heads=1, embedding=24, vocabulary=300)
+    VisionModel(clip.build(config, source_of()).model, Preprocess(32), "clip").save(folder / "clip")
+    vit = ViT(vit_config("vit_mini8", image_size=48, depth=1))
+    with torch.no_grad():
+        vit.norm.weight.mul_(100.0)
+        vit.norm.bias.add_(30.0)
+    VisionModel(vit, Preprocess(48), "dino").save(folder / "dino")
+    return folder
+
+
+def task_of(folder: Path, **values: Any) -> RadioTask:
+    usual = {"teachers": f"clip:{folder}/clip,dino:{folder}/dino", "model": "vit_nano8"}
+    torch.manual_seed(0)
+    return radio.build(config_of("radio", **{**usual, **values}), source_of()).train()
+
+
+def steps(task: RadioTask, count: int, lr: float = 2e-3, pictures: int = 8, size: int = 96) -> list[dict[str, float]]:
+    """So many steps of AdamW on the same pictures; the terms of each, summed over its passes as the loop does."""
+    trained = [parameter for group in task.parameter_groups() for parameter in group.params]
+    optimizer, told = torch.optim.AdamW(trained, lr=lr), []
+    for step in range(count):
+        batch = batch_of(pictures, size, start=step * task.config.batch)
+        prepared, progress = task.prepare(batch, task.config.seed), step / task.config.steps
+        terms: dict[str, float] = {}
+        for found in task.losses(prepared, progress):
+            found["loss"].backward()
+            for name, value in found.items():
+                terms[name] = terms.get(name, 0.0) + float(value.detach())
+        task.before_step(progress)
+        optimizer.step()
+        optimizer.zero_grad()
+        told.append(terms)
+    return told
+
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_several_sizes_at_once_share_a_batch(teachers: Path) -> None:
+    task = task_of(teachers, stages="32+64@0", batch=8)
+    prepared = task.prepare(batch_of(8, 96), 0)
+    assert task.passes == 2 and task.reads == 64
+    assert [(len(crop), crop.shape[-1]) for crop in prepared.crops] == [(4, 32), (4, 48), (4, 64), (4, 32), (4, 48)]
+    task.eval()
+    found = list(task.losses(prepared, 0.0))
+    assert len(found) == 2
+    both = {name: sum(each[name] for each in found) for name in found[0]}
+    torch.testing.assert_close(both["loss"], sum(value for name, value in both.items() if name != "loss"))
+
+
+def test_a_teacher_that_takes_part_at_one_size_is_told_by_its_mean_there(teachers: Path) -> None:
+    task = task_of(teachers, stages="32+64@0", batch=8, teacher={"dino": {"at": [64]}})
+    task.eval()
+    found = list(task.losses(task.prepare(batch_of(8, 96), 0), 0.0))
+    assert "dino.patches" not in found[0] and "dino.patches" in found[1]
+    alone = task_of(teachers, size=64, batch=4).eval()
+    alone.student = task.student
+    odd = batch_of(8, 96)
+    rows = torch.arange(1, 8, 2)
+    part = type(odd)(images=odd.images[rows], index=odd.index[rows], position=odd.position[rows])
+    (expected,) = alone.losses(alone.prepare(part, 0), 0.0)
+    torch.testing.assert_close(found[1]["dino.patches"], expected["dino.patches"])
+    torch.testing.assert_close(found[1]["loss"], expected["loss"] / 2)  # half of the batch
+
+
+def test_stages_follow_each_other(teachers: Path) -> None:
+    task = task_of(teachers, stages="32@0,64@0.5", size=32, batch=4, steps=4)
+    sizes = []
+    for step in range(4):
+        task.prepare(batch_of(4, 96, start=4 * step), 0)
+        sizes.append(task._sizes(step))
+    assert sizes == [(32,), (32,), (64,), (64,)] and len(task.phases) == 2
+
+
+@pytest.mark.parametrize("kind", ["global", "channel", "phi_s"])
+def test_standardised_targets_count_alike_whatever_their_units(teachers: Path, kind: str) -> None:
+    task = task_of(teachers, standardise=kind, patch_loss="mse", settle=1.0, batch=8, steps=20)
+    terms = steps(task, 1)[0]
+    for name in ("clip.patches", "dino.patches"):
+        assert 0.3 < terms[name] < 1.5  # the error of one who answers with about the mean; enlarged maps vary less
+    raw = steps(task_of(teachers, patch_loss="mse", batch=8, steps=20), 1)[0]
+    assert raw["dino.patches"] > 1000 * raw["clip.patches"]
+
+
+def test_a_student_of_standardised_teachers_answers_in_their_own_units(teachers: Path) -> None:
+    task = task_of(teachers, standardise="phi_s", patch_loss="mse", settle=0.5, batch=8, steps=40)
+    told = steps(task, 40)
+    assert told[-1]["dino.patches"] < 0.95 * told[1]["dino.patches"]
+    task.eval()
+    with torch.no_grad():
+        found = task.exported()(IMAGES)
+        target = task.teachers["dino"](torch.nn.functional.interpolate(IMAGES, size=48)).patches
+    assert float(found.adaptors["dino"].patches.mean()) == pytest.approx(float(target.mean()), rel=0.2)
+    assert float(found.adaptors["dino"].patches.std()) > 10.0
+    student = task.finished(copy.deepcopy(task.student))
+    assert all(adaptor.space is None for adaptor in student.adaptors.values())
+    with torch.no_grad():
+        again = student(IMAGES)
+    for name, answer in found.adaptors.items():
+        torch.testing.assert_close(again.adaptors[name].patches, answer.patches, rtol=1e-4, atol=1e-3)
+
+
+def test_new_statistics_leave_what_a_head_has_learned(teachers: Path) -> None:
+    task = task_of(teachers, standardise="phi_s", patch_loss="mse", settle=1.0, batch=8, steps=40)
+    steps(task, 5)
+    task.eval()
+    with torch.no_grad():
+        before = task.student(IMAGES).adaptors["dino"].patches
+        space = task.student.adaptors["dino"].space
+        space.observe(torch.randn(500, 192) * torch.rand(192) * 50)
+        task._settle("dino", space)
+        after = task.student(IMAGES).adaptors["dino"].patches
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-3)
+
+
+def test_statistics_are_taken_in_the_first_part_of_each_stage(teachers: Path) -> None:
+    task = task_of(teachers, standardise="global", settle=0.25, stages="32@0,64@0.5", size=32, batch=4, steps=16)
+    seen = []
+    for step in range(16):
+        steps_before = task.looks.get("dino", 0)
+        batch = task.prepare(batch_of(4, 96, start=4 * step), 0)
+        list(task.losses(batch, step / 16))
+        seen.append(task.looks["dino"] != steps_before)
+    assert seen == [True, True, *[False] * 6, True, True, *[False] * 6]
+    memory = task.memory()
+    other = task_of(teachers, standardise="global", settle=0.25, stages="32@0,64@0.5", size=32, batch=4, steps=16)
+    other.load_state_dict(task.state_dict())
+    other.recall(memory)
+    assert (other.stage, other.looks, other.settled) == (1, {"clip": 2, "dino": 2}, {"clip", "dino"})
+
+
+def test_a_canvas_gives_the_student_patches_and_no_summary(teachers: Path) -> None:
+    task = task_of(teachers, teacher={"dino": {"size": 96, "resize": "mosaic"}}, batch=9)
+    assert task.student.adaptors["dino"].summary_head is None
+    view = task.shown[32].views["dino"]
+    assert (view.side, view.tiles) == (32, 3)
+    terms = steps(task, 1, pictures=9)[0]
+    assert set(terms) == {"loss", "clip.summary", "clip.patches", "dino.patches"}
+
+
+def test_crops_that_lie_apart_are_compared_where_they_overlap(teachers: Path) -> None:
+    """A student that is its teacher agrees with it, whatever the shift, as far as patches do not look beyond theirs."""
+    task = task_of(teachers, shift=2, batch=8, steps=40)
+    assert all(torch.isfinite(torch.tensor(terms["loss"])) for terms in steps(task, 4))
+    asked = [task.shown[32].asked(step, 0) for step in range(30)]
+    assert len({each[""].offset for each in asked}) > 4 and any(each[""] != each["clip"] for each in asked)
+
+
+def test_pictures_go_without_teachers_but_never_without_the_worst(teachers: Path) -> None:
+    task = task_of(teachers, drop_teachers=0.5, batch=8)
+    task.eval()
+    (dropped,) = task.losses(task.prepare(batch_of(8, 96), 0), 0.0)
+    whole = task_of(teachers, batch=8).eval()
+    (kept,) = whole.losses(whole.prepare(batch_of(8, 96), 0), 0.0)
+    assert not torch.allclose(dropped["loss"], kept["loss"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"summary_loss": "angle", "balance": "adaloss"},
+        {"summary_loss": "l1", "balance": "uncertainty"},
+        {"spectral": True, "windows": [2, 0], "registers": 3},
+        {"head": "v2", "head_blocks": 1, "match": "smaller"},
+        {"teacher": {"dino": {"resize": "grid"}}, "patch_loss": "cosine"},
+    ],
+    ids=str,
+)
+def test_every_way_of_learning_learns(teachers: Path, values: dict[str, Any]) -> None:
+    task = task_of(teachers, batch=8, steps=60, **values)
+    told = steps(task, 40)
+    for name in ("clip.summary", "clip.patches", "dino.summary"):
+        assert told[-1][name] < 0.95 * told[0][name], name
+    student = task.finished(copy.deepcopy(task.exported())).eval()
+    task.eval()
+    with torch.no_grad():
+        expected, found = task.student(IMAGES), student(IMAGES)
+    torch.testing.assert_close(found.summary, expected.summary, rtol=1e-4, atol=1e-4)
+    assert not any("parametrizations" in name for name in student.state_dict())
+
+
+def test_a_frozen_trunk_stands_still(teachers: Path) -> None:
+    task = task_of(teachers, freeze=0.5, batch=8, steps=8)
+    before = copy.deepcopy(task.student.backbone.state_dict())
+    steps(task, 4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.student.backbone.state_dict().items())
+    steps(task_of(teachers, batch=8, steps=8), 1)
+
+
+@pytest.fixture(scope="module")
+def finished(teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of the CLIP alone."""
+    folder = tmp_path_factory.mktemp("student")
+    task = task_of(teachers, teachers=f"clip:{teachers}/clip", batch=8)
+    steps(task, 5)
+    VisionModel(task.finished(task.student), Preprocess(32), "student").save(folder / "student")
+    return folder / "student"
+
+
+@pytest.mark.parametrize("kind", ["none", "phi_s"])
+def test_a_further_teacher_leaves_what_the_student_knows(teachers: Path, finished: Path, kind: str) -> None:
+    values = {"teachers": f"+dino:{teachers}/dino", "init": str(finished), "standardise": kind, "batch": 8, "steps": 40}
+    task = task_of(teachers, **values)
+    assert list(task.teachers) == list(task.student.adaptors) == ["clip", "dino"]
+    before = synoptic.load(finished, "cpu")
+    task.eval()
+    with torch.no_grad():
+        found, expected = task.student(IMAGES).adaptors["clip"], before(IMAGES).adaptors["clip"]
+    alike = torch.nn.functional.cosine_similarity(found.patches, expected.patches, dim=-1)
+    assert float(alike.min()) > 0.99  # but for one token more, which the others look at
+    told = steps(task.train(), 1)[0]
+    assert told["clip.summary"] < 0.02 < told["dino.summary"]  # its own answers, by other positions and one more token
+    texts = VisionModel(task.exported(), Preprocess(32), "student").encode_text(["a red cone"])
+    assert texts == pytest.approx(before.encode_text(["a red cone"]), abs=1e-6)
+    steps(task, 20)
+    task.finished(task.student)
+    VisionModel(task.student, Preprocess(32), "both").save(finished.parent / f"both_{kind}")
+    assert synoptic.load(finished.parent / f"both_{kind}").adaptors == ("clip", "dino")
+
+
+def test_a_former_student_is_asked_once_for_all_its_spaces(teachers: Path, finished: Path) -> None:
+    task = task_of(teachers, teachers=f"+dino:{teachers}/dino", init=str(finished), batch=8)
+    former = task.teachers["clip"].model
+    images = torch.rand(2, 3, 32, 32)
+    assert former(images, adaptors=("clip",)) is former(images, adaptors=("clip",))
+    assert former(images.clone()) is not former(images)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"teachers": "+clip:{0}/dino", "init": "{1}"}, "has an adaptor of that name; take another one"),
+        ({"teachers": "dino:{0}/dino", "init": "{1}"}, "beside init= only new teachers are named"),
+        ({"teachers": "+dino:{0}/dino", "init": "{0}/dino"}, "a ViT is no student of teachers"),
+    ],
+)
+def test_a_student_that_cannot_go_on_is_told(
+    teachers: Path, finished: Path, values: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        task_of(teachers, **{key: value.format(teachers, finished) for key, value in values.items()})
