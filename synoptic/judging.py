@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from synoptic.data.listing import expand
 from synoptic.data.prompts import Templates
-from synoptic.evaluation.protocols import Wording, build_evaluators, judged_part, named
+from synoptic.evaluation.agreement import check_names
+from synoptic.evaluation.protocols import CURVES, WORDED, Asked, Wording, build_evaluators, judged_part, named
 from synoptic.files import check_file, write_text
+from synoptic.methods.teachers import named_teachers
 from synoptic.predict import VisionModel, load
 from synoptic.weights import zoo
 
@@ -23,35 +26,47 @@ def evaluate(
     images: str | None = None,
     labels: str | Path | None = None,
     templates: Templates | None = None,
+    teachers: Mapping[str, str | Path | VisionModel] | str | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Scores of a model on the test part of a data set, or for want of one on what `judged_part` says (with a warning).
 
     Args:
         model: a MODEL or one that is loaded.
-        on: names of evaluations (knn, linear, logistic, retrieval, zeroshot, segmentation, attention), or one text with
-            commas between them.
+        on: names of evaluations (those of `protocols.EVALUATIONS`), or one text with commas between them.
         data: a data set with labels, words or masks, as the evaluations need.
         out: JSON file for the scores, which also names the part that was judged and the adaptor.
         adaptor: the teacher in whose space a student is judged, needed for `zeroshot` where several know words; None
             takes the model's own space.
         images: the folder that the names in a captions file are relative to.
-        labels, templates: how `zeroshot` asks, see `protocols.Wording`.
+        labels, templates: how `zeroshot` and `zeroshot_segmentation` ask, see `protocols.Wording`.
+        teachers: for `agreement`, `name:MODEL,...` or name -> MODEL, the names those of the student's adaptors.
+        sizes: for `agreement` and `artefacts`, sides in pixels at which the model is asked; None takes from half to
+            four times its own size, see `sizes.rising_sizes`.
     Raises:
-        ValueError: for an unknown evaluation or adaptor, and for data that lack what an evaluation needs.
+        ValueError: for an unknown evaluation or adaptor, for data that lack what an evaluation needs, and for what is
+            given and decides nothing.
     """
     file = expand(out) if out is not None else None
     if file is not None:
         check_file(file)
     wanted = named(on)
-    wording = _wording(wanted, labels, templates)
+    _refuse_idle(wanted, WORDED, labels=labels, templates=templates)
+    _refuse_idle(wanted, {"agreement"}, teachers=teachers)
+    _refuse_idle(wanted, CURVES, sizes=sizes)
+    by_name = named_teachers(teachers) if isinstance(teachers, str) else dict(teachers or {})
     vision = model if isinstance(model, VisionModel) else load(model)
     if adaptor is not None and adaptor not in vision.adaptors:
         has = f"choose from {', '.join(vision.adaptors)}" if vision.adaptors else f"{vision.name} has none"
         raise ValueError(f"adaptor={adaptor}: no such adaptor; {has}")
+    if "agreement" in wanted:
+        check_names(by_name, vision.adaptors)  # before large teachers are loaded
+    loaded = {name: each if isinstance(each, VisionModel) else load(each) for name, each in by_name.items()}
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
     part = judged_part(data, share, wanted)
     # All are built first: mistakes show at once.
-    evaluators = build_evaluators(wanted, data, part, adaptor=adaptor, validation=share, images=images, wording=wording)
+    asked = Asked(adaptor, Wording(labels, templates), loaded, sizes)
+    evaluators = build_evaluators(wanted, data, part, asked, validation=share, images=images)
     answers = [evaluator.run(vision) for evaluator in evaluators]
     scores = {name: score for answer in answers for name, score in answer}
     if file is not None:
@@ -60,9 +75,8 @@ def evaluate(
     return scores
 
 
-def _wording(on: Sequence[str], labels: str | Path | None, templates: Templates | None) -> Wording:
-    """How zero-shot evaluation asks, where that is wanted at all."""
-    given = [key for key, value in (("labels", labels), ("templates", templates)) if value is not None]
-    if given and "zeroshot" not in on:
-        raise ValueError(f"{given[0]}= decides nothing without on=zeroshot; leave it out")
-    return Wording(labels, templates)
+def _refuse_idle(on: Sequence[str], readers: Collection[str], **keys: Any) -> None:
+    """Refuses keys that are given though nothing that is asked for reads them."""
+    given = next((key for key, value in keys.items() if value is not None), None)
+    if given is not None and not set(readers) & set(on):
+        raise ValueError(f"{given}= decides nothing without on={' or on='.join(sorted(readers))}; leave it out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,17 @@ from PIL import Image
 from torch.nn import functional as F
 
 from synoptic.evaluation.calibration import Calibration
+from synoptic.files import write_atomically
 
 OUTLIERS = 0.01  # of the patches on either side, beyond which colours are cut off
 NO_SPAN = 1e-6  # of the largest component's span: a component that varies less does not vary
 FEW_POINTS = 15  # of a curve, which are then marked
 LEAST_SPAN = 0.02  # of its values, that the vertical axis of a plot shows: what varies less is drawn as level
+LEAST_ROOM = 0.065  # of a logarithmic axis, that the number of a mark needs
 LEAST_SHARE = 0.05  # that an axis from zero shows: percentages have no digits for less
 TONES = tuple(f"var(--tone-{number})" for number in range(8))  # colours that the page chooses
+# The same where a picture stands alone; as in page/report.css.
+PAGE_TONES = ("#d9541e", "#2b6cb0", "#218c74", "#9a948a", "#c4beb3", "#8e44ad", "#b7791f", "#c2417c")
 _PROPER = {"clip": "CLIP", "dino": "DINO", "dinov2": "DINOv2", "ibot": "iBOT", "radio": "AM-RADIO", "sam": "SAM"}
 _INK, _FAINT = "#010203", "#030201"  # stand-ins, since matplotlib knows no variables
 _TONE_INKS = tuple(f"#0a0b0{number}" for number in range(len(TONES)))
@@ -158,6 +163,21 @@ def paint_classes(mask: np.ndarray, count: int) -> np.ndarray:
     return colours[np.minimum(mask, count)]
 
 
+def paint_named(picture: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """A picture in shades of grey under the colours of its classes.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        mask: (H, W) classes; those from n on are left grey.
+        colours: (n, 3) of the classes.
+    Returns:
+        (H, W, 3) uint8.
+    """
+    grey = picture.mean(-1, keepdims=True)
+    every = np.vstack([colours, [[160, 160, 160]]])[np.minimum(mask, len(colours))]
+    return (grey * (0.35 + 0.65 * every / 255) * 0.55 + every * 0.45).clip(0, 255).astype(np.uint8)
+
+
 def data_uri(picture: np.ndarray | Image.Image, longest: int = 192) -> str:
     """A picture as text that a page can hold, its longer side at most `longest` pixels."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
@@ -195,7 +215,12 @@ class Mark:
 
 
 def curves(
-    lines: Sequence[Line], xlabel: str, percent: bool = False, from_zero: bool = False, marks: Sequence[Mark] = ()
+    lines: Sequence[Line],
+    xlabel: str,
+    percent: bool = False,
+    from_zero: bool = False,
+    marks: Sequence[Mark] = (),
+    ticks: Sequence[int] = (),
 ) -> str:
     """A plot as SVG without a size of its own, in the colours of the page that it stands in.
 
@@ -205,26 +230,101 @@ def curves(
         percent: the vertical axis shows fractions as percentages, from zero.
         from_zero: the vertical axis begins at zero in any case.
         marks: level lines; the vertical axis reaches to them.
+        ticks: where the horizontal axis is marked, which then is logarithmic.
     """
 
     def draw(axes: Any) -> None:
-        for line in lines:
-            (drawn,) = axes.plot(line.x, line.y, "--" if line.dashed else "-", linewidth=1.5, label=line.label)
-            drawn.set_color(_TONE_INKS[line.tone % len(TONES)])
-            if len(line.x) < FEW_POINTS:
-                drawn.set(marker="o", markersize=3, clip_on=False)  # whole, also on an axis
-        for mark in marks:
-            axes.axhline(mark.value, color=_INK, linewidth=0.6)
-            where = axes.get_yaxis_transform()  # across the plot, at its value
-            axes.text(1, mark.value, mark.label, transform=where, ha="right", va="bottom", fontsize=7)
+        _lines(axes, lines, _TONE_INKS)
+        _marks(axes, marks, _INK)
         axes.set_xlabel(xlabel)
         axes.grid(axis="y", linewidth=0.5)
         axes.set_axisbelow(True)
         _scale(axes, percent, percent or from_zero)
+        if ticks:
+            _logarithmic(axes, ticks)
         if any(line.label for line in lines):
             axes.legend(handlelength=1.2, borderaxespad=0.2)
 
     return _svg(draw)
+
+
+def _lines(axes: Any, lines: Sequence[Line], inks: Sequence[str]) -> None:
+    for line in lines:
+        (drawn,) = axes.plot(line.x, line.y, "--" if line.dashed else "-", linewidth=1.5, label=line.label)
+        drawn.set_color(inks[line.tone % len(inks)])
+        if len(line.x) < FEW_POINTS:
+            drawn.set(marker="o", markersize=3, clip_on=False)  # whole, also on an axis
+
+
+def _marks(axes: Any, marks: Sequence[Mark], ink: str) -> None:
+    for mark in marks:
+        axes.axhline(mark.value, color=ink, linewidth=0.6)
+        where = axes.get_yaxis_transform()  # across the plot, at its value
+        axes.text(1, mark.value, mark.label, transform=where, ha="right", va="bottom", fontsize=7)
+
+
+def _logarithmic(axes: Any, ticks: Sequence[int]) -> None:
+    """A logarithmic horizontal axis with these marks, and the numbers of those that have room for theirs."""
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(ticks) / 1.06, max(ticks) * 1.06)
+    axes.set_xticks(list(ticks), _with_room(ticks))
+    axes.minorticks_off()
+
+
+def _with_room(ticks: Sequence[int]) -> list[str]:
+    """Labels of marks on a logarithmic axis, from the largest down, without those that would lie on one another."""
+    kept: list[int] = []
+    for tick in sorted(ticks, reverse=True):
+        if not kept or math.log(kept[-1] / tick) > LEAST_ROOM * math.log(max(ticks) / min(ticks)):
+            kept.append(tick)
+    return [str(tick) if tick in kept else "" for tick in ticks]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over sizes in pixels, for a picture of several plots.
+
+    Attributes:
+        title: above them.
+        lines: at least one point each.
+        marks: level lines with what they mean.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    marks: Sequence[Mark] = ()
+
+
+def save_plots(path: Path, title: str, plots: Sequence[Plot], ticks: Sequence[int]) -> None:
+    """Plots over one logarithmic axis of sizes, side by side as a PNG, with one legend below them.
+
+    Args:
+        path: the file.
+        title: above all.
+        plots: at least one; a line of the same label and tone means the same in each.
+        ticks: sizes in pixels that are marked.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.3 + 3.2 * len(plots), 3.3), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10, color="#222222")
+    for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+        _lines(axes, plot.lines, PAGE_TONES)
+        _marks(axes, plot.marks, "#707070")
+        axes.set_title(plot.title, fontsize=8.5, color="#222222")
+        axes.set_xlabel("size of the picture in pixels", fontsize=8)
+        axes.grid(axis="y", linewidth=0.5, color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7.5)
+        _scale(axes, percent=False, from_zero=False)
+        _logarithmic(axes, ticks)
+    legends = [axes.get_legend_handles_labels() for axes in figure.axes]
+    known = {label: line for lines, labels in legends for line, label in zip(lines, labels, strict=True)}
+    figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=160))
 
 
 def reliability(found: Calibration) -> str:

@@ -26,12 +26,13 @@ from synoptic.apps.report_parts import (
     squares,
     training_curves,
 )
+from synoptic.apps.report_resolution import named_sections, resolution_sections
 from synoptic.apps.report_words import words_sections
 from synoptic.data.sources import Source, open_source
 from synoptic.evaluation.features import embed
 from synoptic.evaluation.recognition import nearest
 from synoptic.files import check_file
-from synoptic.methods.teachers import parse_teachers
+from synoptic.methods.teachers import named_teachers
 from synoptic.predict import VisionModel, load
 
 PICTURES = 6  # whose patches are shown
@@ -114,7 +115,7 @@ def _seen(runs: Sequence[Run]) -> list[Section]:
     """What the finished runs' models make of validation pictures."""
     models = {run.name: load(run.folder, "cpu") for run in runs if run.is_finished}
     if not models:
-        return []
+        return resolution_sections(runs, {}, {}, None)
     first = next(run for run in runs if run.is_finished)
     bands = models[first.name].preprocess.bands
     models = {name: model for name, model in models.items() if model.preprocess.bands == bands}  # which see the same
@@ -125,26 +126,32 @@ def _seen(runs: Sequence[Run]) -> list[Section]:
             open_source(data, part, validation=share, images=images) for part in ("train", "validation")
         )
     except ValueError as error:  # a run outlives its pictures
-        return [Section("Pictures", [f"None can be shown: {error}"], [])]
-    sections = [_patches(runs, models, validation), _neighbours(models, train, validation)]
-    return sections + [part for name, model in models.items() for part in words_sections(name, model, validation)]
+        unseen = Section("Pictures", [f"None can be shown: {error}"], [])
+        return [unseen, *resolution_sections(runs, {}, {}, None)]
+    teachers = {run.name: _teachers(run) for run in runs if run.name in models}
+    sections = [_patches(models, teachers, validation), *resolution_sections(runs, models, teachers, validation)]
+    sections.append(_neighbours(models, train, validation))
+    for name, model in models.items():
+        sections += [*words_sections(name, model, validation), *named_sections(name, model, validation)]
+    return sections
 
 
-def _patches(runs: Sequence[Run], models: Mapping[str, VisionModel], validation: Source) -> Section:
+def _patches(
+    models: Mapping[str, VisionModel], teachers: Mapping[str, Mapping[str, VisionModel]], validation: Source
+) -> Section:
     bands = next(iter(models.values())).preprocess.bands
     pictures = squares(validation, _spread(validation, PICTURES), bands)
     columns: dict[str, Sequence[np.ndarray]] = {}
-    for run in runs:
-        if run.name in models:
-            found = patch_columns(pictures, models[run.name], _teachers(run))
-            columns |= {f"{run.name}: {title}" if len(found) > 1 else run.name: found[title] for title in found}
+    for name, model in models.items():
+        found = patch_columns(pictures, model, teachers[name])
+        columns |= {f"{name}: {title}" if len(found) > 1 else name: found[title] for title in found}
     return Section("Patches as colours", [], [patch_gallery(pictures, columns, PATCH_NOTE)])
 
 
 def _teachers(run: Run) -> dict[str, VisionModel]:
     """A student's teachers, as far as they are still there."""
     found = {}
-    for name, model in parse_teachers(run.config["teachers"]).items() if run.config.get("teachers") else ():
+    for name, model in named_teachers(run.config["teachers"]).items() if run.config.get("teachers") else ():
         try:
             found[name] = load(model, "cpu")
         except ValueError:

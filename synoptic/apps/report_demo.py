@@ -46,6 +46,7 @@ from synoptic.apps.report_parts import (
     training_curves,
     words_cards,
 )
+from synoptic.apps.report_resolution import named_sections, resolution_sections
 from synoptic.config import load_json
 from synoptic.data.sources import Source, open_source
 from synoptic.evaluation.dense import read_mask
@@ -137,9 +138,11 @@ def story(out: Path) -> Page:
         sections=[
             _scores(material),
             _patches(material),
+            *_resolutions(material),
             _words(material),
             _neighbours(material),
             _segmentation(material),
+            *named_sections("student", material.student, material.multi),
             Section("While they learned", [_LEARNING], [training_curves(material.runs, [1, 2, 0])]),
             _making(material),
         ],
@@ -268,6 +271,13 @@ def _patches(material: Material) -> Section:
         "says. The last column is the student's own space, from which both answers come."
     )
     return Section("The same pictures in every space", [text], [patch_gallery(pictures, columns, PATCH_NOTE)])
+
+
+def _resolutions(material: Material) -> list[Section]:
+    teachers = {name: material.models[name] for name in TEACHERS}
+    student = next(run for run in material.runs if run.name == TITLES["student"])
+    models = {student.name: material.student}
+    return resolution_sections([student], models, {student.name: teachers}, material.multi)
 
 
 def _first(rows: int, columns: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Sequence[np.ndarray]]:

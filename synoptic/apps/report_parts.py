@@ -241,9 +241,17 @@ def shown(picture: np.ndarray | Image.Image, alt: str, caption: str = "", right:
     return Picture(data_uri(image, SIDE), alt, caption, right)
 
 
-def squares(source: Source, indices: Sequence[int], bands: int | None = None) -> list[np.ndarray]:
-    """The largest centred squares of pictures, as models see them that crop and read so many bands at full depth."""
-    return [_square(source.read(index, 4 * SIDE, bands)) for index in indices]
+def squares(
+    source: Source, indices: Sequence[int], bands: int | None = None, longest: int | None = 4 * SIDE
+) -> list[np.ndarray]:
+    """The largest centred squares of pictures, as models see them that crop and read so many bands at full depth.
+
+    Args:
+        source, indices: which pictures.
+        bands: see `Source.read`.
+        longest: their longer side is reduced to so many pixels before; None leaves them as they are.
+    """
+    return [_square(source.read(index, longest, bands)) for index in indices]
 
 
 def _square(picture: np.ndarray) -> np.ndarray:

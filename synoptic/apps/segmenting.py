@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from synoptic.apps.arguments import OptionsVerb
+from synoptic.apps.typed import typed_file
 from synoptic.weights.options import LoadOptions
 
 
@@ -51,8 +50,8 @@ def segment(options: SegmentOptions) -> None:
         boxes,
         options.labels,
         options.alternatives,
-        _file(options.out),
-        _file(options.masks),
+        typed_file(options.out),
+        typed_file(options.masks),
         **asdict(options.load),
     )
     for number, (score, pixels, share) in enumerate(found, start=1):
@@ -78,7 +77,3 @@ def _rows(key: str, typed: str | None, example: str) -> list[list[float]] | None
     if not rows or any(len(row) != wanted for row in rows):
         raise ValueError(f'segment: {key}={typed} should be {wanted} numbers each, as in {key}="{example};{example}"')
     return rows
-
-
-def _file(typed: str | None) -> Path | None:
-    return Path(os.path.expanduser(typed)) if typed else None

@@ -24,10 +24,12 @@ class Panel:
     Attributes:
         label: a word or two, above it.
         picture: (S, S, 3) uint8.
+        swatch: a colour before the label, which stands for it in other panels.
     """
 
     label: str
     picture: np.ndarray
+    swatch: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,15 @@ def sheet(
     return canvas
 
 
+def worded(text: str, side: int) -> np.ndarray:
+    """(side, side, 3) uint8, a panel that holds words alone, a line each, in its middle at the right."""
+    canvas = Image.new("RGB", (side, side), "white")
+    draw, lines = ImageDraw.Draw(canvas), text.split("\n")
+    for place, line in enumerate(lines):
+        draw.text((side - 4, (side - LINE * len(lines)) // 2 + LINE * place), line, INK, _font(SMALL), anchor="ra")
+    return np.asarray(canvas)
+
+
 def _place(
     canvas: Image.Image,
     draw: ImageDraw.ImageDraw,
@@ -118,7 +129,10 @@ def _place(
     for place, panel in enumerate(strip.panels):
         x = left + place * (side + gap)
         if labelled:
-            _write(draw, (x, top), panel.label, SMALL, GREY, side, keep="start")
+            before = 0 if panel.swatch is None else SMALL + 3
+            if panel.swatch is not None:
+                draw.rectangle((x, top + 2, x + SMALL - 3, top + SMALL - 1), panel.swatch)
+            _write(draw, (x + before, top), panel.label, SMALL, GREY, side - before, keep="start")
         picture = Image.fromarray(panel.picture)
         canvas.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x, below))
     if strip.name:

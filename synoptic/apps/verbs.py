@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
-from rich.console import Console
-from rich.table import Table
 
 from synoptic.apps.arguments import OptionsVerb
 from synoptic.apps.bars import bar, bars
 from synoptic.apps.conversion import ConvertOptions, convert
+from synoptic.apps.evaluating import EvaluateOptions, evaluate
+from synoptic.apps.typed import print_rows, tell_left_out, typed_file, typed_model, typed_path
 from synoptic.weights.options import LoadOptions
-
-if TYPE_CHECKING:
-    from synoptic.predict import VisionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,7 @@ def demo(options: DemoOptions) -> None:
     """The whole story on built-in data, ends with a report."""
     from synoptic.apps.demo import demo
 
-    demo(_path(options.out), options.preset)
+    demo(typed_path(options.out), options.preset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +62,7 @@ def models(options: ModelsOptions) -> None:
 
     asked = asdict(options)
     found = [asdict(record) for record in list_models(asked.pop("pattern") or "", **asked)]
-    _print_rows(list(found[0]), [list(record.values()) for record in found])
+    print_rows(list(found[0]), [list(record.values()) for record in found])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +128,7 @@ def embed(options: EmbedOptions) -> None:
     """Embeddings of pictures into a Parquet file."""
     from synoptic.apps.embeddings import embed
 
-    out = _path(options.out)
+    out = typed_path(options.out)
     known = out.exists() and not options.overwrite
     with bar("embedding") as advance:
         tally = embed(
@@ -150,7 +145,7 @@ def embed(options: EmbedOptions) -> None:
     print(out)
     if known:
         print(tally, file=sys.stderr)
-    _tell_left_out(tally.left_out)
+    tell_left_out(tally.left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +185,12 @@ def search(options: SearchOptions) -> None:
             options.image,
             options.k,
             options.model,
-            _file(options.out),
+            typed_file(options.out),
             options.exact,
             options.load,
             progress=advance,
         )
-    _print_rows(["score", "path", "missing"], [[hit.score, hit.path, hit.missing] for hit in hits])
+    print_rows(["score", "path", "missing"], [[hit.score, hit.path, hit.missing] for hit in hits])
     if gone := sum(hit.missing for hit in hits):
         what = "picture is" if gone == 1 else "pictures are"
         print(f"{gone} {what} not where embed found them; paths are seen from this folder", file=sys.stderr)
@@ -236,78 +231,18 @@ def classify(options: ClassifyOptions) -> None:
     with bars("reading the prompts", "classifying") as (prepare, advance):
         answers, left_out = classify(
             options.images,
-            _model(options.model, options.load),
+            typed_model(options.model, options.load),
             options.labels,
             options.templates,
             options.adaptor,
-            _file(options.out),
+            typed_file(options.out),
             options.k,
             progress=advance,
             preparing=prepare,
         )
     rows = [[path, answer["label"], answer["score"]] for path, best in answers.items() for answer in best]
-    _print_rows(["picture", "label", "score"], rows)
-    _tell_left_out(left_out)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Scores of a model on the test part of a labelled data set, as fractions.
-
-    Attributes:
-        model: a name from `synoptic models`, a run folder, a weights file or folder, or hf:owner/name.
-        on: evaluations, comma-separated: knn asks the nearest training pictures, linear and logistic classifiers of
-            the features, retrieval the nearest test pictures of classes, and captions and pictures for each other,
-            zeroshot words, segmentation a linear probe of the patches, and attention whether the foreground is looked
-            at.
-        data: a folder with `train/` and `test/` inside, or anything else that trains; what needs no training part
-            judges those without parts whole.
-        images: the folder that the names in a captions file are relative to.
-        adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
-        labels: for zeroshot, a .csv or .txt file with a line a class: the name of its folder, then its prompts with
-            commas between them; None asks by the names of the folders.
-        templates: for zeroshot, sentences as `synoptic classify` takes them; None takes five of this library's.
-        out: JSON file for the scores.
-        load: what a weights file of other makers does not say itself.
-    """
-
-    model: str
-    on: tuple[Literal["knn", "linear", "logistic", "retrieval", "zeroshot", "segmentation", "attention"], ...]
-    data: str
-    images: str | None = None
-    adaptor: str | None = None
-    labels: str | None = None
-    templates: tuple[str, ...] | None = None
-    out: str | None = None
-    load: LoadOptions = field(default_factory=LoadOptions)
-
-
-def evaluate(options: EvaluateOptions) -> None:
-    """Scores of a model on a data set."""
-    from synoptic.apps.labelling import typed_templates
-    from synoptic.judging import evaluate
-
-    scores = evaluate(
-        _model(options.model, options.load),
-        options.on,
-        options.data,
-        _file(options.out),
-        options.adaptor,
-        options.images,
-        _file(options.labels),
-        None if options.templates is None else typed_templates(options.templates),
-    )
-    _print_rows(*_scored(scores))
-
-
-def _scored(scores: Mapping[str, float]) -> tuple[list[str], list[list[Any]]]:
-    """Head and rows of a table of scores; what is told of one, its interval and chance, stands in its line."""
-    about = ("low", "high", "chance")
-    mine = [name for name in scores if not name.endswith(tuple(f"_{each}" for each in about))]
-    if len(mine) == len(scores):
-        return ["score", "value"], [[name, scores[name]] for name in mine]
-    rows = [[name, scores[name], *(scores.get(f"{name}_{each}", "") for each in about)] for name in mine]
-    return ["score", "value", "95 % from", "to", "chance"], rows
+    print_rows(["picture", "label", "score"], rows)
+    tell_left_out(left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +258,10 @@ class FiguresOptions:
         layer: block whose attention is shown, counted from 0 or, if negative, from the end.
         size: side in pixels at which the model sees pictures, a multiple of its patches; None takes its own, enlarged
             to 12 patches across where it has fewer.
+        teachers: name:MODEL,name:MODEL, by the names of a student's adaptors: what they see at rising sizes is shown
+            beside it, and how well it agrees with them.
+        sizes: sides in pixels, such as 64,128,256, at which patches and their artefacts are shown; None takes, with
+            teachers, from half to four times the model's own size.
         overwrite: throws away other figures that `out` holds.
         load: what a weights file of other makers does not say itself.
     """
@@ -334,6 +273,8 @@ class FiguresOptions:
     adaptor: str | None = None
     layer: int = -1
     size: PositiveInt | None = None
+    teachers: str | None = None
+    sizes: tuple[PositiveInt, ...] | None = None
     overwrite: bool = False
     load: LoadOptions = field(default_factory=LoadOptions)
 
@@ -342,7 +283,7 @@ def figures(options: FiguresOptions) -> None:
     """Pictures of what a model sees in pictures."""
     from synoptic.apps.views import figures
 
-    out, model = _path(options.out), _model(options.model, options.load)
+    out, model = typed_path(options.out), typed_model(options.model, options.load)
     with bar("drawing") as advance:
         left_out = figures(
             options.images,
@@ -354,9 +295,11 @@ def figures(options: FiguresOptions) -> None:
             progress=advance,
             texts=options.text,
             adaptor=options.adaptor,
+            teachers=options.teachers,
+            sizes=options.sizes,
         )
     print(out)
-    _tell_left_out(left_out)
+    tell_left_out(left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,7 +319,7 @@ def report(options: ReportOptions) -> None:
     """A page with the scores, curves and pictures of one run or several."""
     from synoptic.apps.report import report
 
-    page = report([_path(run) for run in options.runs], _file(options.out))
+    page = report([typed_path(run) for run in options.runs], typed_file(options.out))
     print(page)
 
 
@@ -417,7 +360,7 @@ def pack(options: PackOptions) -> None:
         shards = pack(source, options.out, options.seed, options.overwrite, progress=advance)
     last = f" to {shards[-1].name}, {len(shards)} shards" if len(shards) > 1 else ""
     print(f"{len(source) - len(source.errors)} pictures in {shards[0]}{last}")
-    _tell_left_out(len(source.errors))
+    tell_left_out(len(source.errors))
 
 
 SIMPLE_VERBS = (
@@ -433,47 +376,3 @@ SIMPLE_VERBS = (
     OptionsVerb(convert, ConvertOptions, "model"),
     OptionsVerb(report, ReportOptions, "runs"),
 )
-
-
-def _model(model: str, options: LoadOptions) -> str | VisionModel:
-    """A MODEL, loaded if something was said of its file."""
-    if options == LoadOptions():
-        return model
-    from synoptic.predict import load
-
-    return load(model, **asdict(options))
-
-
-def _path(typed: str) -> Path:
-    """The shell opens `~` in words, but not behind a `=`."""
-    return Path(os.path.expanduser(typed))
-
-
-def _file(typed: str | None) -> Path | None:
-    return _path(typed) if typed else None
-
-
-def _tell_left_out(count: int) -> None:
-    if count:
-        print(f"left out {count} unreadable picture{'s' if count > 1 else ''}", file=sys.stderr)
-
-
-def _print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table for people on a terminal, lines of tab-separated values for a pipe."""
-    if not sys.stdout.isatty():
-        sys.stdout.writelines("\t".join(map(_plain, row)) + "\n" for row in (header, *rows))
-        return
-    table = Table(box=None)
-    for place, name in enumerate(header):
-        numbers = all(isinstance(row[place], int | float) or row[place] == "" for row in rows)
-        numbers &= not any(isinstance(row[place], bool) for row in rows)
-        table.add_column(name, justify="right" if numbers else "left")
-    for row in rows:
-        table.add_row(*(f"{value:,}" if type(value) is int else _plain(value) for value in row))
-    Console().print(table)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from synoptic.apps.figures import PatchColours, Scale, paint_attention, proper_name
+from synoptic.apps.figures import PatchColours, Scale, class_colours, paint_attention, paint_named, proper_name
 from synoptic.apps.reading import Reading
 from synoptic.apps.report_parts import FINEST
+from synoptic.apps.resolutions import CURVES, MAPS, SHEET, Rising
 from synoptic.apps.sheets import Legend, Panel, Strip, sheet
 from synoptic.config import load_json
 from synoptic.data.bands import as_rgb
+from synoptic.evaluation.dense import segment
 from synoptic.files import is_ours, write_atomically, write_text
 from synoptic.predict import VisionModel, load
 from synoptic.weights.folder import model_hash
@@ -36,6 +39,7 @@ WIDEST = 6  # panels beside each other on a picture's sheet
 ACROSS = 15  # panels beside each other on the contact sheet
 
 RECORD, CONTACT, SHEETS = "figures.json", "contact_sheet.png", "sheets"
+AT_SIZES = (SHEET, CURVES, MAPS)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def figures(
     progress: Callable[[int, int], None] | None = None,
     texts: Sequence[str] = (),
     adaptor: str | None = None,
+    teachers: Mapping[str, str | VisionModel] | str | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> int:
     """Writes a sheet for each picture, and a contact sheet.
 
@@ -76,9 +82,14 @@ def figures(
     first three principal components of their features as red, green and blue, in the model's own space and in that of
     each of a student's teachers; and what the summary token looks at, the mean of the heads and each head, registers
     and the summary itself left out; and for each text a map of how much the patches are like it (see
-    `VisionModel.similarity`). All pictures share the components, with fixed signs, and all texts and pictures one scale
-    of cosines. `contact_sheet.png` shows the pictures side by side, of more than 48 that many, evenly chosen, from
-    which components and scale are found. `figures.json` says what was drawn.
+    `VisionModel.similarity`), behind several of them the picture in the colours of the likeliest. All pictures share
+    the components, with fixed signs, and all texts and pictures one scale of cosines. `contact_sheet.png` shows the
+    pictures side by side, of more than 48 that many, evenly chosen, from which components and scale are found.
+    `figures.json` says what was drawn.
+
+    With `teachers` or `sizes` there are besides: `resolutions.png`, the patches of some pictures at rising sizes, the
+    student's beside those of its teachers; `agreement.png`, curves of how well they agree (see `Agreement`); and
+    `artefacts.png`, what patches say of their place alone (see `PositionArtefacts`), both over at most 200 pictures.
 
     Args:
         images: a file, folder (any depth), glob or `.txt` list.
@@ -91,6 +102,8 @@ def figures(
         progress: told how many of how many pictures are done.
         texts: words as they are, such as "a dog".
         adaptor: a student's teacher whose words are used; needed where several know words.
+        teachers: `name:MODEL,...` or name -> MODEL, by the names of a student's adaptors.
+        sizes: sides in pixels at which the model is looked at; None takes some around its own, see `rising_sizes`.
     Returns:
         How many pictures could not be read; they are named in the log and left out.
     Raises:
@@ -103,10 +116,13 @@ def figures(
     vision = model if isinstance(model, VisionModel) else load(model)
     eye = Eye(vision, layer, size, texts, adaptor)
     names = dict(zip(reading.paths, sheet_names(reading.paths), strict=True))
+    rising = Rising.of(vision, teachers, sizes)
     record = {"images": images, "pictures": _fingerprint(names.values()), **eye.facts}
+    record |= {} if rising is None else rising.facts
     goes_on = _check_place(out, record, overwrite)
     missing = {path for path in names if not (goes_on and (out / SHEETS / names[path]).is_file())}
-    if not missing and (out / CONTACT).is_file():
+    whole = [out / name for name in (CONTACT, *(() if rising is None else rising.files))]
+    if not missing and all(path.is_file() for path in whole):
         return 0
     shown = _evenly(list(names), SHOWN)
     first = list(eye.see(reading, shown))  # before anything is thrown away, since it finds the mistakes
@@ -120,6 +136,8 @@ def figures(
     for seen in chain(first, eye.see(reading, rest) if rest else ()):
         if seen.path in missing:
             _save(out / SHEETS / names[seen.path], painter.sheet(names[seen.path], seen))
+    if rising is not None:
+        rising.draw(out, list(names))
     return reading.left_out
 
 
@@ -224,8 +242,16 @@ class Painter:
         """Where the picture is like each of the texts."""
         if self._scale is None or seen.similarity is None:
             return []
-        painted = self._scale.paint(seen.similarity, (self._side, self._side))
-        return [Panel(f"“{text}”", each) for text, each in zip(self._eye.texts, painted, strict=True)]
+        size = (self._side, self._side)
+        painted = self._scale.paint(seen.similarity, size)
+        colours = class_colours(len(painted) + 1)[1:]  # without the background's
+        pairs = zip(self._eye.texts, painted, strict=True)
+        if len(painted) == 1:
+            return [Panel(f"“{text}”", each) for text, each in pairs]
+        panels = [Panel(f"“{text}”", each, _rgb(colour)) for (text, each), colour in zip(pairs, colours, strict=True)]
+        likeliest = segment(torch.from_numpy(seen.similarity), size)
+        picture = np.asarray(Image.fromarray(seen.picture).resize(size, Image.Resampling.LANCZOS))
+        return [*panels, Panel("likeliest", paint_named(picture, likeliest, colours))]
 
     def _legend(self) -> Legend | None:
         if self._scale is None:
@@ -252,6 +278,11 @@ def sheet_names(paths: Sequence[Path]) -> list[str]:
     stems = [os.path.splitext(name)[0] for name in names]
     count = Counter(stem.casefold() for stem in stems)
     return [f"{name if count[stem.casefold()] > 1 else stem}.png" for name, stem in zip(names, stems, strict=True)]
+
+
+def _rgb(colour: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = (int(part) for part in colour)
+    return red, green, blue
 
 
 def _check_texts(texts: Sequence[str]) -> None:
@@ -285,7 +316,7 @@ def _check_place(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
 def _clear(out: Path) -> None:
     """Removes what this verb wrote, and nothing else."""
     shutil.rmtree(out / SHEETS, ignore_errors=True)
-    for name in (CONTACT, RECORD):
+    for name in (CONTACT, RECORD, *AT_SIZES):
         (out / name).unlink(missing_ok=True)
 
 

@@ -72,7 +72,7 @@ class Segmentation:
 
     def __init__(self, train: Source, test: Source, adaptor: str | None = None):
         self.train, self.test, self.space = train, test, Space(adaptor)
-        pixels, judged = _count_pixels(train), _count_pixels(test)
+        pixels, judged = count_pixels(train), count_pixels(test)
         self.classes = int(np.flatnonzero(pixels + judged).max()) + 1
         self._frequency = torch.from_numpy(pixels[: self.classes] / pixels.sum())
 
@@ -103,7 +103,7 @@ class Segmentation:
         counts = np.zeros((self.classes, self.classes), np.int64)
         for features, masks in self._patches(model, self.test, range(len(self.test))):
             for logits, mask in zip(probe.logits(features), masks, strict=True):
-                _tally(counts, mask, segment(logits, mask.shape))
+                tally(counts, mask, segment(logits, mask.shape))
         return Confusion(counts)
 
     def _patches(
@@ -132,7 +132,7 @@ class Segmentation:
             pixels = _resized(logits, mask.shape)
             for further, found in zip(FURTHER, counts, strict=True):
                 said = (pixels * self._factors(further).to(pixels)[:, None, None]).max(0).indices
-                _tally(found, mask, said.cpu().numpy())
+                tally(found, mask, said.cpu().numpy())
 
 
 def segment(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -209,14 +209,19 @@ def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def _tally(counts: np.ndarray, truth: np.ndarray, said: np.ndarray) -> None:
+def tally(counts: np.ndarray, truth: np.ndarray, said: np.ndarray) -> None:
+    """Adds to (C, C) int64 counts of truth and answer the pixels of a mask (H, W) and of what was said of it."""
     known = truth != IGNORE
     classes = len(counts)
     counts += np.bincount(truth[known] * classes + said[known], minlength=classes**2).reshape(classes, classes)
 
 
-def _count_pixels(source: Source) -> np.ndarray:
-    """(255,) int64, pixels of each class in all masks."""
+def count_pixels(source: Source) -> np.ndarray:
+    """(255,) int64, pixels of each class in all masks.
+
+    Raises:
+        ValueError: there are no masks, one is none (see `read_mask`), or none of their pixels has a class.
+    """
     pixels = np.zeros(IGNORE + 1, np.int64)
     masks = masks_of(source)
     for path in masks:

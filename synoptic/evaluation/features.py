@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -83,6 +83,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Views:
+    """A batch of pictures in the several ways in which models, or one at several sizes, are to see them.
+
+    Attributes:
+        index: where the B pictures stand in their source.
+        images: for each way (B, C, S, S) float32 in [0, 1].
+    """
+
+    index: list[int]
+    images: dict[Preprocess, Tensor]
+
+
+@dataclass(frozen=True)
 class Encoded:
     """A batch of pictures and what the model says of them.
 
@@ -125,16 +138,24 @@ def show(
     Raises:
         ValueError: too many pictures cannot be read, or none can.
     """
-    wanted = list(range(len(source)) if indices is None else indices)
-    any_read = False
     preprocess = replace(preprocess, mode=mode, share=1.0) if mode else preprocess
-    for batch in _read_ahead(source, wanted, preprocess):
-        source.errors.note([], batch.failed)  # read in order, so the first ones tell nothing of the others
-        if batch.index:
-            any_read = True
-            yield Shown(batch.index, batch.sizes, torch.stack(batch.images))
-    if not any_read:
-        raise ValueError(f"{source.root}: none of its {len(wanted)} pictures can be read")
+    for batch in _readable(source, indices, (preprocess,)):
+        yield Shown(batch.index, batch.sizes, torch.stack([image for (image,) in batch.images]))
+
+
+def show_each(ways: Iterable[Preprocess], source: Source, indices: Sequence[int] | None = None) -> Iterator[Views]:
+    """The pictures of a source in several ways at once, batch by batch, each read from its file once.
+
+    Args:
+        ways: what the pictures go through, all of the same bands; those that are equal count once.
+        source, indices: see `show`.
+    Raises:
+        ValueError: see `show`.
+    """
+    each = tuple(dict.fromkeys(ways))
+    for batch in _readable(source, indices, each):
+        columns = zip(*batch.images, strict=True)
+        yield Views(batch.index, {way: torch.stack(images) for way, images in zip(each, columns, strict=True)})
 
 
 def encode(
@@ -221,21 +242,34 @@ def check_finite(vectors: Tensor, index: Sequence[int], source: Source) -> None:
 
 @dataclass
 class _Batch:
-    """Pictures as the model sees them, their original sizes, and those that could not be read."""
+    """Pictures in every way, their original sizes, and those that could not be read."""
 
     index: list[int] = field(default_factory=list)
-    images: list[Tensor] = field(default_factory=list)
+    images: list[list[Tensor]] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     failed: list[tuple[int, PictureError]] = field(default_factory=list)
 
 
-def _read_ahead(source: Source, indices: Sequence[int], preprocess: Preprocess) -> Iterator[_Batch]:
-    count = max(1, min(BATCH, BATCH * 224**2 // preprocess.size**2))
+def _readable(source: Source, indices: Sequence[int] | None, ways: Sequence[Preprocess]) -> Iterator[_Batch]:
+    """Batches of those that can be read; the others are recorded."""
+    wanted = list(range(len(source)) if indices is None else indices)
+    any_read = False
+    for batch in _read_ahead(source, wanted, ways):
+        source.errors.note([], batch.failed)  # read in order, so the first ones tell nothing of the others
+        if batch.index:
+            any_read = True
+            yield batch
+    if not any_read:
+        raise ValueError(f"{source.root}: none of its {len(wanted)} pictures can be read")
+
+
+def _read_ahead(source: Source, indices: Sequence[int], ways: Sequence[Preprocess]) -> Iterator[_Batch]:
+    count = max(1, min(BATCH, BATCH * 224**2 // max(way.size for way in ways) ** 2))
     chunks = (indices[start : start + count] for start in range(0, len(indices), count))
     with ThreadPoolExecutor(READERS) as pool:
 
         def submit(more: int) -> list[list[tuple[int, Future[_Read]]]]:
-            return [[(i, pool.submit(_read, source, i, preprocess)) for i in part] for part in islice(chunks, more)]
+            return [[(i, pool.submit(_read, source, i, ways)) for i in part] for part in islice(chunks, more)]
 
         pending = deque(submit(AHEAD))
         try:
@@ -247,25 +281,29 @@ def _read_ahead(source: Source, indices: Sequence[int], preprocess: Preprocess) 
             pool.shutdown(cancel_futures=True)
 
 
-_Read = tuple[Tensor, tuple[int, int]]
+_Read = tuple[list[Tensor], tuple[int, int]]
 
 
-def _read(source: Source, index: int, preprocess: Preprocess) -> _Read:
-    picture = torch.from_numpy(source.read(index, bands=preprocess.bands)).permute(2, 0, 1)
+def _read(source: Source, index: int, ways: Sequence[Preprocess]) -> _Read:
+    picture = torch.from_numpy(source.read(index, bands=ways[0].bands)).permute(2, 0, 1)
     shape = (picture.shape[1], picture.shape[2])
-    seen = preprocess.size, preprocess.mode, preprocess.share, preprocess.interpolation, preprocess.fill
-    return fit(picture[None], torch.tensor([shape]), *seen)[0], shape
+    return [_fitted(picture, shape, way) for way in ways], shape
+
+
+def _fitted(picture: Tensor, shape: tuple[int, int], way: Preprocess) -> Tensor:
+    seen = way.size, way.mode, way.share, way.interpolation, way.fill
+    return fit(picture[None], torch.tensor([shape]), *seen)[0]
 
 
 def _gathered(reads: list[tuple[int, Future[_Read]]]) -> _Batch:
     batch = _Batch()
     for index, future in reads:
         try:
-            image, shape = future.result()
+            images, shape = future.result()
         except PictureError as error:
             batch.failed.append((index, error))
         else:
             batch.index.append(index)
-            batch.images.append(image)
+            batch.images.append(images)
             batch.sizes.append(shape)
     return batch

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,16 +13,20 @@ import numpy as np
 from synoptic.data.prompts import Templates, class_prompts
 from synoptic.data.sources import Source, open_source, parts_of
 from synoptic.data.words import sentence, with_article
+from synoptic.evaluation.agreement import Agreement
+from synoptic.evaluation.artefacts import PositionArtefacts
 from synoptic.evaluation.attention import AttentionOverlap
 from synoptic.evaluation.captions import CaptionRetrieval
 from synoptic.evaluation.dense import Segmentation
 from synoptic.evaluation.features import Space
 from synoptic.evaluation.linear import Linear
 from synoptic.evaluation.logistic import Logistic
+from synoptic.evaluation.mask_classes import background_of, in_scenes, mask_classes
 from synoptic.evaluation.recognition import KNN, Recogniser, Together, ZeroShot
 from synoptic.evaluation.retrieval import Retrieval
 from synoptic.evaluation.scenes import is_scenes, pairs
-from synoptic.types import EncodesText, Evaluator
+from synoptic.evaluation.zeroshot_segmentation import ZeroShotSegmentation
+from synoptic.types import EncodesImages, EncodesText, Evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +41,11 @@ SCENE_TEMPLATES = ("{}", "a picture of {}", "a photo of {}", "there is {}")  # a
 
 @dataclass(frozen=True)
 class Wording:
-    """How zero-shot classification asks for the classes of pictures.
+    """How classes are asked for in words: those of pictures, or those in their masks.
 
     Attributes:
-        labels: a class file (see `class_prompts`), its names those of the class folders, which in templates have spaces
-            for their underscores; None takes these names.
+        labels: a class file (see `class_prompts`), its names those of the class folders, or of the classes in the
+            masks, which in templates have spaces for their underscores; None takes these names.
         templates: see `class_prompts`; None takes this library's own.
     """
 
@@ -53,22 +57,52 @@ class Wording:
         """Whether it says anything."""
         return self.labels is not None or self.templates is not None
 
-    def prompts(self, source: Source) -> list[list[str]]:
-        """What is said of each class of a source.
+    def prompts(self, names: Sequence[str], root: Path, own: Sequence[str] = TEMPLATES) -> list[list[str]]:
+        """What is said of each class of the pictures below `root`.
 
+        Args:
+            names: of the classes, as folders are called or in words.
+            root: told in errors.
+            own: this library's templates for them.
         Raises:
             ValueError: the class file names other classes, and see `class_prompts`.
         """
         if self.labels is None:
-            names = class_names(source)
-            if self.templates is None:
-                return prompts(names, TEMPLATES)
-            return list(class_prompts(names, self.templates).values())
-        told = class_prompts(self.labels, TEMPLATES if self.templates is None else self.templates, _spoken)
-        lacking = next((name for name in source.classes if name not in told), None)
+            words = list(map(_spoken, names))
+            return prompts(words, own) if self.templates is None else self._said(words)
+        told = self.told(own)
+        lacking = next((name for name in names if name not in told), None)
         if lacking is not None:
-            raise ValueError(f"labels={self.labels}: has no line for {lacking!r}, which is a class of {source.root}")
-        return [told[name] for name in source.classes]
+            raise ValueError(f"labels={self.labels}: has no line for {lacking!r}, which is a class of {root}")
+        return [told[name] for name in names]
+
+    def told(self, own: Sequence[str] = TEMPLATES) -> dict[str, list[str]]:
+        """What the class file says, class by class in its order; see `prompts`."""
+        assert self.labels is not None, "there is a file"
+        return class_prompts(self.labels, own if self.templates is None else self.templates, _spoken)
+
+    def _said(self, words: Sequence[str]) -> list[list[str]]:
+        assert self.templates is not None, "there are templates"
+        return list(class_prompts(words, self.templates).values())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What evaluations are told beside the pictures.
+
+    Attributes:
+        adaptor: the student's teacher in whose space it is judged; None takes the model's own, and for words the only
+            space that has them.
+        wording: how classes are asked for in words.
+        teachers: with whom a student is compared, by the names of its adaptors.
+        sizes: sides in pixels at which models are asked for a curve; None takes some around their own, see
+            `sizes.rising_sizes`.
+    """
+
+    adaptor: str | None = None
+    wording: Wording = Wording()
+    teachers: Mapping[str, EncodesImages] = field(default_factory=dict)
+    sizes: Sequence[int] | None = None
 
 
 def zeroshot(source: Source, adaptor: str | None = None, wording: Wording = Wording()) -> ZeroShot:
@@ -91,7 +125,34 @@ def zeroshot(source: Source, adaptor: str | None = None, wording: Wording = Word
         return ZeroShot(source, shown.labels, prompts(shown.names, SCENE_TEMPLATES), adaptor, shown.seen)
     if source.labels is None:
         raise ValueError(f"{source.root} has no labels: put its pictures into folders named after their classes")
-    return ZeroShot(source, source.labels, wording.prompts(source), adaptor)
+    return ZeroShot(source, source.labels, wording.prompts(source.classes, source.root), adaptor)
+
+
+def zeroshot_segmentation(
+    source: Source, adaptor: str | None = None, wording: Wording = Wording()
+) -> ZeroShotSegmentation:
+    """Segmentation by words of pictures with masks, whose classes the data set names, or a class file in its order.
+
+    Args:
+        source: the pictures.
+        adaptor: see ZeroShotSegmentation.
+        wording: how classes are asked for.
+    Raises:
+        ValueError: for pictures without masks, and for classes that have no names.
+    """
+    names = mask_classes(source)
+    own = SCENE_TEMPLATES if in_scenes(source) else TEMPLATES
+    if names:
+        said = wording.prompts(names, source.root, own)
+    elif wording.labels is not None:
+        told = wording.told(own)
+        names, said = tuple(told), list(told.values())
+    else:
+        raise ValueError(
+            f"{source.root}: nothing names the classes in its masks; give labels=FILE with a line a class, from 0 on, "
+            "or put a classes.json beside the pictures"
+        )
+    return ZeroShotSegmentation(source, said, adaptor, background_of(names))
 
 
 def class_names(source: Source) -> tuple[str, ...]:
@@ -129,17 +190,22 @@ def prompts(names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
     return [[sentence(template, with_article(name)) for template in templates] for name in names]
 
 
-# Each is built from the training part, the part to judge by, and the adaptor in whose space a student is judged.
-EVALUATIONS: dict[str, Callable[[Source, Source, str | None], Built]] = {
-    "knn": lambda train, judged, adaptor: [KNN(train, judged, spaces=(Space(adaptor),), besides=NEIGHBOURS)],
-    "linear": lambda *parts: [Linear(*parts)],
-    "logistic": lambda *parts: [Logistic(*parts)],
-    "retrieval": lambda train, judged, adaptor: retrieval(judged, adaptor),
-    "zeroshot": lambda train, judged, adaptor: [zeroshot(judged, adaptor)],
-    "segmentation": lambda *parts: [Segmentation(*parts)],
-    "attention": lambda train, judged, adaptor: [AttentionOverlap(judged, adaptor)],
+# Each is built from the training part, the part to judge by, and what it is told beside them.
+EVALUATIONS: dict[str, Callable[[Source, Source, Asked], Built]] = {
+    "knn": lambda train, judged, asked: [KNN(train, judged, spaces=(Space(asked.adaptor),), besides=NEIGHBOURS)],
+    "linear": lambda train, judged, asked: [Linear(train, judged, asked.adaptor)],
+    "logistic": lambda train, judged, asked: [Logistic(train, judged, asked.adaptor)],
+    "retrieval": lambda train, judged, asked: retrieval(judged, asked.adaptor),
+    "zeroshot": lambda train, judged, asked: [zeroshot(judged, asked.adaptor, asked.wording)],
+    "segmentation": lambda train, judged, asked: [Segmentation(train, judged, asked.adaptor)],
+    "zeroshot_segmentation": lambda train, judged, asked: [zeroshot_segmentation(judged, asked.adaptor, asked.wording)],
+    "attention": lambda train, judged, asked: [AttentionOverlap(judged, asked.adaptor)],
+    "agreement": lambda train, judged, asked: [Agreement(judged, asked.teachers, asked.sizes)],
+    "artefacts": lambda train, judged, asked: [PositionArtefacts(judged, asked.adaptor, asked.sizes)],
 }
 LEARN = frozenset({"knn", "linear", "logistic", "segmentation"})  # from the training part
+WORDED = frozenset({"zeroshot", "zeroshot_segmentation"})  # ask for classes in words
+CURVES = frozenset({"agreement", "artefacts"})  # over the size of the pictures
 
 
 def named(names: Iterable[str] | str) -> list[str]:
@@ -196,7 +262,7 @@ def build_evaluator(
     validation: float | None = None,
 ) -> Evaluator[EncodesText]:
     """The first evaluator of a data set; see `build_evaluators`."""
-    evaluator, *_ = build_evaluators([name], data, part, adaptor=adaptor, validation=validation)
+    evaluator, *_ = build_evaluators([name], data, part, Asked(adaptor), validation=validation)
     return evaluator
 
 
@@ -204,11 +270,10 @@ def build_evaluators(
     names: Iterable[str] | str,
     data: str,
     part: Part | None = None,
+    asked: Asked = Asked(),
     *,
-    adaptor: str | None = None,
     validation: float | None = None,
     images: str | None = None,
-    wording: Wording = Wording(),
 ) -> list[Evaluator[EncodesText]]:
     """Evaluations of a data set; those that read a vector of each picture are joined to one, which looks at each once.
 
@@ -216,12 +281,10 @@ def build_evaluators(
         names: of EVALUATIONS; a text may name several, with commas between them.
         data: a folder with `train/` and `test/` inside, or any other DIR.
         part: the part to judge by; None takes `judged_part`.
-        adaptor: the student's teacher in whose space it is judged; None takes the model's own, and for words the only
-            space that has them.
+        asked: what they are told beside the pictures.
         validation: share of the training pictures set apart where the data have no validation part; that of the
             model's run keeps the pictures that it was trained on out of the judged ones.
         images: the folder that the names in a captions file are relative to.
-        wording: how zero-shot classification asks.
     Raises:
         ValueError: for an unknown name, and for data that lack what an evaluation needs.
     """
@@ -230,8 +293,7 @@ def build_evaluators(
     share = SET_APART if validation is None else validation
     judged = open_source(data, part, validation=share, images=images)
     train = judged if LEARN.isdisjoint(wanted) else open_source(data, "train", validation=share, images=images)
-    ways = {**EVALUATIONS, "zeroshot": lambda train, judged, adaptor: [zeroshot(judged, adaptor, wording)]}
-    evaluators = [each for name in wanted for each in ways[name](train, judged, adaptor)]
+    evaluators = [each for name in wanted for each in EVALUATIONS[name](train, judged, asked)]
     recognisers = [each for each in evaluators if isinstance(each, Recogniser)]
     if len(recognisers) < 2:
         return evaluators

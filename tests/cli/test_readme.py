@@ -1,4 +1,4 @@
-"""What the README tells people to type can be typed; its Python is run in `test_demo.py`, on a student."""
+"""What the README and the pages beside it tell people to type can be typed; its Python is run in `test_demo.py`, on a student."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pytest
 from synoptic.apps import arguments, cli
 from synoptic.apps.training import Train, configure
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*ing*.md")))  # those that tell what to type
 
 
 def commands() -> list[str]:
-    """Every `synoptic ...` line of the README's blocks, lines that go on after a backslash as one."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    """Every `synoptic ...` line of the pages' blocks, lines that go on after a backslash as one."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if re.match(r"(\S*/)?synoptic ", line)]
 

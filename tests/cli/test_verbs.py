@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -249,12 +250,31 @@ def test_a_model_is_judged_in_every_way(type_in, workshop: Path, monkeypatch: py
     from synoptic.evaluation.protocols import EVALUATIONS
 
     monkeypatch.setattr(linear, "STEPS", (20, 20))
-    printed = type_in(f"evaluate clip on={','.join(EVALUATIONS)} data=scenes:count=60,size=32,objects=1")
+    on = [name for name in EVALUATIONS if name != "agreement"]  # which is of students alone
+    printed = type_in(f"evaluate clip on={','.join(on)} data=scenes:count=60,size=32,objects=1")
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in printed.splitlines()}
     words = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
-    assert {name.partition("_")[0] for name in rows.keys() - words - {"score"}} == set(EVALUATIONS)
-    assert words < rows.keys()
+    assert {re.split("_miou|_|@", name)[0] for name in rows.keys() - words - {"score"}} == {
+        name.removesuffix("_segmentation") for name in on
+    }
+    assert words | {"zeroshot_segmentation_miou_foreground"} < rows.keys()
     assert rows["retrieval_p1"][1:] == ["", "", ""], "what has no interval tells none"
+
+
+def test_a_student_is_judged_and_shown_at_rising_sizes(type_in, workshop: Path) -> None:
+    keys = "teachers=clip:clip model=vit_mini16 size=32 batch=4 threads=1 device=cpu precision=fp32 out=student steps=1"
+    type_in(f"train radio data=pictures {keys}")
+    rising = "teachers=clip:clip sizes=32,64"
+    printed = type_in(f"evaluate student on=agreement,artefacts data=pictures {rising} out=student/sizes.json")
+    scores = dict(line.split("\t") for line in printed.splitlines()[1:])
+    assert {"agreement_clip_cosine@32", "agreement_clip_summary@64", "agreement_clip_drop"} < set(scores)
+    assert {"artefacts@64", "artefacts_unbiased@64"} < set(scores)
+    assert type_in(f"figures pictures/test/images model=student out=rising {rising}") == "rising\n"
+    assert {path.name for path in (workshop / "rising").glob("a*.png")} == {"agreement.png", "artefacts.png"}
+    page = workshop / type_in("report student out=student.html").strip()
+    assert "At other resolutions" in page.read_text(encoding="utf-8")
+    told = type_in("evaluate student on=agreement data=pictures teachers=dino:clip", code=2)
+    assert "teachers=dino: the student has no such adaptor; its adaptors are clip" in told
 
 
 def test_what_a_model_sees_becomes_figures(type_in, workshop: Path) -> None:
@@ -329,6 +349,13 @@ def test_evaluations_may_be_one_text(workshop: Path) -> None:
         ("evaluate clip on= data=pictures", "on=: names no evaluation; give some of knn, linear, "),
         ("evaluate clip on=knn data=pictures adaptor=dino", "adaptor=dino: no such adaptor; clip has none"),
         ("evaluate nowhere on=knn data=pictures", "there is no model 'nowhere'"),
+        ("evaluate clip on=agreement data=pictures teachers=clip:clip", "the model has no adaptors to compare with"),
+        (
+            "evaluate clip on=artefacts data=pictures sizes=40",
+            "sizes=40: patches of 16 pixels do not tile it; the near",
+        ),
+        ("evaluate clip on=knn data=pictures sizes=32", "sizes= decides nothing without on=agreement or on=artefacts"),
+        ("evaluate clip on=artefacts data=pictures sizes=a", "sizes=a should be a valid integer"),
         ("figures pictures/test/images model=vit_mini16 out=x.parquet text=cone", "vit_mini16 knows no words"),
         ("figures pictures/test/images model=clip out=x.parquet text=cone,,cube", "text=cone,,cube: one is empty"),
         ("figures pictures/test/images model=clip out=x.parquet text=a,b,a", "'a' is there twice; leave one"),

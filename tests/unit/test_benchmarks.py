@@ -16,6 +16,7 @@ SCRIPTS = (
     "attention_memory",
     "clip",
     "clip_memory",
+    "distillation",
     "imagenette_floors",
     "input_pipeline",
     "load",
@@ -25,7 +26,10 @@ SCRIPTS = (
     "ssl_step",
     "vit_forward",
 )
-TRAININGS = ("clip_training", "ssl_ablation", "ssl_collapse", "ssl_continuing", "ssl_photographs")
+TRAININGS = (
+    *("balance", "clip_training", "mode_switching"),
+    *("ssl_ablation", "ssl_collapse", "ssl_continuing", "ssl_photographs"),
+)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "engine": ("machine", "types", "config", "files", "methods.base"),
     "engine.distributed": ("types", "children", "machine", "methods.base"),
     "evaluation": ("types", "data", "zeroshot"),
-    "judging": ("files", "data", "evaluation", "predict", "weights"),
+    "judging": ("files", "data", "evaluation", "predict", "weights", "methods.teachers"),
     "run": (
         *("types", "files", "machine", "config", "losses", "models"),
         *("data", "weights", "predict", "methods", "engine", "evaluation"),

@@ -16,6 +16,7 @@ from synoptic.apps import sheets, views
 from synoptic.apps.figures import PatchColours, Scale, paint_attention
 from synoptic.apps.sheets import Panel, Strip, sheet
 from synoptic.apps.views import figures, sheet_names
+from synoptic.evaluation.dense import segment
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.clip import Clip, ClipConfig
 from synoptic.models.text import TextConfig
@@ -135,21 +136,29 @@ def speaking() -> VisionModel:
 def test_words_have_a_panel_each_on_one_scale(pictures: Path, tmp_path: Path, drawn):
     model, texts = speaking(), ["a red cone", "a blue cube"]
     figures(str(pictures), model, tmp_path / "out", texts=texts)
-    assert labels(drawn["a"])[1] == ["“a red cone”", "“a blue cube”"]
-    assert labels(drawn["clip"])[0] == ["picture", "patches", "attention", "“a red cone”", "“a blue cube”"]
+    worded = ["“a red cone”", "“a blue cube”", "likeliest"]
+    assert labels(drawn["a"])[1] == worded
+    assert labels(drawn["clip"])[0] == ["picture", "patches", "attention", *worded]
     seen = [strip.panels for strip in drawn["clip"]]
     images = torch.stack([torch.from_numpy(panels[0].picture).permute(2, 0, 1) / 255 for panels in seen])
     maps = model.similarity(images, texts).numpy()
     assert maps.shape == (3, 2, 12, 12)
     scale = Scale(*np.quantile(maps, (0.01, 0.99)))
     for panels, pair in zip(seen, maps, strict=True):
-        for panel, painted in zip(panels[-2:], scale.paint(pair, (views.SIDE, views.SIDE)), strict=True):
+        for panel, painted in zip(panels[-3:-1], scale.paint(pair, (views.SIDE, views.SIDE)), strict=True):
             assert np.abs(panel.picture.astype(int) - painted).max() <= 2
+        likeliest = segment(torch.from_numpy(pair), (views.SIDE, views.SIDE))
+        colours = np.array([panel.swatch for panel in panels[-3:-1]], float)
+        hue = panels[-1].picture.astype(float) - panels[-1].picture.mean(-1, keepdims=True)
+        nearest = (hue[..., None, :] * (colours - colours.mean(1, keepdims=True))).sum(-1).argmax(-1)
+        assert (nearest == likeliest).mean() > 0.99, "each pixel has the colour of the word that it is likest to"
     facts = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert (facts["text"], facts["adaptor"]) == (texts, None)
     figures(str(pictures), model, tmp_path / "out", texts=texts)
     with pytest.raises(ValueError, match=r"holds figures with text=.*overwrite=true"):
         figures(str(pictures), model, tmp_path / "out", texts=texts[:1])
+    figures(str(pictures), model, tmp_path / "out", texts=texts[:1], overwrite=True)
+    assert labels(drawn["a"])[1] == worded[:1], "of a single word nothing is likelier"
 
 
 def test_words_that_cannot_be_shown_are_refused_before_anything_is_drawn(pictures: Path, tmp_path: Path):

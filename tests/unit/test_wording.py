@@ -12,7 +12,7 @@ from PIL import Image
 from synoptic.apps import cli
 from synoptic.data.prompts import IMAGENET
 from synoptic.data.sources import Source, open_source
-from synoptic.evaluation.protocols import Wording, build_evaluators, zeroshot
+from synoptic.evaluation.protocols import Asked, Wording, build_evaluators, zeroshot
 from synoptic.judging import evaluate
 
 
@@ -55,7 +55,7 @@ def test_a_class_that_the_file_lacks_is_named(source: Source, tmp_path: Path) ->
 
 
 def test_the_wording_reaches_the_evaluation(source: Source, tmp_path: Path) -> None:
-    (evaluator,) = build_evaluators("zeroshot", str(source.root), "all", wording=Wording(templates=["the {}!"]))
+    (evaluator,) = build_evaluators("zeroshot", str(source.root), "all", Asked(wording=Wording(templates=["the {}!"])))
     assert evaluator.prompts == [["the fire truck!"], ["the n01!"]]
 
 
@@ -65,7 +65,10 @@ def test_wording_that_nothing_asks_for_is_refused(
 ) -> None:
     assert cli.main(["evaluate", "vit_nano8", "on=knn", f"data={source.root}", *words]) == 2
     key = words[0].partition("=")[0]
-    assert capsys.readouterr().err == f"synoptic: {key}= decides nothing without on=zeroshot; leave it out\n"
+    assert (
+        capsys.readouterr().err
+        == f"synoptic: {key}= decides nothing without on=zeroshot or on=zeroshot_segmentation; leave it out\n"
+    )
 
 
 def test_a_model_without_words_is_told_so(source: Source) -> None:

@@ -1,0 +1,94 @@
+"""The verb `evaluate`: scores of a model on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from synoptic.apps.typed import print_rows, typed_file, typed_model
+from synoptic.weights.options import LoadOptions
+
+Evaluation = Literal[
+    "knn",
+    "linear",
+    "logistic",
+    "retrieval",
+    "zeroshot",
+    "segmentation",
+    "zeroshot_segmentation",
+    "attention",
+    "agreement",
+    "artefacts",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Scores of a model on the test part of a labelled data set, as fractions.
+
+    Attributes:
+        model: a name from `synoptic models`, a run folder, a weights file or folder, or hf:owner/name.
+        on: evaluations, comma-separated: knn asks the nearest training pictures, linear and logistic classifiers of
+            the features, retrieval the nearest test pictures of classes, and captions and pictures for each other,
+            zeroshot words, segmentation a linear probe of the patches, zeroshot_segmentation words for each pixel,
+            attention whether the foreground is looked at, agreement whether a student says what its teachers say, at
+            rising sizes, and artefacts how much patches say of their place alone, likewise.
+        data: a folder with `train/` and `test/` inside, or anything else that trains; what needs no training part
+            judges those without parts whole.
+        images: the folder that the names in a captions file are relative to.
+        adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
+        labels: for zeroshot and zeroshot_segmentation, a .csv or .txt file with a line a class: the name of its folder,
+            or of the class in the masks, then its prompts with commas between them; None asks by the names of the
+            folders, or by those that the data set tells (classes.json; a file here names them in their order).
+        templates: for these two, sentences as `synoptic classify` takes them; None takes this library's own.
+        teachers: for agreement, name:MODEL,name:MODEL, by the names of the student's adaptors.
+        sizes: for agreement and artefacts, sides in pixels at which the model is asked, such as 128,256,512; None takes
+            from half to four times its own size.
+        out: JSON file for the scores.
+        load: what a weights file of other makers does not say itself.
+    """
+
+    model: str
+    on: tuple[Evaluation, ...]
+    data: str
+    images: str | None = None
+    adaptor: str | None = None
+    labels: str | None = None
+    templates: tuple[str, ...] | None = None
+    teachers: str | None = None
+    sizes: tuple[PositiveInt, ...] | None = None
+    out: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Scores of a model on a data set."""
+    from synoptic.apps.labelling import typed_templates
+    from synoptic.judging import evaluate
+
+    scores = evaluate(
+        typed_model(options.model, options.load),
+        options.on,
+        options.data,
+        typed_file(options.out),
+        options.adaptor,
+        options.images,
+        typed_file(options.labels),
+        None if options.templates is None else typed_templates(options.templates),
+        options.teachers,
+        options.sizes,
+    )
+    print_rows(*_scored(scores))
+
+
+def _scored(scores: Mapping[str, float]) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows of a table of scores; what is told of one, its interval and chance, stands in its line."""
+    about = ("low", "high", "chance")
+    mine = [name for name in scores if not name.endswith(tuple(f"_{each}" for each in about))]
+    if len(mine) == len(scores):
+        return ["score", "value"], [[name, scores[name]] for name in mine]
+    rows = [[name, scores[name], *(scores.get(f"{name}_{each}", "") for each in about)] for name in mine]
+    return ["score", "value", "95 % from", "to", "chance"], rows
