@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from synoptic.apps.embeddings import embed
     from synoptic.apps.search import search
     from synoptic.judging import evaluate
+    from synoptic.piloting import pilot
     from synoptic.predict import VisionModel, load
     from synoptic.run import train
     from synoptic.weights.zoo import list_models
 
-__all__ = ["VisionModel", "embed", "evaluate", "list_models", "load", "search", "train"]
+__all__ = ["VisionModel", "embed", "evaluate", "list_models", "load", "pilot", "search", "train"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "evaluate": "synoptic.judging",
     "list_models": "synoptic.weights.zoo",
     "load": "synoptic.predict",
+    "pilot": "synoptic.piloting",
     "search": "synoptic.apps.search",
     "train": "synoptic.run",
 }

@@ -1,4 +1,5 @@
-"""What the README and the pages beside it tell people to type can be typed; its Python is run in `test_demo.py`, on a student."""
+"""What the README and the pages beside it tell people to type can be typed; the README's Python is run in
+`test_demo.py`, on a student."""
 
 from __future__ import annotations
 
