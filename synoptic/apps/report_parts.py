@@ -129,10 +129,12 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
     """The loss of every run, its parts where it has several, and the validation scores of all."""
     plots = []
     for run, tone in zip(runs, tones, strict=True):
-        parts = sorted({name for line in run.metrics for name in line if "." in name}) or _terms(run)
+        parts = sorted({name for line in run.metrics for name in line if "." in name and "/" not in name})
+        parts = parts or _terms(run)
         lines = [line for line in (_parts(run, parts) if parts else [_line(run, "loss", "", tone)]) if line.x]
         title = f"{run.name}: {'parts of the loss' if parts else 'loss'}"
         plots += [Curve(title, curves(lines, "step"))] if lines else []
+        plots += _pulls(run)
     judged = [(run, tone) for run, tone in zip(runs, tones, strict=True) if run.scores()]
     names = sorted({name for run, _ in judged for _, scores in run.scores() for name in scores})
     plots += [_recall_curve(judged, way) for way in WAYS if f"{way}_r{WITHIN[0]}" in names]
@@ -152,6 +154,7 @@ def training_curves(runs: Sequence[Run], tones: Sequence[int]) -> Curves:
 
 
 TERMS = ("dino", "ibot")
+PULL, SPREAD = "gradient/", "spread/"
 RANK = "rankme"
 WAYS = {"image_to_text": "Image to text", "text_to_image": "Text to image"}
 SCORES = {
@@ -206,18 +209,37 @@ def _guessing(runs: Sequence[Run], name: str) -> list[Mark]:
     return [Mark(math.log(count), f"guessing: ln {count} = {math.log(count):.2f}") for count in sorted(counts)]
 
 
+def _pulls(run: Run) -> list[Curve]:
+    """Whose gradients move a student's trunk, and whether its answers vary as much as its teachers'."""
+    names = {name for line in run.metrics for name in line}
+    shares = sorted(name.removeprefix(PULL) for name in names if name.startswith(PULL))
+    spreads = sorted(name.removeprefix(SPREAD) for name in names if name.startswith(SPREAD))
+    plots = []
+    if shares:
+        lines = _parts(run, shares, PULL)
+        plots.append(Curve(f"{run.name}: shares of the gradient at the trunk", curves(lines, "step", percent=True)))
+    if spreads:
+        lines = [_line(run, SPREAD + name, proper_name(name), tone + 1) for tone, name in enumerate(spreads)]
+        title = f"{run.name}: deviation of its patches over that of the teacher's"
+        plots.append(Curve(title, curves(lines, "step", from_zero=True, marks=[Mark(1.0, "as the teacher")])))
+    return plots
+
+
 def _terms(run: Run) -> list[str]:
     """The terms of a loss without labels, where there are several."""
     found = [name for name in TERMS if any(name in line for line in run.metrics)]
     return found if len(found) > 1 else []
 
 
-def _parts(run: Run, names: Sequence[str]) -> list[Line]:
-    """The terms of a student's loss: a colour a teacher, solid for summaries, dashed for patches."""
+def _parts(run: Run, names: Sequence[str], kind: str = "") -> list[Line]:
+    """The terms of a student's loss, or what `kind` of them: a colour a teacher, solid for summaries, dashed for
+    patches."""
     teachers = sorted({name.partition(".")[0] for name in names})
     tones = {teacher: place + 1 for place, teacher in enumerate(teachers)}
     labels = {name: ", ".join(map(proper_name, name.split("."))) for name in names}
-    return [_line(run, name, labels[name], tones[name.partition(".")[0]], name.endswith("patches")) for name in names]
+    return [
+        _line(run, kind + name, labels[name], tones[name.partition(".")[0]], name.endswith("patches")) for name in names
+    ]
 
 
 def _line(run: Run, name: str, label: str, tone: int, dashed: bool = False) -> Line:

@@ -210,7 +210,7 @@ class Observer:
 
         Args:
             step: steps done.
-            terms: means by name, "loss" first.
+            terms: means by name, "loss" first; those with a slash are kept, and not told in the line.
             rates: learning rate and weight decay by name.
         """
         now = time.perf_counter()
@@ -226,7 +226,7 @@ class Observer:
             self._board.add_scalar(f"train/{name}", value, step)
         self._text = "  ".join(
             [
-                *(f"{name} {value:.4g}" for name, value in terms.items() if name != "grad_norm"),
+                *(f"{name} {value:.4g}" for name, value in terms.items() if name != "grad_norm" and "/" not in name),
                 f"lr {rates['lr']:.2e}",
                 f"{speed['images_per_second']:.0f} images/s",
                 f"wait {speed['data_wait']:.0%}",

@@ -7,7 +7,7 @@ Source: AM-RADIO (arXiv 2312.06709), PHI-S (arXiv 2410.01680), RADIOv2.5 (arXiv 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,23 @@ if TYPE_CHECKING:
 ROWS = (
     8192  # patches a step that a teacher's statistics are taken of, at most: their covariance costs rows x channels^2
 )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One comparison of a student with its teachers.
+
+    Attributes:
+        features: of the student's trunk.
+        answers: of its heads, by teacher, patches in standard form.
+        said: by the teachers.
+        terms: losses by name, means over the pictures.
+    """
+
+    features: Features
+    answers: Mapping[str, Features]
+    said: Mapping[str, Features]
+    terms: Mapping[str, Tensor]
 
 
 class RadioTask(Task):
@@ -110,23 +127,26 @@ class RadioTask(Task):
             rows = position[position % len(sizes) == place]
             asked = self.shown[size].asked(step, self.config.seed)
             views = {each: crops.pop(0) for each in dict.fromkeys(asked.values())}
-            terms = self._terms(self.shown[size], asked, views, rows, progress)
+            found = self._compared(self.shown[size], asked, views, rows, progress)
             share = len(rows) / len(position)
-            loss = (self.balancer(terms, self.group) + self._idle(self.shown[size])) * share
-            yield {"loss": loss, **{name: self._told(name, term, size, sizes) for name, term in terms.items()}}
+            loss = (self.balancer(found.terms, self.group) + self._idle(self.shown[size])) * share
+            told = {name: self._told(name, term, sizes) for name, term in found.terms.items()}
+            yield {"loss": loss, **told, **self._health(found, step, share, sizes)}
 
-    def _terms(
+    def _compared(
         self, shown: Shown, asked: Mapping[str, Asked], views: Mapping[Asked, Tensor], rows: Tensor, progress: float
-    ) -> dict[str, Tensor]:
-        """The loss of each teacher's summaries and patches at one size, the mean over its pictures."""
+    ) -> Compared:
+        """What student and teachers say at one size, and the losses that come of it."""
         said = {name: self.teachers[name].seen(views[asked[name]], view) for name, view in shown.views.items()}
         for name, theirs in said.items():
             self._watch(name, theirs, progress)  # first, since it may change the student's heads
-        answers = self.student.standard(views[asked[""]], list(said), self._window(int(rows[0])))
+        features = self.student.backbone(views[asked[""]], window=self._window(int(rows[0])))
+        answers = {name: each.float() for name, each in self.student.standard(features, list(said)).items()}
         places = {name: (asked[""].offset, asked[name].offset) for name in said}
-        singly = {name: self._losses_of(name, answers[name].float(), said[name], *places[name]) for name in said}
+        singly = {name: self._losses_of(name, answers[name], said[name], *places[name]) for name in said}
         factors = self._factors(singly, rows)
-        return {term: (factors[name] * each).mean() for name, found in singly.items() for term, each in found.items()}
+        terms = {term: (factors[name] * each).mean() for name, found in singly.items() for term, each in found.items()}
+        return Compared(features, answers, said, terms)
 
     def _losses_of(
         self, name: str, mine: Features, theirs: Features, at: tuple[int, int], there: tuple[int, int]
@@ -173,10 +193,30 @@ class RadioTask(Task):
         parameters = [each for adaptor in idle for each in adaptor.parameters() if each.requires_grad]
         return torch.stack([each.sum() for each in parameters]).sum() * 0.0 if parameters else 0.0
 
-    def _told(self, name: str, term: Tensor, size: int, sizes: Sequence[int]) -> Tensor:
-        """A term's part of its mean over those sizes at which its teacher takes part."""
-        teacher = name.rpartition(".")[0]
-        return term.detach() / sum(teacher in self.shown[each].views for each in sizes)
+    def _told(self, name: str, value: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Something's part of its mean over those sizes at which its teacher takes part."""
+        teacher = name.partition(".")[0]
+        return value.detach() / sum(teacher in self.shown[each].views for each in sizes)
+
+    def _health(self, found: Compared, step: int, share: float, sizes: Sequence[int]) -> dict[str, Tensor]:
+        """In steps that are logged: whose gradients move the trunk, and whether answers vary as much as their targets.
+
+        "gradient/TERM" is the norm of a term's gradient at the trunk's features, weighted as in the loss, over the sum
+        of all; "spread/TEACHER" the deviation of the student's patches over that of the teacher's, in standard form.
+        """
+        if step and (step + 1) % self.config.log_every:
+            return {}
+        weights, inputs = self.balancer.factors(), (found.features.summary, found.features.patches)
+        norms = {name: _pull(term * weights[name], inputs) for name, term in found.terms.items()}
+        whole = torch.stack(list(norms.values())).sum().clamp(min=torch.finfo(torch.float32).tiny)
+        shares = {f"gradient/{name}": norm / whole * share for name, norm in norms.items()}
+        spreads = {}
+        for name, theirs in found.said.items():
+            space = self.student.adaptors[name].space
+            target = theirs.patches if space is None else space(theirs.patches)
+            ratio = _deviation(found.answers[name].patches) / _deviation(target).clamp(min=1e-12)
+            spreads[f"spread/{name}"] = self._told(name, ratio, sizes)
+        return shares | spreads
 
     def _begin_stage(self, progress: float) -> None:
         stage = self.phases.index(self.phase(progress)[0])
@@ -251,3 +291,15 @@ class RadioTask(Task):
                 adaptor.space.fold(adaptor.patch_head.last)
                 adaptor.space = None
         return student
+
+
+def _pull(term: Tensor, inputs: Sequence[Tensor | None]) -> Tensor:
+    """The norm of a term's gradient at some of the tensors that it was computed from."""
+    wanted = [each for each in inputs if each is not None]
+    found = torch.autograd.grad(term, wanted, retain_graph=True, allow_unused=True)
+    return torch.stack([each.float().norm() for each in found if each is not None]).norm()
+
+
+def _deviation(patches: Tensor) -> Tensor:
+    """The root of the mean variance of (B, N, D) patches' channels."""
+    return patches.detach().flatten(0, 1).var(dim=0, correction=0).mean().sqrt()

@@ -178,9 +178,8 @@ class Student(nn.Module):
         answers = {name: self.adaptors[name](*self._read(name, features)) for name in names}
         return replace(self._own(features), adaptors=answers)
 
-    def standard(self, images: Tensor, adaptors: Sequence[str], window: int | None = None) -> dict[str, Features]:
-        """What the heads of some adaptors say of (B, C, H, W) pictures, as training compares it (`Adaptor.space`)."""
-        features = self.backbone(images, window=window)
+    def standard(self, features: Features, adaptors: Sequence[str]) -> dict[str, Features]:
+        """What the heads of some adaptors make of the backbone's features, as training compares it: `Adaptor.space`."""
         found: Any = self.adaptors
         return {name: found[name].standard(*self._read(name, features)) for name in adaptors}
 

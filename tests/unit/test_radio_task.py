@@ -70,7 +70,8 @@ def test_several_sizes_at_once_share_a_batch(teachers: Path) -> None:
     found = list(task.losses(prepared, 0.0))
     assert len(found) == 2
     both = {name: sum(each[name] for each in found) for name in found[0]}
-    torch.testing.assert_close(both["loss"], sum(value for name, value in both.items() if name != "loss"))
+    parts = [value for name, value in both.items() if name != "loss" and "/" not in name]
+    torch.testing.assert_close(both["loss"], sum(parts))
 
 
 def test_a_teacher_that_takes_part_at_one_size_is_told_by_its_mean_there(teachers: Path) -> None:
@@ -154,13 +155,25 @@ def test_statistics_are_taken_in_the_first_part_of_each_stage(teachers: Path) ->
     assert (other.stage, other.looks, other.settled) == (1, {"clip": 2, "dino": 2}, {"clip", "dino"})
 
 
+def test_logged_steps_tell_whose_gradients_move_the_trunk(teachers: Path) -> None:
+    task = task_of(teachers, stages="32+64@0", batch=8, patch_loss="mse", log_every=5)
+    told = steps(task, 5)
+    assert [any("/" in name for name in terms) for terms in told] == [True, False, False, False, True]
+    shares = {name: value for name, value in told[0].items() if name.startswith("gradient/")}
+    assert len(shares) == 4 and sum(shares.values()) == pytest.approx(1.0, rel=1e-4)
+    assert (
+        shares["gradient/dino.patches"] > 10 * shares["gradient/clip.patches"]
+    )  # its units are a hundred times larger
+    assert told[0]["spread/dino"] < 0.1 < told[0]["spread/clip"]
+
+
 def test_a_canvas_gives_the_student_patches_and_no_summary(teachers: Path) -> None:
     task = task_of(teachers, teacher={"dino": {"size": 96, "resize": "mosaic"}}, batch=9)
     assert task.student.adaptors["dino"].summary_head is None
     view = task.shown[32].views["dino"]
     assert (view.side, view.tiles) == (32, 3)
     terms = steps(task, 1, pictures=9)[0]
-    assert set(terms) == {"loss", "clip.summary", "clip.patches", "dino.patches"}
+    assert {name for name in terms if "/" not in name} == {"loss", "clip.summary", "clip.patches", "dino.patches"}
 
 
 def test_crops_that_lie_apart_are_compared_where_they_overlap(teachers: Path) -> None:
