@@ -27,7 +27,7 @@ SCRIPTS = (
     "vit_forward",
 )
 TRAININGS = (
-    *("balance", "clip_training", "mode_switching"),
+    *("balance", "clip_training", "further_teacher", "mode_switching", "positions"),
     *("ssl_ablation", "ssl_collapse", "ssl_continuing", "ssl_photographs"),
 )
 
