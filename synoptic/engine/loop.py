@@ -216,6 +216,7 @@ class _Run:
         trained = {id(parameter) for parameter in self.parameters}
         self.networks = [[p for p in network.parameters() if id(p) in trained] for network in task.networks()]
         self.ema = optim.Ema(task.exported(), config.optim.ema) if config.optim.ema is not None else None
+        task.averages = (self.ema.model,) if self.ema else ()
         self.meter = Meter(device)
         self.checkpoints = checkpoint.Checkpoints(out / "checkpoints", config.checkpoint.keep)
         self.best: Mapping[str, Any] | None = None

@@ -18,7 +18,8 @@ Grid = tuple[int, int]  # patches down and across
 COSINE_SHARE, SMOOTH_L1_SHARE = 0.9, 0.1  # AM-RADIO sec. 3.4
 
 _MOMENTUM = 0.99  # of the running means: that of AM-RADIO's averages of losses, appendix E
-_NARROWEST = 1e-4  # rad^2, (0.6 degrees)^2: a teacher that says so nearly the same of all pictures has no say
+_NARROWEST = 1e-4  # rad^2, (0.6 degrees)^2: a teacher that says so nearly the same of all pictures is weighed no more
+_ENOUGH = 64  # summaries, before which a mean direction is mostly that of the very pictures that are compared to it
 
 
 def summary_match(
@@ -97,6 +98,7 @@ class Dispersion(nn.Module):
         mean: (C,) running mean of the summaries.
         spread: scalar, running mean of their squared angles to its direction.
         weight: scalar, of all that the two hold, from 0 to 1; they are to be divided by it.
+        count: scalar, how many summaries were seen.
     Source: C-RADIOv4 eq. 3 to 7 (arXiv 2601.17237); 0.69 for SigLIP2-g, 2.19 for DINOv3-7B there.
     """
 
@@ -108,6 +110,8 @@ class Dispersion(nn.Module):
         self.register_buffer("spread", torch.zeros((), dtype=torch.float64))
         self.weight: Tensor
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+        self.count: Tensor
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, summaries: Tensor, group: Group = ALONE) -> None:
@@ -125,12 +129,13 @@ class Dispersion(nn.Module):
         spread = group.sum(angles(summaries, self.mean.expand_as(summaries)).square().sum())
         self.spread.lerp_(spread / count, share)
         self.weight.lerp_(torch.ones_like(self.weight), share)
+        self.count += sums[-1]
 
     @property
     def value(self) -> Tensor:
-        """Scalar float32 in rad^2, at least 1e-4; 1 before any summary was seen."""
+        """Scalar float32 in rad^2, at least 1e-4; 1 before 64 summaries were seen."""
         spread = (self.spread / self.weight).clamp(min=_NARROWEST)
-        return torch.where(self.weight > 0, spread, 1.0).float()
+        return torch.where(self.count >= _ENOUGH, spread, 1.0).float()
 
 
 def on_grid(patches: Tensor, grid: Grid, wanted: Grid) -> Tensor:

@@ -88,6 +88,7 @@ class Task(nn.Module):
         whole_batches: whether `losses` is given whole batches, which it cuts into `accumulate` parts by itself.
         phases: in order, the first from 0 on.
         resolution: side in pixels of the pictures that the exported model is made for; None is the run's `size`.
+        averages: running averages of what is exported, where the loop keeps one.
         largest_fall: share by which the score that decides may fall below that of the start before the run stops; None
             asks for no score of the start.
     """
@@ -97,6 +98,7 @@ class Task(nn.Module):
     whole_batches: bool = False
     phases: tuple[Phase, ...] = (Phase(),)
     resolution: int | None = None
+    averages: tuple[nn.Module, ...] = ()
     largest_fall: float | None = None
 
     @property

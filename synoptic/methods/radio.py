@@ -15,7 +15,7 @@ from synoptic.losses.distillation import PatchLoss, SummaryLoss
 from synoptic.losses.standardise import Standard, Standardiser
 from synoptic.methods.base import Method, Unused, check_tiles, of_bands, resolve_common
 from synoptic.methods.radio_task import RadioTask
-from synoptic.methods.start import LoadOptions
+from synoptic.methods.start import LoadOptions, given_student
 from synoptic.methods.student import begun, continued
 from synoptic.methods.teachers import ADDED, Teacher, TeacherConfig, load_teachers, parse_teachers
 from synoptic.methods.views import parse_stages
@@ -94,8 +94,14 @@ class RadioConfig(TrainConfig):
 
 
 def resolve(config: RadioConfig, samples: int) -> RadioConfig:
-    """Fills what is None: learning rate 1e-3 (AM-RADIO sec. 4), 100 epochs; the smallest size of the last stage."""
-    size = config.size or (min(parse_stages(config.stages, 1)[-1].sizes) if config.stages else 224)
+    """Fills what is None: learning rate 1e-3 (AM-RADIO sec. 4), 100 epochs; the smallest size of the last stage, or
+    that of a given student."""
+    size = config.size
+    if size is None and config.stages:
+        size = min(parse_stages(config.stages, 1)[-1].sizes)
+    elif size is None and config.init is not None:
+        size = given_student(config.init, config.load)[1]
+    size = size or 224
     config = resolve_common(config, samples, lr=1e-3, epochs=100, size=size)
     if config.init is None:
         check_tiles("size", present(config.size), config.model)
@@ -113,6 +119,8 @@ def build(config: RadioConfig, source: Source) -> RadioTask:
     teachers = load_teachers(config.teachers, config.teacher)
     _check_bands(config, teachers)
     if config.init is None:
+        for size in sorted({size for stage in parse_stages(config.stages, 1) for size in stage.sizes if config.stages}):
+            check_tiles("stages", size, config.model)
         student = begun(config, teachers, of_bands(config, source))
     else:
         student, teachers = continued(config, teachers)
@@ -120,8 +128,13 @@ def build(config: RadioConfig, source: Source) -> RadioTask:
     _check_rows(config, student, teachers)
     for name in teachers if config.standardise != "none" else ():
         adaptor: Any = student.adaptors[name]
+        if adaptor.config.patch_head.upsample > 1:
+            told = f"the head of {name} answers on a finer grid, of which no standard form is known here"
+            raise ValueError(f"standardise={config.standardise}: {told}; leave it out")
         adaptor.space = Standardiser(adaptor.config.patches, config.standardise)
     if config.spectral:
+        if config.recompute:
+            raise ValueError("spectral=true beside recompute=true: norms would be found twice a step; leave one out")
         spectral.spectral(student.backbone)
     return RadioTask(config, student, teachers)
 
@@ -140,9 +153,10 @@ def _named(config: RadioConfig) -> dict[str, str]:
 
 
 def _check_names(config: RadioConfig, named: Mapping[str, str]) -> None:
-    for name in config.teacher if config.init is None else ():
-        if name not in named:
-            raise ValueError(f"teacher.{name}: is no teacher{nearest(name, named)}")
+    known = named if config.init is None else {**named, **given_student(config.init, config.load)[0].config.adaptors}
+    for name in config.teacher:
+        if name not in known:
+            raise ValueError(f"teacher.{name}: is no teacher{nearest(name, known)}")
 
 
 def _check_bands(config: RadioConfig, teachers: Mapping[str, Teacher]) -> None:
@@ -160,17 +174,28 @@ def _check_stages(config: RadioConfig, student: Student, teachers: Mapping[str, 
     stages = parse_stages(config.stages, present(config.size))
     sizes = {size for stage in stages for size in stage.sizes}
     for size in sorted(sizes):
-        check_tiles("stages" if config.stages else "size", size, config.model, student.stride)
+        whose = config.model if config.init is None else f"the student in init={config.init}"
+        check_tiles("stages" if config.stages else "size", size, whose, student.stride)
+        grid = size // student.stride
+        if config.shift > grid // 2:
+            raise ValueError(f"shift={config.shift}: is more than half of the {grid} patches along {size} pixels")
         if not any(size in (teacher.config.at or (size,)) for teacher in teachers.values()):
-            raise ValueError(f"stages={config.stages}: no teacher takes part at {size} pixels; see teacher.NAME.at")
+            raise ValueError(f"no teacher takes part at {size} pixels; see teacher.NAME.at")
         for window in config.windows:
             if window and size // student.stride % window:
-                grid = size // student.stride
                 raise ValueError(f"windows={window}: do not tile the {grid} patches of {size} pixels")
     for name, teacher in teachers.items():
         if unknown := sorted(set(teacher.config.at) - sizes):
             told = ", ".join(map(str, sorted(sizes)))
             raise ValueError(f"teacher.{name}.at={unknown[0]}: is no size of this run; these are {told}")
+    starts = [round(stage.start * present(config.steps)) for stage in stages]
+    for stage, begins, ends in zip(stages, starts, [*starts[1:], present(config.steps)], strict=True):
+        if begins >= ends:
+            raise ValueError(
+                f"stages={config.stages}: of {config.steps} steps none is left for {stage.sizes[0]} pixels"
+            )
+    if any(config.windows) and student.backbone.config.global_blocks >= student.backbone.config.depth:
+        raise ValueError("windows= decides nothing: all blocks of the student attend over the whole picture")
     most = max(len(stage.sizes) for stage in stages)
     least = config.batch // config.devices // config.accumulate
     if least < most:
@@ -183,11 +208,12 @@ def _check_rows(config: RadioConfig, student: Student, teachers: Mapping[str, Te
     """Sees to it that the first step has patches enough for the statistics that are asked for."""
     if config.standardise not in ("pca", "zca"):
         return
-    stage = parse_stages(config.stages, present(config.size))[0]
+    stages = parse_stages(config.stages, present(config.size))
     for name, teacher in teachers.items():
         channels = student.config.adaptors[name].patches
-        taking_part = [size for size in stage.sizes if size in (teacher.config.at or (size,))]
-        patches = sum(_patches(teacher, size // student.stride) for size in taking_part[:1])
+        first = ((stage, size) for stage in stages for size in stage.sizes if size in (teacher.config.at or (size,)))
+        stage, size = next(first)
+        patches = _patches(teacher, size // student.stride)
         rows = patches * (config.batch // config.accumulate // len(stage.sizes))
         if rows <= channels:
             raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from synoptic.losses.balance import Balancer, teacher_weights
 from synoptic.losses.distillation import Dispersion
 from synoptic.losses.standardise import Standardiser
 from synoptic.methods.base import ParamGroup, Phase, Task, facts_of_bands, split_by_decay
-from synoptic.methods.teachers import Teacher
+from synoptic.methods.teachers import Former, Teacher
 from synoptic.methods.views import Asked, Shown, overlap, parse_stages, parts_of
 from synoptic.models import spectral
 from synoptic.models.adaptors import Student
@@ -74,8 +74,10 @@ class RadioTask(Task):
         angular = config.summary_loss == "angle"
         self.dispersions = nn.ModuleDict({name: Dispersion(width) for name, width in widths.items() if angular})
         self.stage = -1  # of the last step
-        self.looks: dict[str, int] = {}  # at each teacher, in this stage
+        self.looks: dict[str, int] = {}  # steps that looked at each teacher, in this stage
         self.settled: set[str] = set()  # teachers whose statistics were ever taken
+        self.due: set[str] = set()  # those whose statistics are taken anew before the next step
+        self.last_step = -1
 
     def _shown(self, size: int) -> Shown:
         config = self.config
@@ -102,10 +104,12 @@ class RadioTask(Task):
         return super()._apply(*args, **kwargs)
 
     def memory(self) -> dict[str, Any]:
-        return {"stage": self.stage, "looks": dict(self.looks), "settled": sorted(self.settled)}
+        sets = {"settled": sorted(self.settled), "due": sorted(self.due)}
+        return {"stage": self.stage, "looks": dict(self.looks), "last_step": self.last_step, **sets}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        self.stage, self.looks, self.settled = memory["stage"], dict(memory["looks"]), set(memory["settled"])
+        self.stage, self.looks, self.last_step = memory["stage"], dict(memory["looks"]), memory["last_step"]
+        self.settled, self.due = set(memory["settled"]), set(memory["due"])
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """Crops each picture once at random, and resamples the crop to every size that student and teachers read."""
@@ -121,7 +125,7 @@ class RadioTask(Task):
         step = self._step(batch)
         sizes = self._sizes(step)
         position = present(batch.position).cpu()
-        self._begin_stage(progress)
+        self._begin_step(step, progress)
         crops = list(batch.crops)
         for place, size in enumerate(sizes):
             rows = position[position % len(sizes) == place]
@@ -140,6 +144,9 @@ class RadioTask(Task):
         said = {name: self.teachers[name].seen(views[asked[name]], view) for name, view in shown.views.items()}
         for name, theirs in said.items():
             self._watch(name, theirs, progress)  # first, since it may change the student's heads
+        for teacher in self.teachers.values():
+            if isinstance(teacher.model, Former):
+                teacher.model.forget()
         features = self.student.backbone(views[asked[""]], window=self._window(int(rows[0])))
         answers = {name: each.float() for name, each in self.student.standard(features, list(said)).items()}
         places = {name: (asked[""].offset, asked[name].offset) for name in said}
@@ -218,34 +225,57 @@ class RadioTask(Task):
             spreads[f"spread/{name}"] = self._told(name, ratio, sizes)
         return shares | spreads
 
-    def _begin_stage(self, progress: float) -> None:
-        stage = self.phases.index(self.phase(progress)[0])
-        if stage == self.stage:
+    def _begin_step(self, step: int, progress: float) -> None:
+        """Before the first part of a step: goes over to new statistics, so that all its gradients are of one form."""
+        if step == self.last_step:
             return
-        self.stage, self.looks = stage, {}
-        for space in self._spaces().values():
-            space.restart()
+        self.last_step = step
+        spaces = self._spaces()
+        for name in sorted(self.due):
+            self._settle(name, spaces[name])
+        self.due.clear()
+        asked = {name for size in self._sizes(step) for name in self.shown[size].views if name in spaces}
+        stage = self.phases.index(self.phase(progress)[0])
+        if stage != self.stage:
+            self.stage, self.looks = stage, {}
+            for name in asked:
+                spaces[name].restart()
+        if self._is_looking(progress):
+            self.looks = {name: self.looks.get(name, 0) + 1 for name in sorted(asked)}
+            self.due = {name for name, looks in self.looks.items() if looks & (looks - 1) == 0}
+
+    def _is_looking(self, progress: float) -> bool:
+        return self.phase(progress)[1] < self.config.settle
 
     def _watch(self, name: str, theirs: Features, progress: float) -> None:
-        """Takes a teacher's statistics in the first part of a stage, and goes over to them ever more rarely: after the
-        first, second, fourth, ... look."""
+        """Takes a teacher's statistics in the first part of a stage, and goes over to them ever more rarely: at once
+        when it is first seen, and after the first, second, fourth, ... step."""
         space = self._spaces().get(name)
-        if space is None or (name in self.settled and self.phase(progress)[1] >= self.config.settle):
+        if space is None or (name in self.settled and not self._is_looking(progress)):
             return
         patches = theirs.patches.flatten(0, 1)
-        space.observe(patches[:: -(-len(patches) // ROWS)], self.group)
-        looks = self.looks[name] = self.looks.get(name, 0) + 1
-        if looks & (looks - 1) == 0:
+        if len(patches) > ROWS:  # at random, since a step of rows may hit a single column of every picture
+            draws = torch.Generator().manual_seed(self.config.seed * 2**20 + self.last_step)
+            patches = patches[torch.randperm(len(patches), generator=draws)[:ROWS].to(patches.device)]
+        space.observe(patches, self.group)
+        if name not in self.settled:
             self._settle(name, space)
 
     def _settle(self, name: str, space: Standardiser) -> None:
-        """Goes over to new statistics; a head that has learned goes on to answer as it did, in the teacher's space."""
-        last = self.student.adaptors[name].patch_head.last
-        if name in self.settled:
-            space.fold(last)
+        """Goes over to new statistics; a head that has learned, and its average, go on to answer as they did, in the
+        teacher's own space."""
+        learned = name in self.settled or self.teachers[name].adaptor is not None  # of a former student's
+        averages: list[Any] = [average.adaptors[name] for average in cast(Any, self.averages)]
+        heads = [self.student.adaptors[name], *averages]
+        if learned:
+            for adaptor in heads:
+                adaptor.space.fold(adaptor.patch_head.last)
         space.settle(self.group)
-        if name in self.settled or self.teachers[name].adaptor is not None:  # a former student's head has learned
-            space.unfold(last)
+        for average in averages:
+            average.space.load_state_dict(space.state_dict())
+        if learned:
+            for adaptor in heads:
+                adaptor.space.unfold(adaptor.patch_head.last)
         self.settled.add(name)
 
     def _spaces(self) -> dict[str, Standardiser]:

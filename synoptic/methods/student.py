@@ -12,6 +12,7 @@ from torch import Tensor
 
 from synoptic.methods.start import given_student
 from synoptic.methods.teachers import Former, Teacher, TeacherConfig, Words, words_of
+from synoptic.methods.views import parse_stages
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.heads import HeadConfig
 from synoptic.models.vit import vit_config
@@ -19,6 +20,9 @@ from synoptic.types import Features, present
 
 if TYPE_CHECKING:
     from synoptic.methods.radio import RadioConfig
+
+
+_OF_OTHERS = ("size", "resize", "features", "load")  # what is said of a teacher that is a model of its own
 
 
 def begun(config: RadioConfig, teachers: Mapping[str, Teacher], pixels: Mapping[str, Any]) -> Student:
@@ -29,9 +33,11 @@ def begun(config: RadioConfig, teachers: Mapping[str, Teacher], pixels: Mapping[
         pixels: what the pictures decide of its ViT's configuration.
     """
     tokens = 1 if config.summary == "shared" else len(teachers)
+    usual = vit_config(config.model)
     backbone = vit_config(
         config.model,
-        image_size=config.size,
+        image_size=config.size if config.position == "learned" else _largest(config),
+        global_blocks=min(usual.global_blocks, max(usual.depth // 3, 1)),
         summary_tokens=tokens,
         registers=config.registers,
         position=config.position,
@@ -48,6 +54,12 @@ def begun(config: RadioConfig, teachers: Mapping[str, Teacher], pixels: Mapping[
     return student
 
 
+def _largest(config: RadioConfig) -> int:
+    """Side of the largest pictures of a run: a table that is cut from covers all of them."""
+    stages = parse_stages(config.stages, present(config.size))
+    return max(size for stage in stages for size in stage.sizes)
+
+
 def continued(config: RadioConfig, added: Mapping[str, Teacher]) -> tuple[Student, dict[str, Teacher]]:
     """A finished student with adaptors for further teachers, and all that teach it: itself as it was, and those.
 
@@ -58,6 +70,7 @@ def continued(config: RadioConfig, added: Mapping[str, Teacher]) -> tuple[Studen
         ValueError: `init` is no student, or knows a teacher of that name already.
     """
     former, size = given_student(present(config.init), config.load)
+    _check_former(config, former)
     for name in added:
         if name in former.adaptors:
             raise ValueError(
@@ -70,21 +83,41 @@ def continued(config: RadioConfig, added: Mapping[str, Teacher]) -> tuple[Studen
     adaptors = {name: _adaptor(config, features, words[name], hidden) for name, features in wanted.items()}
     tokens = former.config.backbone.summary_tokens
     backbone = former.config.backbone
-    if tokens > 1 or len(former.config.adaptors) == 1:
+    if tokens > 1 or len(former.config.adaptors) == 1 or former.config.tokens is not None:
         backbone = replace(backbone, summary_tokens=tokens + len(added))
     known = {name: adaptor.tokenizer for name, adaptor in former.adaptors.items() if adaptor.tokenizer is not None}
     both = {**former.config.adaptors, **adaptors}
-    student = Student(replace(former.config, backbone=backbone, adaptors=both), known | _tokenizers(words))
+    slots, summary = former.config.tokens, former.config.summary
+    if slots is not None:  # as in released students: each new teacher has the token that was added for it
+        slots = {**slots, **{name: tokens + place for place, name in enumerate(added)}}
+    if summary is not None and backbone.summary_tokens > tokens:
+        summary = (*summary, *range(tokens, backbone.summary_tokens))
+    made = replace(former.config, backbone=backbone, adaptors=both, tokens=slots, summary=summary)
+    student = Student(made, known | _tokenizers(words))
     _take_over(student, former)
     _keep_words(student, words)
     return student, {**_of_former(former, size, config), **added}
 
 
+def _check_former(config: RadioConfig, former: Student) -> None:
+    """Refuses what is said of former teachers, for which the student itself stands, beyond their weights."""
+    usual = TeacherConfig()
+    for name in former.adaptors:
+        given = config.teacher.get(name, usual)
+        idle = next((key for key in _OF_OTHERS if getattr(given, key) != getattr(usual, key)), None)
+        if idle is not None:
+            raise ValueError(
+                f"teacher.{name}.{idle} decides nothing: the student itself stands for {name}; leave it out"
+            )
+        if not given.summary_weight:
+            raise ValueError(f"teacher.{name}.summary_weight=0: {name} would be forgotten; give a weight above 0")
+
+
 def _of_former(former: Student, size: int, config: RadioConfig) -> dict[str, Teacher]:
     """The student as it was, as a teacher for each of its adaptors, asked at the very size of its pictures."""
     itself = Former(copy.deepcopy(former))
-    usual = TeacherConfig(resize="grid")
-    return {name: Teacher(itself, size, config.teacher.get(name, usual), name) for name in former.adaptors}
+    given = {name: config.teacher.get(name, TeacherConfig()) for name in former.adaptors}
+    return {name: Teacher(itself, size, replace(each, resize="grid"), name) for name, each in given.items()}
 
 
 def _take_over(student: Student, former: Student) -> None:

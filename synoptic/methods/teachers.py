@@ -158,6 +158,10 @@ class Former(nn.Module):
             self._last = (images, self.student(images))
         return self._last[1]
 
+    def forget(self) -> None:
+        """Lets go of the pictures that it was asked about last, and of its answer."""
+        self._last = None
+
 
 @dataclass(frozen=True)
 class Words:

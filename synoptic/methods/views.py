@@ -19,6 +19,7 @@ from synoptic.data.transforms import random_boxes
 from synoptic.methods.teachers import Teacher, View
 from synoptic.types import Batch, present
 
+FORMER = "+"  # in place of the names of a former student's spaces, which no teacher can have
 RATIO = (3 / 4, 4 / 3)  # width over height of a crop, as in RandomResizedCrop
 
 
@@ -104,6 +105,7 @@ class Shown:
         self.size, self.grid = size, size // stride
         self.scale, self.flip, self.shift = scale, flip, shift
         self.views: dict[str, View] = {name: teacher.view(self.grid) for name, teacher in teachers.items()}
+        self.formers = {name for name, teacher in teachers.items() if teacher.adaptor is not None}
 
     @property
     def largest(self) -> int:
@@ -116,12 +118,13 @@ class Shown:
         if not self.shift:
             return {name: Asked(side) for name, side in asked.items()}
         draws = Draws(seed, torch.tensor([step]))
+        together = {name: FORMER if name in self.formers else name for name in asked}  # one answers for all
 
         def offset(name: str) -> tuple[int, int]:
             down, across = (int(draws.integers(f"shift.{axis}.{name}", self.shift + 1)[0]) for axis in "yx")
             return down, across
 
-        return {name: Asked(side, offset(name)) for name, side in asked.items()}
+        return {name: Asked(side, offset(together[name])) for name, side in asked.items()}
 
     def crops(self, batch: Batch, step: int, seed: int) -> dict[Asked, Tensor]:
         """(B, C, side, side) float32 of the same region of each picture, for all that is asked for."""

@@ -60,7 +60,7 @@ class LearnedPositions(nn.Module):
         else:
             planes = F.interpolate(planes, size=grid, mode=self.interpolation, antialias=self.antialias)
         assert planes.shape[-2:] == grid, f"position grid {tuple(planes.shape[-2:])} does not fit {grid}"
-        return planes.flatten(2).transpose(1, 2)
+        return planes.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 class CroppedPositions(nn.Module):
@@ -100,7 +100,7 @@ class CroppedPositions(nn.Module):
         side = max(grid)
         if self.grid != (side, side):
             planes = F.interpolate(planes, size=(side, side), mode="bilinear", align_corners=self.align_corners)
-        return planes[..., : grid[0], : grid[1]].flatten(2).transpose(1, 2)
+        return planes[..., : grid[0], : grid[1]].flatten(2).transpose(1, 2).to(self.table.dtype)
 
     def _viewports(self, batch: int) -> Tensor:
         """(B, 4): left, top, width, height of each picture's part of the table, which is a unit square."""
@@ -122,7 +122,7 @@ class CroppedPositions(nn.Module):
         planes = _planes(self.table, self.grid).expand(len(viewports), -1, -1, -1)
         # Viewports end inside the table, so the padding only keeps rounding errors from reaching beyond its border.
         positions = F.grid_sample(planes, where.to(planes.dtype), padding_mode="border", align_corners=True)
-        return positions.flatten(2).transpose(1, 2)
+        return positions.flatten(2).transpose(1, 2).to(self.table.dtype)
 
 
 def _planes(table: Tensor, grid: tuple[int, int]) -> Tensor:

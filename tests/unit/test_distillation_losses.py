@@ -146,8 +146,11 @@ def summaries_of(step: int, rows: int = 32) -> torch.Tensor:
 
 
 def test_dispersion_of_the_first_batch_is_its_own_without_a_bias() -> None:
-    dispersion, rows = Dispersion(5), summaries_of(0).double()
+    dispersion, rows = Dispersion(5), summaries_of(0, 64).double()
     assert float(dispersion.value) == 1.0
+    few = Dispersion(5)
+    few.update(rows[:63])
+    assert float(few.value) == 1.0  # until there are enough
     dispersion.update(rows)
     mean = rows.mean(0) / rows.mean(0).norm()
     expected = np.mean([math.acos(cosine(row.numpy(), mean.numpy())) ** 2 for row in rows])
@@ -158,7 +161,7 @@ def test_dispersion_is_the_running_mean_of_the_squared_angles_to_the_running_mea
     dispersion = Dispersion(5)
     means, spreads, weights = [], [], []
     for step in range(4):
-        rows = summaries_of(step, rows=8 + step).double()
+        rows = summaries_of(step, rows=30 + step).double()
         dispersion.update(rows)
         means.append(rows.mean(0))
         weights = [0.99 * weight for weight in weights] + [0.01]
@@ -189,7 +192,7 @@ def test_a_step_without_summaries_changes_no_dispersion() -> None:
 
 def test_dispersion_of_equal_summaries_is_above_zero() -> None:
     dispersion = Dispersion(5)
-    dispersion.update(torch.ones(8, 5))
+    dispersion.update(torch.ones(80, 5))
     assert float(dispersion.value) == pytest.approx(1e-4)
 
 

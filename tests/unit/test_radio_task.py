@@ -11,11 +11,12 @@ import torch
 from small_tasks import batch_of, config_of, source_of
 
 import synoptic
-from synoptic.methods import clip, radio
+from synoptic.engine.optim import Ema
+from synoptic.methods import clip, radio, radio_task
 from synoptic.methods.radio_task import RadioTask
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
-from synoptic.types import Preprocess
+from synoptic.types import Features, Preprocess
 
 
 @pytest.fixture(scope="module")
@@ -176,21 +177,43 @@ def test_a_canvas_gives_the_student_patches_and_no_summary(teachers: Path) -> No
     assert {name for name in terms if "/" not in name} == {"loss", "clip.summary", "clip.patches", "dino.patches"}
 
 
-def test_crops_that_lie_apart_are_compared_where_they_overlap(teachers: Path) -> None:
-    """A student that is its teacher agrees with it, whatever the shift, as far as patches do not look beyond theirs."""
-    task = task_of(teachers, shift=2, batch=8, steps=40)
-    assert all(torch.isfinite(torch.tensor(terms["loss"])) for terms in steps(task, 4))
-    asked = [task.shown[32].asked(step, 0) for step in range(30)]
-    assert len({each[""].offset for each in asked}) > 4 and any(each[""] != each["clip"] for each in asked)
+class Pixels(torch.nn.Module):
+    """Answers with the pixels of each patch of 8, as student and as teacher."""
+
+    stride = 8
+
+    def forward(self, images: torch.Tensor, layers: Any = (), window: Any = None) -> Features:
+        rows = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2)
+        return Features(rows, (images.shape[2] // 8, images.shape[3] // 8), rows[:, 0])
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_crops_that_lie_apart_are_compared_where_they_overlap(teachers: Path, flip: float) -> None:
+    """Of one who answers with the pixels themselves, patches at the same place are the same."""
+    keys = {"teachers": f"dino:{teachers}/dino", "shift": 2, "batch": 8, "flip": flip, "crop_scale": (1.0, 1.0)}
+    task = task_of(teachers, **keys, patch_loss="mse", teacher={"dino": {"resize": "grid"}})
+    task.teachers["dino"].model = task.student.backbone = Pixels()
+    task.student.standard = lambda features, names: dict.fromkeys(names, features)
+    apart = 0
+    for step in range(12):
+        asked = task.shown[32].asked(step, 0)
+        apart += asked[""] != asked["dino"]
+        shown = task.prepare(batch_of(8, 48, start=8 * step), 0)
+        views = dict(zip(dict.fromkeys(asked.values()), shown.crops, strict=True))
+        with torch.no_grad():
+            found = task._compared(task.shown[32], asked, views, shown.position, 0.5)
+        assert float(found.terms["dino.patches"]) < 1e-4
+    assert apart > 5
 
 
 def test_pictures_go_without_teachers_but_never_without_the_worst(teachers: Path) -> None:
-    task = task_of(teachers, drop_teachers=0.5, batch=8)
-    task.eval()
-    (dropped,) = task.losses(task.prepare(batch_of(8, 96), 0), 0.0)
-    whole = task_of(teachers, batch=8).eval()
-    (kept,) = whole.losses(whole.prepare(batch_of(8, 96), 0), 0.0)
-    assert not torch.allclose(dropped["loss"], kept["loss"])
+    task = task_of(teachers, drop_teachers=0.9, batch=8)
+    losses = {"clip": {"clip.patches": torch.arange(8.0)}, "dino": {"dino.patches": torch.full((8,), 3.5)}}
+    factors = task._factors(losses, torch.arange(8))
+    assert (factors["clip"][4:] > 0).all() and (factors["dino"][:4] > 0).all()
+    dropped = torch.cat([factors["clip"][:4], factors["dino"][4:]])
+    assert (dropped == 0).sum() >= 5
+    assert float((factors["clip"] + factors["dino"]).sum()) == pytest.approx(16.0)
 
 
 @pytest.mark.parametrize(
@@ -217,12 +240,56 @@ def test_every_way_of_learning_learns(teachers: Path, values: dict[str, Any]) ->
     assert not any("parametrizations" in name for name in student.state_dict())
 
 
+def test_windows_matter_where_a_student_has_blocks_for_them(teachers: Path) -> None:
+    task = task_of(teachers, windows=[2], batch=8).eval()
+    assert task.student.backbone.config.global_blocks < task.student.backbone.config.depth
+    seen: list[Any] = []
+    forward = task.student.backbone.forward
+
+    def whole(images: torch.Tensor, window: Any = None) -> Features:
+        seen.append(window)
+        return forward(images, window=0)
+
+    (apart,) = task.losses(task.prepare(batch_of(8, 96), 0), 0.0)
+    task.student.backbone.forward = whole
+    (together,) = task.losses(task.prepare(batch_of(8, 96), 0), 0.0)
+    assert seen == [2] and abs(float(apart["loss"].detach() - together["loss"].detach())) > 1e-6
+
+
+def test_new_statistics_leave_what_the_average_has_learned(teachers: Path) -> None:
+    task = task_of(teachers, standardise="phi_s", patch_loss="mse", settle=1.0, batch=8, steps=40)
+    steps(task, 3)
+    average = Ema(task.exported(), 0.99)
+    task.averages = (average.model,)
+    task.eval()
+    with torch.no_grad():
+        before = average.model(IMAGES).adaptors["dino"].patches
+        task.student.adaptors["dino"].space.observe(torch.randn(500, 192) * torch.rand(192) * 50)
+        task._settle("dino", task.student.adaptors["dino"].space)
+        average.update(1000)
+        after = average.model(IMAGES).adaptors["dino"].patches
+    torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-2)
+
+
+def test_statistics_are_of_all_places_of_a_picture(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of patches that tell their own column, however many there are."""
+    monkeypatch.setattr(radio_task, "ROWS", 512)
+    task = task_of(teachers, teachers=f"dino:{teachers}/dino", standardise="channel", settle=1.0)
+    columns = torch.arange(16.0).repeat(16)[None, :, None].expand(64, 256, 192)
+    task._begin_step(0, 0.0)
+    task._watch("dino", Features(columns, (16, 16)), 0.0)
+    moments = task.student.adaptors["dino"].space.moments
+    assert moments.rows == 512 and float(moments.mean[0]) == pytest.approx(7.5, abs=0.7)
+
+
 def test_a_frozen_trunk_stands_still(teachers: Path) -> None:
     task = task_of(teachers, freeze=0.5, batch=8, steps=8)
     before = copy.deepcopy(task.student.backbone.state_dict())
     steps(task, 4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.student.backbone.state_dict().items())
-    steps(task_of(teachers, batch=8, steps=8), 1)
+    free = task_of(teachers, batch=8, steps=8)
+    steps(free, 1)
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in free.student.backbone.state_dict().items())
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +321,16 @@ def test_a_further_teacher_leaves_what_the_student_knows(teachers: Path, finishe
     task.finished(task.student)
     VisionModel(task.student, Preprocess(32), "both").save(finished.parent / f"both_{kind}")
     assert synoptic.load(finished.parent / f"both_{kind}").adaptors == ("clip", "dino")
+
+
+def test_what_is_said_of_a_former_teacher_beyond_its_weight_is_refused(teachers: Path, finished: Path) -> None:
+    values = {"teachers": f"+dino:{teachers}/dino", "init": str(finished), "batch": 8}
+    with pytest.raises(ValueError, match=r"teacher\.clip\.size decides nothing: the student itself stands for clip"):
+        task_of(teachers, **values, teacher={"clip": {"size": 64}})
+    with pytest.raises(ValueError, match=r"teacher\.clap: is no teacher \(did you mean clip\?\)"):
+        task_of(teachers, **values, teacher={"clap": {"size": 64}})
+    task = task_of(teachers, **values, size=64, teacher={"clip": {"summary_weight": 0.5}})
+    assert task.shown[64].views["clip"].side == 64  # the student's own size
 
 
 def test_a_former_student_is_asked_once_for_all_its_spaces(teachers: Path, finished: Path) -> None:
