@@ -60,7 +60,7 @@ SIZE = SHARED["size"]
 def enlarged(demo: Path, folder: Path) -> Path:
     """The demo's DINO with patches and summaries that are SCALE times as large."""
     if not folder.is_dir():
-        model = synoptic.load(demo / "dino", "cpu")
+        model = synoptic.load(demo / "teachers" / "dino", "cpu")
         with torch.no_grad():
             model.model.norm.weight.mul_(SCALE)
             model.model.norm.bias.mul_(SCALE)
@@ -72,7 +72,7 @@ def student(run: Path, demo: Path, dino: Path, keys: Mapping[str, Any]) -> Path:
     """A student, which is trained unless that was done before."""
     if not (run / "weights").is_dir():
         data = demo / "data" / "single"
-        teachers = f"clip:{demo / 'clip'},dino:{dino}"
+        teachers = f"clip:{demo / 'teachers' / 'clip'},dino:{dino}"
         common.synoptic("train radio", {**SHARED, **keys, "teachers": teachers, "data": data, "out": run})
     return run
 
@@ -80,7 +80,7 @@ def student(run: Path, demo: Path, dino: Path, keys: Mapping[str, Any]) -> Path:
 def judged(run: Path, demo: Path, dino: Path) -> dict[str, float]:
     """The tasks of both teachers, and how well each is answered."""
     data, model = str(demo / "data" / "single"), synoptic.load(run, "cpu")
-    teachers = {"clip": str(demo / "clip"), "dino": str(dino)}
+    teachers = {"clip": str(demo / "teachers" / "clip"), "dino": str(dino)}
     agreement = synoptic.evaluate(model, on=["agreement"], data=data, teachers=teachers, sizes=(SIZE,))
     return {
         "clip_zeroshot": synoptic.evaluate(model, on=["zeroshot"], data=data)["zeroshot"],

@@ -50,7 +50,7 @@ def judged(run: Path, data: str) -> dict[str, float]:
 def trained(folder: Path, demo: Path, steps: int, seed: int) -> dict[str, dict[str, float]]:
     """The scores of a seed's students: before, after, and of both teachers at once."""
     data = demo / "data" / "single"
-    clip, dino = f"clip:{demo / 'clip'}", f"dino:{demo / 'dino'}"
+    clip, dino = f"clip:{demo / 'teachers' / 'clip'}", f"dino:{demo / 'teachers' / 'dino'}"
     keys = {"data": data, "seed": seed, "steps": steps}
     before = student(folder / f"before-{seed}", {**keys, **BEGUN, "teachers": clip})
     after = student(folder / f"after-{seed}", {**keys, "init": before, "teachers": f"+{dino}"})
@@ -68,8 +68,8 @@ def main() -> None:
     common.synoptic("demo", {"out": options.demo})
     data = str(options.demo / "data" / "single")
     teacher = {
-        "zeroshot": synoptic.evaluate(options.demo / "clip", on=["zeroshot"], data=data)["zeroshot"],
-        "knn": synoptic.evaluate(options.demo / "dino", on=["knn"], data=data)["knn"],
+        "zeroshot": synoptic.evaluate(options.demo / "teachers" / "clip", on=["zeroshot"], data=data)["zeroshot"],
+        "knn": synoptic.evaluate(options.demo / "teachers" / "dino", on=["knn"], data=data)["knn"],
     }
     seeds = [int(seed) for seed in options.seeds.split(",")]
     runs = [trained(options.folder, options.demo, options.steps, seed) for seed in seeds]

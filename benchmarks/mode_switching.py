@@ -47,7 +47,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def trained(run: Path, demo: Path, keys: Mapping[str, Any]) -> Path:
     """A student, which is trained unless that was done before."""
     if not (run / "weights").is_dir():
-        teachers = f"clip:{demo / 'clip'},dino:{demo / 'dino'}"
+        teachers = f"clip:{demo / 'teachers' / 'clip'},dino:{demo / 'teachers' / 'dino'}"
         common.synoptic(
             "train radio", {**SHARED, **keys, "teachers": teachers, "data": demo / "data" / "single", "out": run}
         )
@@ -56,7 +56,7 @@ def trained(run: Path, demo: Path, keys: Mapping[str, Any]) -> Path:
 
 def curve(run: Path, demo: Path) -> dict[str, float]:
     """Scores of agreement with the CLIP, at every size."""
-    teachers = f"clip:{demo / 'clip'}"
+    teachers = f"clip:{demo / 'teachers' / 'clip'}"
     return synoptic.evaluate(run, on=["agreement"], data=str(demo / "data" / "single"), teachers=teachers, sizes=SIZES)
 
 

@@ -36,12 +36,12 @@ POSITIONS = {"interpolated": "learned", "CPE": "cpe"}
 
 def judged(run: Path, demo: Path, position: str, steps: int) -> dict[str, float]:
     """A student's curves; it is trained unless that was done before."""
-    data, teachers = demo / "data" / "single", f"clip:{demo / 'clip'},dino:{demo / 'dino'}"
+    data, teachers = demo / "data" / "single", f"clip:{demo / 'teachers' / 'clip'},dino:{demo / 'teachers' / 'dino'}"
     if not (run / "weights").is_dir():
         keys = {**SHARED, "position": position, "steps": steps, "teachers": teachers, "data": data, "out": run}
         common.synoptic("train radio", keys)
     on = ["artefacts", "agreement"]
-    return synoptic.evaluate(run, on=on, data=str(data), teachers=f"clip:{demo / 'clip'}", sizes=SIZES)
+    return synoptic.evaluate(run, on=on, data=str(data), teachers=f"clip:{demo / 'teachers' / 'clip'}", sizes=SIZES)
 
 
 def drawn(curves: dict[str, dict[str, float]], path: Path) -> None:
