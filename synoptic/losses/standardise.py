@@ -210,11 +210,12 @@ class Standardiser(nn.Module):
         needed = self.width + 1 if whitens else 2
         if rows < needed:
             mend = "or take phi_s or channel, which do with 2" if whitens else "at least"
-            raise ValueError(
-                f"kind={self.kind}: {rows} features of {self.width} channels were observed; observe {needed} {mend}"
-            )
+            told = f"{rows} features of {self.width} channels were observed"
+            raise ValueError(f"standardise={self.kind}: {told}; observe {needed} {mend}")
         if not self.moments.mean.isfinite().all():
-            raise ValueError(f"kind={self.kind}: not all features that were observed are finite; look at the teacher")
+            raise ValueError(
+                f"standardise={self.kind}: not all features that were observed are finite; look at the teacher"
+            )
 
     def _projections(self) -> tuple[Tensor, Tensor]:
         """The projection and its inverse, after the moments."""

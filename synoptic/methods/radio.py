@@ -126,6 +126,10 @@ def build(config: RadioConfig, source: Source) -> RadioTask:
         student, teachers = continued(config, teachers)
     _check_stages(config, student, teachers)
     _check_rows(config, student, teachers)
+    if config.drop_teachers and len(teachers) < 2:
+        raise ValueError(
+            f"drop_teachers={config.drop_teachers:g}: decides nothing, for there is one teacher; leave it out"
+        )
     for name in teachers if config.standardise != "none" else ():
         adaptor: Any = student.adaptors[name]
         if adaptor.config.patch_head.upsample > 1:

@@ -323,6 +323,11 @@ def test_a_further_teacher_leaves_what_the_student_knows(teachers: Path, finishe
     assert synoptic.load(finished.parent / f"both_{kind}").adaptors == ("clip", "dino")
 
 
+def test_dropping_teachers_is_refused_where_there_is_one(teachers: Path) -> None:
+    with pytest.raises(ValueError, match=r"drop_teachers=0\.5: decides nothing, for there is one teacher"):
+        task_of(teachers, teachers=f"dino:{teachers}/dino", drop_teachers=0.5)
+
+
 def test_what_is_said_of_a_former_teacher_beyond_its_weight_is_refused(teachers: Path, finished: Path) -> None:
     values = {"teachers": f"+dino:{teachers}/dino", "init": str(finished), "batch": 8}
     with pytest.raises(ValueError, match=r"teacher\.clip\.size decides nothing: the student itself stands for clip"):

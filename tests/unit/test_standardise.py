@@ -237,7 +237,9 @@ def test_too_few_rows_are_told_with_how_many_are_needed(kind: Standard, rows: in
     standardiser = Standardiser(12, kind)
     standardiser.observe(features_of()[:rows])
     mend = "phi_s or channel" if needed > 2 else "at least"
-    with pytest.raises(ValueError, match=f"kind={kind}: {rows} features of 12 channels were .* {needed} .*{mend}"):
+    with pytest.raises(
+        ValueError, match=f"standardise={kind}: {rows} features of 12 channels were .* {needed} .*{mend}"
+    ):
         standardiser.settle()
     standardiser.observe(features_of()[: needed - rows])
     standardiser.settle()
