@@ -129,6 +129,17 @@ def _status(key: str) -> int:
     return int(lines[key].split()[0]) * 1024
 
 
+def curves(axes: Any, sizes: Sequence[int], scores: Mapping[str, Mapping[str, float]], key: str) -> None:
+    """Draws a score over the side of the pictures, a line a model; `key@SIZE` names it among a model's scores."""
+    for name, each in scores.items():
+        axes.plot(sizes, [each[f"{key}@{size}"] for size in sizes], marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, labels=map(str, sizes))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
 def save(name: str, results: Mapping[str, Any]) -> Path:
     """Writes `results/<name>-<date>.json` with the results, the machine, the versions and the command."""
     now = datetime.now(UTC)

@@ -63,15 +63,9 @@ def curve(run: Path, demo: Path) -> dict[str, float]:
 def drawn(curves: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Both curves in one picture."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for name, scores in curves.items():
-        axes.plot(SIZES, [scores[f"agreement_clip_cosine@{size}"] for size in SIZES], marker="o", label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(SIZES, labels=map(str, SIZES))
-    axes.minorticks_off()
+    common.curves(axes, SIZES, curves, "agreement_clip_cosine")
     axes.set_xlabel("side of the student's pictures in pixels (trained at 32 and 96)")
     axes.set_ylabel("agreement with CLIP (mean cosine)")
-    axes.grid(alpha=0.3)
-    axes.legend()
     figure.savefig(path, dpi=130)
 
 

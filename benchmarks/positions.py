@@ -52,15 +52,9 @@ def drawn(curves: dict[str, dict[str, float]], path: Path) -> None:
         "agreement_clip_cosine": "agreement with CLIP",
     }
     for axes, (key, label) in zip(both, told.items(), strict=True):
-        for name, scores in curves.items():
-            axes.plot(SIZES, [scores[f"{key}@{size}"] for size in SIZES], marker="o", label=name)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(SIZES, labels=map(str, SIZES))
-        axes.minorticks_off()
+        common.curves(axes, SIZES, curves, key)
         axes.set_xlabel("side of the pictures in pixels (trained at 48)")
         axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-        axes.legend()
     figure.savefig(path, dpi=130)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from drawn_sheets import noted_strips
 from PIL import Image
 
 import synoptic
@@ -18,7 +18,7 @@ from synoptic.apps.figures import Line, PatchColours, Plot, curves, paint_named,
 from synoptic.apps.report_parts import Run
 from synoptic.apps.report_resolution import named_sections, read_curves, resolution_sections
 from synoptic.apps.resolutions import Rising, agreement_plots, at_sizes, curves_of, ticks_of
-from synoptic.apps.sheets import Strip, sheet
+from synoptic.apps.sheets import Strip
 from synoptic.apps.views import figures
 from synoptic.data import scenes
 from synoptic.data.sources import open_source
@@ -65,15 +65,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Strip]]:
-    """The strips of every sheet that is drawn, by its title."""
-    found: dict[str, list[Strip]] = {}
-
-    def noted(title: str, note: str, strips: Sequence[Strip], *rest, **keys) -> Image.Image:
-        found[title] = list(strips)
-        return sheet(title, note, strips, *rest, **keys)
-
-    monkeypatch.setattr(resolutions, "sheet", noted)
-    return found
+    return noted_strips(monkeypatch, resolutions)
 
 
 def names(out: Path) -> set[str]:

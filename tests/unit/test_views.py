@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from drawn_sheets import noted_strips
 from PIL import Image
 
 from synoptic.apps import sheets, views
@@ -26,6 +28,9 @@ from synoptic.predict import VisionModel
 from synoptic.types import Preprocess
 
 SMALL = {"depth": 2, "width": 24, "heads": 2, "hidden": 48, "image_size": 96}
+
+_HEAT = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].astype(int)
+STEP = np.abs(np.diff(_HEAT, axis=0)).max()  # between neighbouring colours of heat
 
 
 def vision(name: str = "small", **changes: object) -> VisionModel:
@@ -50,15 +55,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Strip]]:
-    """The strips of every sheet that is drawn, by its title."""
-    found: dict[str, list[Strip]] = {}
-
-    def noted(title: str, note: str, strips: Sequence[Strip], *rest, **keys) -> Image.Image:
-        found[title] = list(strips)
-        return sheet(title, note, strips, *rest, **keys)
-
-    monkeypatch.setattr(views, "sheet", noted)
-    return found
+    return noted_strips(monkeypatch, views)
 
 
 def files(folder: Path) -> list[str]:
@@ -95,11 +92,11 @@ def test_panels_show_the_picture_its_patches_and_the_attention(pictures: Path, t
         expected = colours.paint(features.patches[[place]].numpy(), features.grid, size)[0]
         assert np.abs(patches.picture.astype(int) - expected).max() <= 1
         maps = model.attention(torch.from_numpy(picture.picture / 255).float().permute(2, 0, 1)[None], layer=0)[0]
-        expected = paint_attention(maps.numpy(), size)
+        expected = paint_attention(maps.numpy(), size)  # of one picture, so rounded apart from one among three
         for panel, head in zip(heads, expected, strict=True):
-            assert np.abs(panel.picture.astype(int) - head).max() <= 2
+            assert np.abs(panel.picture.astype(int) - head).max() <= STEP
         mean = paint_attention(maps.mean(0, keepdim=True).numpy(), size)[0]
-        assert np.abs(attention.picture.astype(int) - mean).max() <= 2
+        assert np.abs(attention.picture.astype(int) - mean).max() <= STEP
 
 
 def test_heat_is_dark_where_nothing_is_looked_at_and_light_where_most_is():
