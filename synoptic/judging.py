@@ -54,6 +54,8 @@ def evaluate(
     _refuse_idle(wanted, WORDED, labels=labels, templates=templates)
     _refuse_idle(wanted, {"agreement"}, teachers=teachers)
     _refuse_idle(wanted, CURVES, sizes=sizes)
+    if adaptor is not None and wanted == ["agreement"]:
+        raise ValueError("adaptor= decides nothing for on=agreement, which looks at those of teachers=; leave it out")
     by_name = named_teachers(teachers) if isinstance(teachers, str) else dict(teachers or {})
     vision = model if isinstance(model, VisionModel) else load(model)
     if adaptor is not None and adaptor not in vision.adaptors:

@@ -145,7 +145,13 @@ class VisionModel:
         return self
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, layers: Sequence[int] = (), adaptors: Sequence[str] | None = None) -> Features:
+    def __call__(
+        self,
+        images: Tensor,
+        layers: Sequence[int] = (),
+        adaptors: Sequence[str] | None = None,
+        window: int | None = None,
+    ) -> Features:
         """Features of pictures as they are, without cropping or resizing.
 
         Args:
@@ -153,16 +159,22 @@ class VisionModel:
                 `stride`. Normalisation is inside.
             layers: blocks whose features are wanted too, counted from 0 or, if negative, from the end.
             adaptors: teachers in whose spaces answers are wanted; None answers for all, () for none.
+            window: side in patches of the windows in which most blocks of a ViT or a student attend, which costs less
+                for large pictures; 0 for none. None takes what the model says.
         Returns:
             Features on the model's device.
         Raises:
-            ValueError: for other shapes or types, layers or adaptors that do not exist.
+            ValueError: for other shapes or types, layers, adaptors or windows that do not exist.
         """
         images = self._placed(images)
         if isinstance(self.model, Student):
-            return self.model(images, layers=layers, adaptors=adaptors)
+            return self.model(images, layers=layers, adaptors=adaptors, window=window)
         if adaptors:
             raise ValueError(f"no adaptor {adaptors[0]!r}: {self.name} answers in its own space alone")
+        if isinstance(self.model, ViT):
+            return self.model(images, layers=layers, window=window)
+        if window:
+            raise ValueError(f"window={window}: {self.name} is no ViT or student, and attends in no windows")
         return self.model(images, layers=layers)
 
     def encode_image(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
@@ -196,7 +208,13 @@ class VisionModel:
             shares = shares[:, :, [self.model.config.slots[adaptor]]]
         return shares.mean(2).unflatten(-1, (-1, images.shape[-1] // self.stride))
 
-    def features(self, inputs: Pictures, batch_size: int = 64) -> Features:
+    def features(
+        self,
+        inputs: Pictures,
+        batch_size: int = 64,
+        adaptors: Sequence[str] | None = None,
+        window: int | None = None,
+    ) -> Features:
         """Features of pictures of any kind and size, cropped and resized as the model was trained to see them.
 
         Args:
@@ -204,13 +222,14 @@ class VisionModel:
                 (C, H, W), uint8 or float in [0, 1], or a stack of them; or a list of such things. A model of full
                 depth takes values of any type and range, scaled as in the files that it was trained on.
             batch_size: how many of 224 pixels the network sees together; of larger ones fewer.
+            adaptors, window: as by calling the model.
         Returns:
             Features of all pictures, in order, on the CPU.
         Raises:
-            ValueError: for something that is no picture, naming the file.
+            ValueError: for something that is no picture, naming the file; and as by calling the model.
         """
         batches = read_batches(inputs, self.preprocess, at_once(self.preprocess.size, batch_size))
-        return _joined([_on_cpu(self(batch.images)) for batch in batches])
+        return _joined([_on_cpu(self(batch.images, adaptors=adaptors, window=window)) for batch in batches])
 
     def embed(self, inputs: Pictures, adaptor: str | None = None, batch_size: int = 64) -> np.ndarray:
         """One vector a picture, whose dot products are cosine similarities.

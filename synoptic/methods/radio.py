@@ -124,7 +124,8 @@ def build(config: RadioConfig, source: Source) -> RadioTask:
         student = begun(config, teachers, of_bands(config, source))
     else:
         student, teachers = continued(config, teachers)
-    _check_stages(config, student, teachers)
+    _check_sizes(config, student, teachers)
+    _check_stages(config)
     _check_rows(config, student, teachers)
     if config.drop_teachers and len(teachers) < 2:
         raise ValueError(
@@ -172,11 +173,9 @@ def _check_bands(config: RadioConfig, teachers: Mapping[str, Teacher]) -> None:
             )
 
 
-def _check_stages(config: RadioConfig, student: Student, teachers: Mapping[str, Teacher]) -> None:
-    """Sees to it that the student's patches tile every size, that each has a teacher, and that each batch has pictures
-    for all."""
-    stages = parse_stages(config.stages, present(config.size))
-    sizes = {size for stage in stages for size in stage.sizes}
+def _check_sizes(config: RadioConfig, student: Student, teachers: Mapping[str, Teacher]) -> None:
+    """Sees to it that patches and windows tile every size of the student, and that each has a teacher."""
+    sizes = {size for stage in parse_stages(config.stages, present(config.size)) for size in stage.sizes}
     for size in sorted(sizes):
         whose = config.model if config.init is None else f"the student in init={config.init}"
         check_tiles("stages" if config.stages else "size", size, whose, student.stride)
@@ -186,20 +185,25 @@ def _check_stages(config: RadioConfig, student: Student, teachers: Mapping[str, 
         if not any(size in (teacher.config.at or (size,)) for teacher in teachers.values()):
             raise ValueError(f"no teacher takes part at {size} pixels; see teacher.NAME.at")
         for window in config.windows:
-            if window and size // student.stride % window:
+            if window and grid % window:
                 raise ValueError(f"windows={window}: do not tile the {grid} patches of {size} pixels")
     for name, teacher in teachers.items():
         if unknown := sorted(set(teacher.config.at) - sizes):
             told = ", ".join(map(str, sorted(sizes)))
             raise ValueError(f"teacher.{name}.at={unknown[0]}: is no size of this run; these are {told}")
+    if any(config.windows) and student.backbone.config.global_blocks >= student.backbone.config.depth:
+        raise ValueError("windows= decides nothing: all blocks of the student attend over the whole picture")
+
+
+def _check_stages(config: RadioConfig) -> None:
+    """Sees to it that each stage has steps, and each part of a batch pictures for all sizes."""
+    stages = parse_stages(config.stages, present(config.size))
     starts = [round(stage.start * present(config.steps)) for stage in stages]
     for stage, begins, ends in zip(stages, starts, [*starts[1:], present(config.steps)], strict=True):
         if begins >= ends:
             raise ValueError(
                 f"stages={config.stages}: of {config.steps} steps none is left for {stage.sizes[0]} pixels"
             )
-    if any(config.windows) and student.backbone.config.global_blocks >= student.backbone.config.depth:
-        raise ValueError("windows= decides nothing: all blocks of the student attend over the whole picture")
     most = max(len(stage.sizes) for stage in stages)
     least = config.batch // config.devices // config.accumulate
     if least < most:
@@ -248,5 +252,6 @@ METHOD = Method(
             lambda config: config.init is not None,
         ),
         Unused("without standardise=", ("settle",), lambda config: config.standardise == "none"),
+        Unused("beside shift=, whose grid is the student's", ("match",), lambda config: config.shift > 0),
     ),
 )

@@ -75,6 +75,7 @@ class RadioTask(Task):
         self.dispersions = nn.ModuleDict({name: Dispersion(width) for name, width in widths.items() if angular})
         self.stage = -1  # of the last step
         self.looks: dict[str, int] = {}  # steps that looked at each teacher, in this stage
+        self.is_closed = False  # whether the statistics of this stage are all taken
         self.settled: set[str] = set()  # teachers whose statistics were ever taken
         self.due: set[str] = set()  # those whose statistics are taken anew before the next step
         self.last_step = -1
@@ -105,10 +106,12 @@ class RadioTask(Task):
 
     def memory(self) -> dict[str, Any]:
         sets = {"settled": sorted(self.settled), "due": sorted(self.due)}
-        return {"stage": self.stage, "looks": dict(self.looks), "last_step": self.last_step, **sets}
+        place = {"stage": self.stage, "last_step": self.last_step, "is_closed": self.is_closed}
+        return {**place, "looks": dict(self.looks), **sets}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         self.stage, self.looks, self.last_step = memory["stage"], dict(memory["looks"]), memory["last_step"]
+        self.is_closed = memory["is_closed"]
         self.settled, self.due = set(memory["settled"]), set(memory["due"])
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
@@ -133,7 +136,7 @@ class RadioTask(Task):
             views = {each: crops.pop(0) for each in dict.fromkeys(asked.values())}
             found = self._compared(self.shown[size], asked, views, rows, progress)
             share = len(rows) / len(position)
-            loss = (self.balancer(found.terms, self.group) + self._idle(self.shown[size])) * share
+            loss = (self.balancer(found.terms, self.group) + self._idle(self.shown[size], progress)) * share
             told = {name: self._told(name, term, sizes) for name, term in found.terms.items()}
             yield {"loss": loss, **told, **self._health(found, step, share, sizes)}
 
@@ -147,7 +150,7 @@ class RadioTask(Task):
         for teacher in self.teachers.values():
             if isinstance(teacher.model, Former):
                 teacher.model.forget()
-        features = self.student.backbone(views[asked[""]], window=self._window(int(rows[0])))
+        features = self._trunk(views[asked[""]], self._window(int(rows[0])), progress)
         answers = {name: each.float() for name, each in self.student.standard(features, list(said)).items()}
         places = {name: (asked[""].offset, asked[name].offset) for name in said}
         singly = {name: self._losses_of(name, answers[name], said[name], *places[name]) for name in said}
@@ -155,13 +158,22 @@ class RadioTask(Task):
         terms = {term: (factors[name] * each).mean() for name, found in singly.items() for term, each in found.items()}
         return Compared(features, answers, said, terms)
 
+    def _trunk(self, images: Tensor, window: int | None, progress: float) -> Features:
+        """What the heads read; of a frozen trunk no gradient is taken."""
+        if not self._is_frozen(progress):
+            return self.student.backbone(images, window=window)
+        with torch.no_grad():
+            features = self.student.backbone(images, window=window)
+        summary = None if features.summary is None else features.summary.requires_grad_()
+        return replace(features, patches=features.patches.requires_grad_(), summary=summary)  # for `_health`
+
     def _losses_of(
         self, name: str, mine: Features, theirs: Features, at: tuple[int, int], there: tuple[int, int]
     ) -> dict[str, Tensor]:
         """(B,) losses of a teacher's patches and summary, where both have one."""
         config, space = self.config, self.student.adaptors[name].space
         target = theirs.patches if space is None else space(theirs.patches)
-        if at == there:
+        if not config.shift:
             first, second = distillation.on_one_grid(mine.patches, mine.grid, target, theirs.grid, config.match)
         else:
             places = [each.to(target.device) for each in overlap(at, there, mine.grid[0])]
@@ -191,13 +203,14 @@ class RadioTask(Task):
         kept = teacher_weights(torch.stack(total, 1), draws, self.config.drop_teachers, self.group)
         return dict(zip(singly, kept.unbind(1), strict=True))
 
-    def _idle(self, shown: Shown) -> Tensor | float:
-        """Nothing, to which the heads of teachers that do not take part at a size belong: where several processes
-        train, every parameter waits for the gradients of all."""
+    def _idle(self, shown: Shown, progress: float) -> Tensor | float:
+        """Nothing, to which a frozen trunk belongs, and the heads of teachers that do not take part at a size: where
+        several processes train, every parameter waits for the gradients of all."""
         if self.group.size == 1:
             return 0.0
         idle = [self.student.adaptors[name] for name in self.teachers if name not in shown.views]
-        parameters = [each for adaptor in idle for each in adaptor.parameters() if each.requires_grad]
+        idle += [self.student.backbone] if self._is_frozen(progress) else []
+        parameters = [each for part in idle for each in part.parameters() if each.requires_grad]
         return torch.stack([each.sum() for each in parameters]).sum() * 0.0 if parameters else 0.0
 
     def _told(self, name: str, value: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -237,19 +250,24 @@ class RadioTask(Task):
         asked = {name for size in self._sizes(step) for name in self.shown[size].views if name in spaces}
         stage = self.phases.index(self.phase(progress)[0])
         if stage != self.stage:
-            self.stage, self.looks = stage, {}
+            self.stage, self.looks, self.is_closed = stage, {}, False
             for name in asked:
                 spaces[name].restart()
         if self._is_looking(progress):
             self.looks = {name: self.looks.get(name, 0) + 1 for name in sorted(asked)}
             self.due = {name for name, looks in self.looks.items() if looks & (looks - 1) == 0}
+        elif not self.is_closed:
+            self.due, self.is_closed = set(self.looks), True
 
     def _is_looking(self, progress: float) -> bool:
         return self.phase(progress)[1] < self.config.settle
 
+    def _is_frozen(self, progress: float) -> bool:
+        return self.phase(progress)[1] < self.config.freeze
+
     def _watch(self, name: str, theirs: Features, progress: float) -> None:
         """Takes a teacher's statistics in the first part of a stage, and goes over to them ever more rarely: at once
-        when it is first seen, and after the first, second, fourth, ... step."""
+        when it is first seen, after the first, second, fourth, ... step, and when that part is over."""
         space = self._spaces().get(name)
         if space is None or (name in self.settled and not self._is_looking(progress)):
             return
@@ -298,7 +316,7 @@ class RadioTask(Task):
         return self.stages[self.phases.index(phase)].sizes
 
     def before_step(self, progress: float) -> None:
-        if self.phase(progress)[1] < self.config.freeze:
+        if self._is_frozen(progress):
             for parameter in self.student.backbone.parameters():
                 parameter.grad = None
 

@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,15 @@ def save_folder(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load_folder(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
+def load_folder(folder: str | Path, window: int | None = None) -> tuple[nn.Module, Preprocess, Record]:
     """Reads a weights folder: the model on the CPU, in evaluation mode, with what belongs to it.
 
+    Args:
+        folder: as `save_folder` has written it.
+        window: side in patches of the windows in which a ViT or a student is to attend; None takes what it says.
     Raises:
         ValueError: something is missing, damaged, changed since it was saved, of a newer version, or does not fit
-            together.
+            together; or windows were asked of a model that has none, or do not tile its pictures.
     """
     folder = Path(folder)
     with _unchanged(folder):
@@ -159,6 +162,8 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
         record, kind = _check_header(header, path)
         config: Any = from_dict(kind.config, _mapping(header, "model", path), f"{path}: model")
         preprocess = from_dict(Preprocess, _mapping(header, "preprocess", path), f"{path}: preprocess")
+        if window is not None:
+            config = _in_windows(config, window, preprocess.size, path)
         state = {name: owned(tensor) for name, tensor in read_safetensors(folder / WEIGHTS).items()}
         tokenizers = _read_tokenizers(folder, config)
         try:
@@ -168,6 +173,18 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, Preprocess, Record]:
             raise ValueError(f"{path}: model: {error}") from None
         load_state(model, state, str(folder / WEIGHTS))
         return model.eval(), preprocess, record
+
+
+def _in_windows(config: Any, window: int, size: int, path: Path) -> ViTConfig | StudentConfig:
+    """A configuration whose ViT attends in windows of a side in patches, which should tile pictures of a size."""
+    if not isinstance(config, ViTConfig | StudentConfig):
+        raise ValueError(f"{path}: window={window} is for a ViT or a student, and this is neither; leave it out")
+    vit = config if isinstance(config, ViTConfig) else config.backbone
+    if size % (window * vit.patch_size):
+        grid = size // vit.patch_size
+        raise ValueError(f"{path}: windows of window={window} do not tile its {grid} x {grid} patches; give a divisor")
+    vit = replace(vit, window=window)
+    return vit if isinstance(config, ViTConfig) else replace(config, backbone=vit)
 
 
 @contextmanager

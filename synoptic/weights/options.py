@@ -12,7 +12,8 @@ FILES = ("vocabulary", "linear_head")  # options that are paths
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What the weights files of other makers leave open; those of this library and its built-in models leave nothing.
+    """What the weights files of other makers leave open; those of this library and its built-in models leave nothing,
+    but for `window`.
 
     Attributes:
         heads: attention heads of a transformer, of pictures where there is one of text too; None takes what the folder
@@ -20,8 +21,8 @@ class LoadOptions:
         text_heads: likewise, of the transformer of text.
         decoder_heads: likewise, of the mask decoder of a SAM; None takes 8 of one that is 256 wide, as released.
         window: side in patches of the windows in which the blocks of a SAM attend, where None takes what the sizes of
-            its relative positions tell; or in which most blocks of a RADIO do, where None takes what it says, mostly
-            that they attend over the whole picture.
+            its relative positions tell; or in which most blocks of a RADIO do, or of a ViT or student of this library,
+            where None takes what it says, mostly that they attend over the whole picture.
         global_blocks: blocks of a SAM that attend over the whole picture, counted from 0; None takes those whose
             relative positions are for the whole picture.
         activation: of a CLIP whose file does not tell it; a wrong one is as good as other weights.

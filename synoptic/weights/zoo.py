@@ -128,7 +128,7 @@ def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modu
 
     Args:
         model: see `resolve`.
-        options: what a file of other makers does not say itself.
+        options: what a file of other makers does not say itself; of a folder of ours, `window`.
     Raises:
         ValueError: it means nothing, its files are not whole, or options are given for what says all of itself.
     """
@@ -140,10 +140,11 @@ def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modu
         record = _with_origin(record, model, place)
         _tell_licence(record)
         return network, preprocess, record
+    window = given.pop("window", None) if isinstance(place, Path) else None
     if given:
         raise ValueError(f"{model}: says itself what {', '.join(given)}= should be; leave that out")
     if isinstance(place, Path):
-        network, preprocess, record = load_folder(place)
+        network, preprocess, record = load_folder(place, window)
         _tell_licence(record)
         return network, preprocess, record
     return build(place).eval(), Preprocess(_image_size(place)), Record("vit" if place in vit.NAMES else "resnet", place)

@@ -54,7 +54,10 @@ CASES: dict[str, dict[str, Any]] = {
         **{"stages": "16@0,16+32@0.4", "standardise": "phi_s", "patch_loss": "mse", "settle": 0.5},
         "teacher": {"two": {"at": [16]}},
     },
-    "radio-balance": {"balance": "adaloss", "summary_loss": "angle", "shift": 1, "windows": [2, 0], "size": 32},
+    "radio-balance": {
+        **{"balance": "adaloss", "summary_loss": "angle", "shift": 1, "windows": [2, 0], "size": 32},
+        "freeze": 0.3,
+    },
 }
 
 

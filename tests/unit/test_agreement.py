@@ -257,6 +257,7 @@ def test_a_sam_may_have_taught_before_its_neck(folder: str):
         ),
         ({"sizes": []}, "sizes=: there are none; give sides in pixels"),
         ({"on": "knn"}, "teachers= decides nothing without on=agreement; leave it out"),
+        ({"adaptor": "clip"}, "adaptor= decides nothing for on=agreement, which looks at those of teachers="),
         ({"on": "knn", "teachers": None, "sizes": [16]}, "sizes= decides nothing without on=agreement or on=artefacts"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -100,6 +101,17 @@ def test_positions_are_resampled_in_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         _, patches = positions(None, zeros(1, (5, 5)).float(), (5, 5))
     torch.testing.assert_close(patches, exact)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_tables_in_half_precision_are_resampled_in_float32(kind: torch.dtype) -> None:
+    """As a model that was cast whole has them: within one rounding of the same table in float32."""
+    for positions in (learned(), cropped().eval()):
+        exact = copy.deepcopy(positions.to(kind)).float()(None, zeros(1, (4, 9)).float(), (4, 9))[1]
+        found = positions(None, zeros(1, (4, 9)).to(kind), (4, 9))[1]
+        assert found.dtype == kind
+        torch.testing.assert_close(found, exact.to(kind), rtol=0, atol=0)
+    assert cropped().to(kind)(None, zeros(8, (4, 9)).to(kind), (4, 9))[1].dtype == kind
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

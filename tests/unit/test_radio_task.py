@@ -156,6 +156,25 @@ def test_statistics_are_taken_in_the_first_part_of_each_stage(teachers: Path) ->
     assert (other.stage, other.looks, other.settled) == (1, {"clip": 2, "dino": 2}, {"clip", "dino"})
 
 
+def test_the_last_statistics_of_a_stage_count_too(teachers: Path) -> None:
+    """Of seven steps that look, where the last power of two is four; an interruption between does not matter."""
+    keys = {"standardise": "global", "settle": 0.35, "batch": 4, "steps": 20}
+    task = task_of(teachers, **keys)
+    for step in range(8):
+        list(task.losses(task.prepare(batch_of(4, 96, start=4 * step), 0), step / 20))
+    assert task.looks == {"clip": 7, "dino": 7} and task.due == {"clip", "dino"}
+    other = task_of(teachers, **keys)
+    other.load_state_dict(task.state_dict())
+    other.recall(task.memory())
+    for step in range(8, 12):
+        list(other.losses(other.prepare(batch_of(4, 96, start=4 * step), 0), step / 20))
+        assert not other.due
+    space = other.student.adaptors["dino"].space
+    again = copy.deepcopy(space)
+    again.settle(other.group)
+    assert all(torch.equal(found, space.state_dict()[name]) for name, found in again.state_dict().items())
+
+
 def test_logged_steps_tell_whose_gradients_move_the_trunk(teachers: Path) -> None:
     task = task_of(teachers, stages="32+64@0", batch=8, patch_loss="mse", log_every=5)
     told = steps(task, 5)
@@ -283,9 +302,13 @@ def test_statistics_are_of_all_places_of_a_picture(teachers: Path, monkeypatch: 
 
 
 def test_a_frozen_trunk_stands_still(teachers: Path) -> None:
-    task = task_of(teachers, freeze=0.5, batch=8, steps=8)
+    task = task_of(teachers, freeze=0.5, batch=8, steps=8, log_every=2)
     before = copy.deepcopy(task.student.backbone.state_dict())
-    steps(task, 4)
+    told = steps(task, 4)
+    assert sum(told[-1][name] for name in told[-1] if name.startswith("gradient/")) == pytest.approx(1.0)
+    (losses,) = task.losses(task.prepare(batch_of(8, 96), 0), 0.25)
+    losses["loss"].backward()
+    assert all(each.grad is None for each in task.student.backbone.parameters())  # nor is any computed
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.student.backbone.state_dict().items())
     free = task_of(teachers, batch=8, steps=8)
     steps(free, 1)

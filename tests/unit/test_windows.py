@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from torch import Tensor
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.models.windows import is_global
+from synoptic.predict import VisionModel, load
+from synoptic.types import Preprocess
 
 CONFIG = ViTConfig(
     patch_size=4,
@@ -148,6 +151,36 @@ def test_a_student_sees_in_windows_too() -> None:
     assert torch.equal(features.patches, own.patches)
     said = model.adaptors["b"].patch_head(own.patches)
     assert torch.equal(features.adaptors["b"].patches, said)
+
+
+def test_a_loaded_model_is_asked_in_windows_by_call_or_for_good(tmp_path: Path) -> None:
+    adaptors = {"a": AdaptorConfig(patches=6, summary=6, hidden=8), "b": AdaptorConfig(patches=5, summary=5, hidden=8)}
+    torch.manual_seed(0)
+    student = Student(StudentConfig(backbone=CONFIG, adaptors=adaptors))
+    VisionModel(student, Preprocess(16), "student").save(tmp_path / "student")
+    model, windowed = (load(tmp_path / "student", "cpu", **options) for options in ({}, {"window": 2}))
+    images = torch.rand(3, 3, 16, 16)
+    whole, parts = model.features(images), model.features(images, window=2, adaptors=["b"])
+    assert list(parts.adaptors) == ["b"] and not torch.allclose(whole.patches, parts.patches)
+    torch.testing.assert_close(parts.patches, model(images, window=2).patches)
+    torch.testing.assert_close(parts.patches, windowed.features(images).patches)
+    torch.testing.assert_close(whole.adaptors["b"].patches, windowed(images, window=0).adaptors["b"].patches)
+    windowed.save(tmp_path / "windowed")
+    assert load(tmp_path / "windowed", "cpu").model.config.backbone.window == 2
+
+
+def test_windows_are_refused_where_there_are_none_or_they_do_not_tile(tmp_path: Path) -> None:
+    VisionModel(vit().float(), Preprocess(16), "vit").save(tmp_path / "vit")
+    with pytest.raises(ValueError, match=r"window=3 do not tile its 4 x 4 patches; give a divisor$"):
+        load(tmp_path / "vit", window=3)
+    with pytest.raises(ValueError, match="vit_mini16: says itself what window= should be"):
+        load("vit_mini16", window=2)
+    resnet = load("rn50", "cpu")
+    with pytest.raises(ValueError, match="window=2: rn50 is no ViT or student, and attends in no windows"):
+        resnet(torch.rand(1, 3, 64, 64), window=2)
+    resnet.save(tmp_path / "resnet")
+    with pytest.raises(ValueError, match="window=2 is for a ViT or a student, and this is neither"):
+        load(tmp_path / "resnet", window=2)
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
