@@ -6,7 +6,7 @@ VENV := .venv
 READY := $(VENV)/.installed
 
 # Benchmarks that train for minutes to hours.
-TRAININGS := $(addprefix benchmarks/,balance.py clip_training.py further_teacher.py mode_switching.py positions.py ssl_ablation.py ssl_collapse.py ssl_continuing.py ssl_photographs.py)
+TRAININGS := $(addprefix benchmarks/,balance.py clip_training.py distilled_photographs.py further_teacher.py mode_switching.py pilot.py positions.py ssl_ablation.py ssl_collapse.py ssl_continuing.py ssl_photographs.py)
 MEASURES := $(filter-out %/common.py $(TRAININGS),$(wildcard benchmarks/*.py))
 
 .PHONY: demo test test-slow bench bench-slow lint

@@ -27,7 +27,7 @@ SCRIPTS = (
     "vit_forward",
 )
 TRAININGS = (
-    *("balance", "clip_training", "further_teacher", "mode_switching", "positions"),
+    *("balance", "clip_training", "distilled_photographs", "further_teacher", "mode_switching", "pilot", "positions"),
     *("ssl_ablation", "ssl_collapse", "ssl_continuing", "ssl_photographs"),
 )
 
