@@ -141,7 +141,8 @@ class TrainConfig:
         devices: processes that train together, each on a GPU of its own or on its share of the CPU's cores; every one
             sees its part of each batch.
         threads: CPU threads for the computation; None leaves the choice to PyTorch.
-        compile: whether PyTorch compiles the blocks of the network: slower to start, faster afterwards.
+        compile: whether PyTorch compiles the blocks of the networks, frozen teachers among them: slower to start,
+            faster afterwards.
         recompute: whether activations inside the blocks are computed again when they are needed, which takes less
             memory and more time.
         seed: decides everything random.

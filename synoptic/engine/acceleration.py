@@ -17,7 +17,8 @@ _VERSIONS = 128
 
 
 def accelerate(task: Task, config: TrainConfig) -> None:
-    """Prepares the blocks of a task (`shard_units`) as the configuration says; names and values of weights stay.
+    """Prepares the blocks of a task (`shard_units`, `frozen_units`) as the configuration says; names and values of
+    weights stay.
 
     Raises:
         ValueError: for compilation on a CPU where there is no C++ compiler.
@@ -31,3 +32,5 @@ def accelerate(task: Task, config: TrainConfig) -> None:
             unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
         if config.compile:
             unit.compile()
+    for unit in task.frozen_units() if config.compile else ():
+        unit.compile()

@@ -165,6 +165,10 @@ class Task(nn.Module):
         """The modules that sharding, compilation and activation checkpointing treat as one."""
         return iter(())
 
+    def frozen_units(self) -> Iterator[nn.Module]:
+        """Likewise of networks that are asked and never trained, which compilation alone treats so."""
+        return iter(())
+
     def exported(self) -> nn.Module:
         """What evaluators judge and `weights/` keeps: a model of `synoptic.models` that answers with Features."""
         raise NotImplementedError

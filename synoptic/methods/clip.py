@@ -277,6 +277,10 @@ class ClipTask(Task):
         yield from self.model.image.blocks
         yield from self.model.text.blocks
 
+    def frozen_units(self) -> Iterator[nn.Module]:
+        for teacher in self._teacher:
+            yield from teacher.blocks()
+
     def exported(self) -> nn.Module:
         return self.model
 

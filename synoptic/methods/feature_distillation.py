@@ -112,5 +112,8 @@ class FeatureDistillation(Task):
     def shard_units(self) -> Iterator[nn.Module]:
         yield from self.backbone.blocks
 
+    def frozen_units(self) -> Iterator[nn.Module]:
+        yield from self._teacher[0].blocks()
+
     def exported(self) -> nn.Module:
         return self.backbone

@@ -327,6 +327,10 @@ class RadioTask(Task):
     def shard_units(self) -> Iterator[nn.Module]:
         yield from self.student.backbone.blocks
 
+    def frozen_units(self) -> Iterator[nn.Module]:
+        for teacher in self.teachers.values():
+            yield from teacher.blocks()
+
     def exported(self) -> nn.Module:
         return self.student
 

@@ -6,7 +6,7 @@ Source: AM-RADIO (Ranzinger et al. 2024, arXiv 2312.06709), sec. 3 and 4; RADIOv
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from synoptic.losses.precision import wide
 from synoptic.methods.start import LoadOptions, tell_if_untrained
 from synoptic.models.adaptors import Student
 from synoptic.models.hub import HubBackbone
+from synoptic.models.layers import Block
+from synoptic.models.sam_attention import SamBlock
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import tiled_sizes
@@ -123,6 +125,10 @@ class Teacher(nn.Module):
             count for count in range(1, across + 1) if not across % count and (across // count >= grid or count == 1)
         )
         return View(self.size // tiles, tiles)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Its blocks, where it is a transformer of this library."""
+        return (part for part in self.modules() if isinstance(part, Block | SamBlock))
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:  # n of them -> (n, C) float32 or better

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from small_tasks import batch_of, config_of, source_of
 
 import synoptic
+from synoptic.engine.acceleration import accelerate
 from synoptic.engine.optim import Ema
 from synoptic.methods import clip, radio, radio_task
 from synoptic.methods.radio_task import RadioTask
@@ -313,6 +315,31 @@ def test_a_frozen_trunk_stands_still(teachers: Path) -> None:
     free = task_of(teachers, batch=8, steps=8)
     steps(free, 1)
     assert not all(torch.equal(tensor, before[name]) for name, tensor in free.student.backbone.state_dict().items())
+
+
+def test_teachers_are_compiled_and_not_recomputed(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    task = task_of(teachers, compile=True, recompute=True)
+    accelerate(task, task.config)
+    asked = task.teachers["clip"].model
+    blocks = [*task.student.backbone.blocks, *asked.image.blocks, *asked.text.blocks]
+    assert {*map(id, compiled)} == {*map(id, [*blocks, *task.teachers["dino"].model.blocks])}
+    assert all("forward" in vars(each) for each in task.student.backbone.blocks)
+    assert not any("forward" in vars(each) for each in asked.image.blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_teachers_and_student_compute_what_others_do(teachers: Path) -> None:
+    found = []
+    for compiled in (False, True):
+        task = task_of(teachers, compile=compiled, batch=8, steps=8, device="cpu", precision="fp32")
+        accelerate(task, task.config)
+        found.append(steps(task, 2)[-1])
+    for name, value in found[0].items():
+        assert found[1][name] == pytest.approx(value, rel=1e-4), name
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")
