@@ -107,7 +107,7 @@ class CheckpointConfig:
         metric: the validation score that decides which is best, higher being better. None takes the method's, where the
             data tell it: `knn`, which needs labels, or of methods that learn from captions `r_mean`, the mean recall of
             retrieval both ways, which needs 30 validation pictures with captions. Without it, the last one counts as
-            best.
+            best. Of a run in stages those of the last stage alone are rivals.
     """
 
     keep: PositiveInt = 2

@@ -25,7 +25,7 @@ from synoptic.engine.distributed import Replica, shared
 from synoptic.engine.observe import Bystander, Meter, Observer, announce
 from synoptic.engine.stopping import Interrupted, NonFiniteLoss, Worsened, stop_signal
 from synoptic.machine import is_out_of_memory
-from synoptic.methods.base import Task
+from synoptic.methods.base import Phase, Task, first_step
 from synoptic.types import ALONE, Batch, Group
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -176,7 +176,7 @@ def trial(
         accelerate(task, config)
         losses: dict[str, float] = {}
         found = []
-        bounds = [round(phase.start * run.steps) for phase in task.phases]
+        bounds = [first_step(phase.start, run.steps) for phase in task.phases]
         for start, end in pairwise((*bounds, run.steps)):
             seconds = []
             for step, batch in enumerate(loader.batches(start, min(start + steps, end)), start):
@@ -294,11 +294,17 @@ class _Run:
         return self.ema.model if self.ema else self.task.exported()
 
     def evaluate(self, evaluate: Evaluate, step: int) -> bool:
-        """Takes the scores of the model after `step` steps; says whether they are the best so far."""
+        """Takes the scores of the model after `step` steps; says whether they are the best so far in this phase, since
+        a model of an earlier one has not learned what belongs to it."""
         self.scores = self.judged(evaluate)
-        before, metric = self.best, self.config.checkpoint.metric
-        self.best = checkpoint.best_of(before, step, self.scores, metric)
+        before = self.best
+        rival = before if before is None or self._phase(before["step"]) is self._phase(step) else None
+        self.best = checkpoint.best_of(rival, step, self.scores, self.config.checkpoint.metric)
         return self.best is not before
+
+    def _phase(self, step: int) -> Phase:
+        """The phase of the last of so many steps."""
+        return self.task.phase((step - 1) / self.steps)[0]
 
     def judged(self, evaluate: Evaluate) -> dict[str, float]:
         """The scores of the model as it is, which the first process finds."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 NEIGHBOURS = 5  # of an asked picture, whose farthest bounds its neighbourhood (Naeem et al. sec. 4.2)
 ALIKE = 0.01  # share of the asked pictures' distances to their nearest that count as between near-duplicates
+_SAME = 1e-6  # distance of unit vectors below which they are the same but for rounding
 _ROWS = 1024  # asked pictures at a time
 
 
@@ -44,17 +45,31 @@ def overlap(learned: Tensor, asked: Tensor) -> Overlap:
     if len(asked) < 2 * (NEIGHBOURS + 1):
         raise ValueError(f"{len(asked)} pictures to ask about are too few; give at least {2 * (NEIGHBOURS + 1)}")
     learned, asked = (F.normalize(each.double(), dim=1) for each in (learned, asked))
-    among, towards = _nearest(asked, asked, NEIGHBOURS + 1), _nearest(asked, learned, 1)[:, 0]
-    radius, closest = among[:, NEIGHBOURS], among[:, 1]  # the first is the picture itself
-    near_duplicate = torch.quantile(closest, ALIKE)
+    towards = _nearest(asked, learned, 1)[:, 0]
+    radius = _nearest(asked, asked, NEIGHBOURS + 1)[:, NEIGHBOURS]  # the first is the picture itself
+    alone = _without_twins(asked)
+    closest = _nearest(asked, alone, 2)[:, -1]
+    near_duplicate = torch.quantile(_nearest(alone, alone, 2)[:, -1], ALIKE)
     halves = asked[::2], asked[1::2]
     inside = _nearest(halves[0], halves[0], NEIGHBOURS + 1)[:, NEIGHBOURS]
     expected = (_nearest(halves[0], halves[1], 1)[:, 0] <= inside).double().mean()
     return Overlap(
         float((towards <= radius).double().mean()),
         float(expected),
-        float((towards < torch.minimum(near_duplicate, closest)).double().mean()),
+        float((towards < torch.minimum(near_duplicate, closest).clamp(min=_SAME)).double().mean()),
     )
+
+
+def _without_twins(vectors: Tensor) -> Tensor:
+    """(N, C) vectors, of those that are the same the first alone."""
+    kept: list[Tensor] = []
+    for rows in vectors.split(_ROWS):
+        near = torch.cdist(rows, rows) < _SAME
+        rows = rows[~near.tril(-1).any(dim=1)]
+        for earlier in kept:
+            rows = rows[~(torch.cdist(rows, earlier) < _SAME).any(dim=1)]
+        kept.append(rows)
+    return torch.cat(kept)
 
 
 def _nearest(ones: Tensor, others: Tensor, count: int) -> Tensor:

@@ -73,6 +73,12 @@ class Phase:
     lr_scale: float = 1.0
 
 
+def first_step(start: float, steps: int) -> int:
+    """The first step of a run of so many whose progress is at least a share of the run."""
+    step = int(start * steps)
+    return step if step / steps >= start else step + 1
+
+
 class Collapsed(ValueError):
     """A run stopped itself, since it was learning nothing any more."""
 

@@ -37,7 +37,7 @@ from synoptic.methods.start import (
     given_tokenizer,
     given_towers,
 )
-from synoptic.methods.teachers import Teacher, load_teacher, words_of
+from synoptic.methods.teachers import Teacher, load_teacher
 from synoptic.models import resnet
 from synoptic.models.clip import (
     TEXT_OF,
@@ -437,7 +437,7 @@ def _teacher(config: ClipTrainConfig) -> Teacher | None:
     if config.teacher is None:
         return None
     teacher = load_teacher(config.teacher, config.channels)
-    if words_of(teacher.model) is None:
+    if teacher.words() is None:
         raise ValueError(f"teacher={config.teacher}: knows no words; take a CLIP or SigLIP with its vocabulary")
     return teacher
 

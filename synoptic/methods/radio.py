@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from synoptic.data.sources import Source
 from synoptic.losses.balance import Balance
 from synoptic.losses.distillation import PatchLoss, SummaryLoss
 from synoptic.losses.standardise import Standard, Standardiser
-from synoptic.methods.base import Method, Unused, check_tiles, of_bands, resolve_common
+from synoptic.methods.base import Method, Unused, check_tiles, first_step, of_bands, resolve_common
 from synoptic.methods.radio_task import RadioTask
 from synoptic.methods.start import LoadOptions, given_student
 from synoptic.methods.student import begun, continued
@@ -40,7 +40,8 @@ class RadioConfig(TrainConfig):
         windows: sides in patches of windows in which most of the student's blocks attend, one drawn for each step, 0
             being none (ViTDet's windows as augmentation, AM-RADIO sec. 4).
         shift: cells by which the crops of student and teachers lie apart, at most; they are compared where they overlap
-            (C-RADIOv4 eq. 1, against what teachers say of places rather than of pictures).
+            (C-RADIOv4 eq. 1, against what teachers say of places rather than of pictures). Each sees so many cells less
+            than `crop_scale` keeps.
         match: the grid on which patches are compared where student and teacher have other ones: the "larger" (AM-RADIO)
             or the "smaller".
         summary_loss: "angle" is the squared angle over the teacher's dispersion (C-RADIOv4).
@@ -53,13 +54,14 @@ class RadioConfig(TrainConfig):
         balance: "fixed" weighs the losses as the teachers' configurations say, "uncertainty" learns weights, "adaloss"
             divides each loss by its mean.
         drop_teachers: share of the teachers that each picture goes without, never the one that it answers worst for.
+            Of this and of "adaloss" each part of a batch (`accumulate`, several sizes) makes its own account.
         head: form of the heads: "paper" as AM-RADIO says, "v1" and "v2" as the released models have them.
         head_blocks: residual blocks inside the heads of "v2".
         head_hidden: width inside the heads; None takes the widest of the teachers' patches and the student.
         crop_scale: share of a picture's area that a training crop keeps, lowest and highest.
         flip: share of the crops that are mirrored (not in the paper; it suits small data).
-        summary: "shared" is one summary token that all heads read (the paper); "per_teacher" one token for each, whose
-            concatenation is the student's summary (the released models).
+        summary: "shared" is one summary token that all heads read (the paper); "per_teacher" one token for each; the
+            student's summary is the concatenation of those whose teachers have one (the released models).
         registers: further tokens of the student that are thrown away.
         position: "learned" position embeddings, or "cpe", which lets the student see any size.
         spectral: whether the largest singular value of the student's matrices is a parameter of its own, for trainings
@@ -127,10 +129,7 @@ def build(config: RadioConfig, source: Source) -> RadioTask:
     _check_sizes(config, student, teachers)
     _check_stages(config)
     _check_rows(config, student, teachers)
-    if config.drop_teachers and len(teachers) < 2:
-        raise ValueError(
-            f"drop_teachers={config.drop_teachers:g}: decides nothing, for there is one teacher; leave it out"
-        )
+    _check_dropping(config, teachers)
     for name in teachers if config.standardise != "none" else ():
         adaptor: Any = student.adaptors[name]
         if adaptor.config.patch_head.upsample > 1:
@@ -176,9 +175,10 @@ def _check_bands(config: RadioConfig, teachers: Mapping[str, Teacher]) -> None:
 def _check_sizes(config: RadioConfig, student: Student, teachers: Mapping[str, Teacher]) -> None:
     """Sees to it that patches and windows tile every size of the student, and that each has a teacher."""
     sizes = {size for stage in parse_stages(config.stages, present(config.size)) for size in stage.sizes}
+    whose = config.model if config.init is None else f"the student in init={config.init}"
+    check_tiles("size", present(config.size), whose, student.stride)
     for size in sorted(sizes):
-        whose = config.model if config.init is None else f"the student in init={config.init}"
-        check_tiles("stages" if config.stages else "size", size, whose, student.stride)
+        check_tiles("stages", size, whose, student.stride)
         grid = size // student.stride
         if config.shift > grid // 2:
             raise ValueError(f"shift={config.shift}: is more than half of the {grid} patches along {size} pixels")
@@ -195,10 +195,19 @@ def _check_sizes(config: RadioConfig, student: Student, teachers: Mapping[str, T
         raise ValueError("windows= decides nothing: all blocks of the student attend over the whole picture")
 
 
+def _check_dropping(config: RadioConfig, teachers: Mapping[str, Teacher]) -> None:
+    """Refuses to drop teachers where no picture has two."""
+    sizes = {size for stage in parse_stages(config.stages, present(config.size)) for size in stage.sizes}
+    most = max(sum(size in (each.config.at or (size,)) for each in teachers.values()) for size in sizes)
+    if config.drop_teachers and most < 2:
+        told = f"decides nothing, for there is one teacher{' at each size' if len(teachers) > 1 else ''}"
+        raise ValueError(f"drop_teachers={config.drop_teachers:g}: {told}; leave it out")
+
+
 def _check_stages(config: RadioConfig) -> None:
     """Sees to it that each stage has steps, and each part of a batch pictures for all sizes."""
     stages = parse_stages(config.stages, present(config.size))
-    starts = [round(stage.start * present(config.steps)) for stage in stages]
+    starts = [first_step(stage.start, present(config.steps)) for stage in stages]
     for stage, begins, ends in zip(stages, starts, [*starts[1:], present(config.steps)], strict=True):
         if begins >= ends:
             raise ValueError(
@@ -213,21 +222,31 @@ def _check_stages(config: RadioConfig) -> None:
 
 
 def _check_rows(config: RadioConfig, student: Student, teachers: Mapping[str, Teacher]) -> None:
-    """Sees to it that the first step has patches enough for the statistics that are asked for."""
+    """Sees to it that there are patches enough for the statistics that are asked for, each time when they are taken."""
     if config.standardise not in ("pca", "zca"):
         return
-    stages = parse_stages(config.stages, present(config.size))
     for name, teacher in teachers.items():
         channels = student.config.adaptors[name].patches
-        first = ((stage, size) for stage in stages for size in stage.sizes if size in (teacher.config.at or (size,)))
-        stage, size = next(first)
-        patches = _patches(teacher, size // student.stride)
-        rows = patches * (config.batch // config.accumulate // len(stage.sizes))
-        if rows <= channels:
-            raise ValueError(
-                f"standardise={config.standardise}: the first batch has {rows} patches of {name}, and whitening its "
-                f"{channels} channels needs more; give a larger batch, or standardise=phi_s"
-            )
+        for place, rows in enumerate(_rows(config, student.stride, teacher)):
+            if rows <= channels:
+                which = "first batch" if not place else "first step of a stage"
+                raise ValueError(
+                    f"standardise={config.standardise}: the {which} has {rows} patches of {name}, and whitening its "
+                    f"{channels} channels needs more; give a larger batch, or standardise=phi_s"
+                )
+
+
+def _rows(config: RadioConfig, stride: int, teacher: Teacher) -> Iterator[int]:
+    """Of how many patches a teacher's first statistics are taken, in each stage in which it takes part: of the first
+    part of a batch where it is first seen, then of the whole first step."""
+    seen = False
+    for stage in parse_stages(config.stages, present(config.size)):
+        patches = [_patches(teacher, size // stride) for size in stage.sizes if size in (teacher.config.at or (size,))]
+        if not patches:
+            continue
+        pictures = config.batch // len(stage.sizes)
+        yield sum(patches) * pictures if seen else patches[0] * (pictures // config.accumulate)
+        seen = True
 
 
 def _patches(teacher: Teacher, grid: int) -> int:
@@ -252,6 +271,7 @@ METHOD = Method(
             lambda config: config.init is not None,
         ),
         Unused("without standardise=", ("settle",), lambda config: config.standardise == "none"),
+        Unused("but with head=v2", ("head_blocks",), lambda config: config.head != "v2"),
         Unused("beside shift=, whose grid is the student's", ("match",), lambda config: config.shift > 0),
     ),
 )

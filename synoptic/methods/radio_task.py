@@ -19,7 +19,7 @@ from synoptic.losses.balance import Balancer, teacher_weights
 from synoptic.losses.distillation import Dispersion
 from synoptic.losses.standardise import Standardiser
 from synoptic.methods.base import ParamGroup, Phase, Task, facts_of_bands, split_by_decay
-from synoptic.methods.teachers import Former, Teacher
+from synoptic.methods.teachers import Teacher
 from synoptic.methods.views import Asked, Shown, overlap, parse_stages, parts_of
 from synoptic.models import spectral
 from synoptic.models.adaptors import Student
@@ -148,7 +148,7 @@ class RadioTask(Task):
         for name, theirs in said.items():
             self._watch(name, theirs, progress)  # first, since it may change the student's heads
         for teacher in self.teachers.values():
-            if isinstance(teacher.model, Former):
+            if teacher.is_former:
                 teacher.model.forget()
         features = self._trunk(views[asked[""]], self._window(int(rows[0])), progress)
         answers = {name: each.float() for name, each in self.student.standard(features, list(said)).items()}
@@ -176,6 +176,8 @@ class RadioTask(Task):
         if not config.shift:
             first, second = distillation.on_one_grid(mine.patches, mine.grid, target, theirs.grid, config.match)
         else:
+            finer = self.student.adaptors[name].config.patch_head.upsample  # offsets are in cells of the trunk
+            at, there = ((down * finer, across * finer) for down, across in (at, there))
             places = [each.to(target.device) for each in overlap(at, there, mine.grid[0])]
             first = mine.patches[:, places[0]]
             second = distillation.on_grid(target, theirs.grid, mine.grid)[:, places[1]]
@@ -273,8 +275,8 @@ class RadioTask(Task):
             return
         patches = theirs.patches.flatten(0, 1)
         if len(patches) > ROWS:  # at random, since a step of rows may hit a single column of every picture
-            draws = torch.Generator().manual_seed(self.config.seed * 2**20 + self.last_step)
-            patches = patches[torch.randperm(len(patches), generator=draws)[:ROWS].to(patches.device)]
+            draws = Draws(self.config.seed, torch.tensor([self.last_step])).uniform("statistics", count=len(patches))
+            patches = patches[draws[0].argsort()[:ROWS].to(patches.device)]
         space.observe(patches, self.group)
         if name not in self.settled:
             self._settle(name, space)
@@ -282,7 +284,7 @@ class RadioTask(Task):
     def _settle(self, name: str, space: Standardiser) -> None:
         """Goes over to new statistics; a head that has learned, and its average, go on to answer as they did, in the
         teacher's own space."""
-        learned = name in self.settled or self.teachers[name].adaptor is not None  # of a former student's
+        learned = name in self.settled or self.teachers[name].is_former
         averages: list[Any] = [average.adaptors[name] for average in cast(Any, self.averages)]
         heads = [self.student.adaptors[name], *averages]
         if learned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from synoptic.methods.start import given_student
-from synoptic.methods.teachers import Former, Teacher, TeacherConfig, Words, words_of
+from synoptic.methods.teachers import Former, Teacher, TeacherConfig, Words
 from synoptic.methods.views import parse_stages
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.heads import HeadConfig
@@ -49,9 +49,23 @@ def begun(config: RadioConfig, teachers: Mapping[str, Teacher], pixels: Mapping[
     adaptors = {
         name: _adaptor(config, features, words[name], config.head_hidden or widest) for name, features in wanted.items()
     }
-    student = Student(StudentConfig(backbone=backbone, adaptors=adaptors), _tokenizers(words))
+    summary = _summary(_speaking(adaptors), tokens)
+    student = Student(StudentConfig(backbone=backbone, adaptors=adaptors, summary=summary), _tokenizers(words))
     _keep_words(student, words)
     return student
+
+
+def _speaking(adaptors: Mapping[str, AdaptorConfig], first: int = 0) -> list[int]:
+    """The summary tokens of those adaptors that have a summary, one for each from the first on. The others learn
+    nothing to say, and are as good as registers."""
+    return [first + place for place, adaptor in enumerate(adaptors.values()) if adaptor.summary is not None]
+
+
+def _summary(tokens: Sequence[int], count: int) -> tuple[int, ...] | None:
+    """Tokens out of so many as a student's configuration names those of its summary: None stands for all, and for one
+    or more that nobody teaches."""
+    kept = tuple(token for token in tokens if token < count)
+    return kept if kept and kept != tuple(range(count)) else None
 
 
 def _largest(config: RadioConfig) -> int:
@@ -64,7 +78,7 @@ def continued(config: RadioConfig, added: Mapping[str, Teacher]) -> tuple[Studen
     """A finished student with adaptors for further teachers, and all that teach it: itself as it was, and those.
 
     Its summary tokens stay those of the teachers that it knows; each new teacher gets one more, where they are one a
-    teacher.
+    teacher. That of a teacher with a summary becomes a part of the student's own.
 
     Raises:
         ValueError: `init` is no student, or knows a teacher of that name already.
@@ -90,8 +104,9 @@ def continued(config: RadioConfig, added: Mapping[str, Teacher]) -> tuple[Studen
     slots, summary = former.config.tokens, former.config.summary
     if slots is not None:  # as in released students: each new teacher has the token that was added for it
         slots = {**slots, **{name: tokens + place for place, name in enumerate(added)}}
-    if summary is not None and backbone.summary_tokens > tokens:
-        summary = (*summary, *range(tokens, backbone.summary_tokens))
+    if backbone.summary_tokens > tokens:
+        before = range(tokens) if summary is None else summary
+        summary = _summary([*before, *_speaking(adaptors, tokens)], backbone.summary_tokens)
     made = replace(former.config, backbone=backbone, adaptors=both, tokens=slots, summary=summary)
     student = Student(made, known | _tokenizers(words))
     _take_over(student, former)
@@ -145,7 +160,7 @@ def _wanted(teacher: Teacher) -> Features:
 
 
 def _words(teacher: Teacher, wanted: Features) -> Words | None:
-    return words_of(teacher.model) if wanted.summary is not None else None
+    return teacher.words() if wanted.summary is not None else None
 
 
 def _adaptor(config: RadioConfig, wanted: Features, words: Words | None, hidden: int) -> AdaptorConfig:

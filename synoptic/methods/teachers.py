@@ -14,6 +14,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from synoptic.config import nearest
 from synoptic.data.mosaic import assemble, cut
 from synoptic.losses.precision import wide
 from synoptic.methods.start import LoadOptions, tell_if_untrained
@@ -23,11 +24,12 @@ from synoptic.models.layers import Block
 from synoptic.models.sam_attention import SamBlock
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
-from synoptic.models.vit import tiled_sizes
-from synoptic.predict import load
+from synoptic.models.vit import ViT, tiled_sizes
+from synoptic.predict import VisionModel, load
 from synoptic.types import Features
 from synoptic.weights.folder import model_hash
 
+_OWN = ("answer", "trunk")  # what a model answers with in a space of its own
 ADDED = "+"  # before the name of a teacher that is given to a finished student
 
 
@@ -41,8 +43,9 @@ class TeacherConfig:
             "grid" in the size in which it has as many patches as the student; "mosaic" shows it several at once, on a
             canvas of its own size, so that each has about as many patches as the student has (and no summary).
         at: sizes in pixels of the student's pictures at which it takes part; none stands for all.
-        features: what its patches are: "answer" is what the model answers with, "trunk" is its last block, before what
-            comes behind it (AM-RADIO takes SAM before its neck).
+        features: what it answers with: "answer" is the model's own, "trunk" has the patches of its last block, before
+            what comes behind it (AM-RADIO takes SAM before its neck); of a student that teaches the name of an adaptor,
+            in whose space it then answers.
         summary_weight: weight of the loss of its summary, where it has one; with 0 the student has none for it.
         patches_weight: weight of the loss of its patches.
         load: what a weights file of another maker does not say itself.
@@ -51,7 +54,7 @@ class TeacherConfig:
     size: PositiveInt | None = None
     resize: Literal["fixed", "grid", "mosaic"] = "fixed"
     at: tuple[PositiveInt, ...] = ()
-    features: Literal["answer", "trunk"] = "answer"
+    features: str = "answer"
     summary_weight: NonNegativeFloat = 1.0
     patches_weight: PositiveFloat = 1.0
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -77,7 +80,7 @@ class Teacher(nn.Module):
         model: answers with Features for pictures in [0, 1]; its normalisation is inside.
         size: side of the pictures it reads, in pixels.
         config: how it is asked.
-        adaptor: of a student that teaches, the space in which it is asked.
+        adaptor: of a student that teaches, the space in which it is asked; None stands for its own.
     """
 
     def __init__(self, model: nn.Module, size: int, config: TeacherConfig | None = None, adaptor: str | None = None):
@@ -99,7 +102,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """What it answers to (B, C, H, W) pictures, float32 or better."""
-        asked = {"adaptors": (self.adaptor,)} if self.adaptor is not None else {}
+        spaces = () if self.adaptor is None else (self.adaptor,)
+        asked = {"adaptors": spaces} if isinstance(self.model, Student | Former) else {}
         if self.config.features == "trunk":
             answer = self.model(images, layers=(-1,), **asked)
             return replace(answer.layers[0], summary=answer.summary).float()
@@ -126,6 +130,19 @@ class Teacher(nn.Module):
         )
         return View(self.size // tiles, tiles)
 
+    @property
+    def is_former(self) -> bool:
+        """Whether it is the student itself, as it was."""
+        return isinstance(self.model, Former)
+
+    def words(self) -> Words | None:
+        """The text tower of the space in which it answers; None where it has none, or came without a vocabulary."""
+        speaks = self.model if self.adaptor is None else self.model.adaptors[self.adaptor]
+        text = getattr(speaks, "text", None)
+        if text is None or speaks.tokenizer is None:
+            return None
+        return Words(text.config, text.state_dict(), speaks.logit_scale.detach(), speaks.tokenizer)
+
     def blocks(self) -> Iterator[nn.Module]:
         """Its blocks, where it is a transformer of this library."""
         return (part for part in self.modules() if isinstance(part, Block | SamBlock))
@@ -136,7 +153,7 @@ class Teacher(nn.Module):
 
     def fingerprint(self) -> str:
         """Tells it from any other model by its weights, its configuration and its tokenizer."""
-        return model_hash(self.model.student if isinstance(self.model, Former) else self.model)
+        return model_hash(self.model.student if self.is_former else self.model)
 
     @torch.no_grad()
     def probe(self) -> Features:
@@ -177,14 +194,6 @@ class Words:
     weights: dict[str, Tensor]
     logit_scale: Tensor
     tokenizer: Tokenizer
-
-
-def words_of(model: Any) -> Words | None:
-    """The text tower of a teacher; None where it has none, or came without a vocabulary."""
-    text = getattr(model, "text", None)
-    if text is None or model.tokenizer is None:
-        return None
-    return Words(text.config, text.state_dict(), model.logit_scale.detach(), model.tokenizer)
 
 
 def parse_teachers(spec: str) -> dict[str, str]:
@@ -234,9 +243,21 @@ def _loaded(name: str, model: str, config: TeacherConfig) -> Teacher:
             f"teacher.{name}.size={size}: its patches of {stride} do not tile it; the nearest that work: {low}, {high}"
         )
     _check_sizes(name, vision.model, size, config)
-    if config.features == "trunk" and not vision.depth and not hasattr(vision.model, "encoder"):
-        raise ValueError(f"teacher.{name}.features=trunk: {model} tells nothing of its blocks; leave it out")
-    return Teacher(vision.model, size, config)
+    _check_features(name, model, vision, config.features)
+    return Teacher(vision.model, size, config, None if config.features in _OWN else config.features)
+
+
+def _check_features(name: str, model: str, vision: VisionModel, features: str) -> None:
+    """Refuses what a model cannot answer with."""
+    told = f"teacher.{name}.features={features}"
+    if features not in (*_OWN, *vision.adaptors):
+        raise ValueError(f"{told}: {model} has no adaptor of that name{nearest(features, (*_OWN, *vision.adaptors))}")
+    if features != "trunk":
+        return
+    if isinstance(vision.model, ViT | Student):
+        raise ValueError(f"{told}: nothing comes behind the last block of {model}, so it decides nothing; leave it out")
+    if not vision.depth and not hasattr(vision.model, "encoder"):
+        raise ValueError(f"{told}: {model} tells nothing of its blocks; leave it out")
 
 
 def _check_sizes(name: str, model: nn.Module, size: int, config: TeacherConfig) -> None:

@@ -105,7 +105,7 @@ class Shown:
         self.size, self.grid = size, size // stride
         self.scale, self.flip, self.shift = scale, flip, shift
         self.views: dict[str, View] = {name: teacher.view(self.grid) for name, teacher in teachers.items()}
-        self.formers = {name for name, teacher in teachers.items() if teacher.adaptor is not None}
+        self.formers = {name for name, teacher in teachers.items() if teacher.is_former}
 
     @property
     def largest(self) -> int:
@@ -148,7 +148,9 @@ class Shown:
         wide, high = (right - left) / cells, (bottom - top) / cells
         across = torch.where(flips, self.shift - offset[1], offset[1])
         left, top = left + across * wide, top + offset[0] * high
-        return torch.stack((left, top, left + self.grid * wide, top + self.grid * high), dim=1)
+        # What is rounded up must not leave the picture.
+        right, bottom = torch.minimum(left + self.grid * wide, right), torch.minimum(top + self.grid * high, bottom)
+        return torch.stack((left, top, right, bottom), dim=1)
 
 
 def overlap(first: tuple[int, int], second: tuple[int, int], grid: int) -> tuple[Tensor, Tensor]:

@@ -100,6 +100,7 @@ def test_a_mistake_about_given_weights_is_one_line(
         ("dinov2 init=vit_nano8 registers=4", "registers decides nothing beside init="),
         ("dinov2 ibot=0 masks.ratio=0.1,0.2", "masks.ratio decides nothing with ibot=0"),
         ("dinov2 heads=tied patch_prototypes=64", "patch_prototypes decides nothing with heads=tied"),
+        ("radio head_blocks=2", "head_blocks decides nothing but with head=v2"),
         ("radio shift=1 match=smaller", "match decides nothing beside shift="),
         ("dinov2 high_resolution.scale=2", "high_resolution.scale decides nothing without high_resolution.share"),
     ],

@@ -125,6 +125,18 @@ def test_shifted_crops_show_the_same_where_they_overlap() -> None:
             assert not torch.allclose(mine, theirs)
 
 
+@pytest.mark.parametrize(("side", "shift"), [(432, 3), (224, 1), (48, 1)])
+def test_shifted_crops_of_whole_pictures_stay_inside(side: int, shift: int) -> None:
+    """Cells are no whole parts of most pictures, and what is rounded must not reach beyond them."""
+    shown = Shown(side, 16, {"a": teacher(48)}, (1.0, 1.0), 0.5, shift=shift)
+    for picture in range(33, 1024, 7):
+        whole = torch.tensor([[0.0, 0.0, picture, picture]])
+        for offset in ((0, 0), (shift, shift), (0, shift)):
+            box = shown._inside(whole, torch.tensor([False]), offset)[0]
+            assert box.min() >= 0 and box.max() <= picture
+            assert box[2] - box[0] == pytest.approx(picture * shown.grid / (shown.grid + shift))
+
+
 def test_all_of_a_batch_take_part_at_some_size() -> None:
     parts = list(parts_of(batch(7), 3))
     assert sorted(torch.cat([part.position for part, _ in parts]).tolist()) == list(range(100, 107))

@@ -38,10 +38,20 @@ def test_asked_pictures_among_the_others_are_leakage() -> None:
     assert overlap(torch.cat([around(0, 300, 1), shown]), asked).leakage == pytest.approx(0.25, abs=0.02)
 
 
-def test_twins_among_the_asked_ones_hide_no_leakage() -> None:
-    asked = torch.cat([around(0, 100, 2)] * 2)
-    assert overlap(asked, asked).coverage == 1.0
-    assert overlap(around(0, 300, 1), asked).leakage == 0.0
+@pytest.mark.parametrize("twins", [0, 16, 400])
+def test_twins_among_the_asked_ones_hide_no_leakage(twins: int) -> None:
+    asked = around(0, 400, 2)
+    asked = torch.cat([asked, asked[:twins]])
+    same, other = overlap(asked, asked), overlap(around(0, 300, 1), asked)
+    assert same.coverage == same.leakage == 1.0
+    assert other.leakage < 0.05
+    half = overlap(asked[:200], asked).leakage
+    assert half == pytest.approx((200 + min(twins, 200)) / (400 + twins), abs=0.02)
+
+
+def test_pictures_that_are_all_the_same_are_given_away() -> None:
+    asked = torch.ones(20, 8)
+    assert overlap(asked[:1], asked).leakage == 1.0
 
 
 def test_too_few_pictures_are_told() -> None:

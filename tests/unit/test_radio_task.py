@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_tasks import batch_of, config_of, source_of
+from torch.nn.functional import unfold
 
 import synoptic
 from synoptic.engine.acceleration import accelerate
+from synoptic.engine.loop import train
 from synoptic.engine.optim import Ema
 from synoptic.methods import clip, radio, radio_task
 from synoptic.methods.radio_task import RadioTask
@@ -204,7 +207,7 @@ class Pixels(torch.nn.Module):
     stride = 8
 
     def forward(self, images: torch.Tensor, layers: Any = (), window: Any = None) -> Features:
-        rows = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2)
+        rows = unfold(images, 8, stride=8).transpose(1, 2)
         return Features(rows, (images.shape[2] // 8, images.shape[3] // 8), rows[:, 0])
 
 
@@ -295,7 +298,7 @@ def test_new_statistics_leave_what_the_average_has_learned(teachers: Path) -> No
 def test_statistics_are_of_all_places_of_a_picture(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of patches that tell their own column, however many there are."""
     monkeypatch.setattr(radio_task, "ROWS", 512)
-    task = task_of(teachers, teachers=f"dino:{teachers}/dino", standardise="channel", settle=1.0)
+    task = task_of(teachers, teachers=f"dino:{teachers}/dino", standardise="channel", settle=1.0, seed=2**62)
     columns = torch.arange(16.0).repeat(16)[None, :, None].expand(64, 256, 192)
     task._begin_step(0, 0.0)
     task._watch("dino", Features(columns, (16, 16)), 0.0)
@@ -315,6 +318,25 @@ def test_a_frozen_trunk_stands_still(teachers: Path) -> None:
     free = task_of(teachers, batch=8, steps=8)
     steps(free, 1)
     assert not all(torch.equal(tensor, before[name]) for name, tensor in free.student.backbone.state_dict().items())
+
+
+class Batches:
+    """A loader of the same pictures for ever."""
+
+    def batches(self, start: int, stop: int) -> Any:
+        return (batch_of(4, 96, start=4 * step) for step in range(start, stop))
+
+    def names(self, step: int) -> list[str]:
+        return []
+
+
+def test_the_best_is_one_of_the_last_stage(teachers: Path, tmp_path: Path) -> None:
+    """Before it a teacher of that stage was not learned at all."""
+    keys = {"stages": "32@0,64@0.5", "teacher": {"dino": {"at": [64]}}, "size": 64, "steps": 4, "evaluate_every": 1}
+    task = task_of(teachers, **keys, precision="fp32", checkpoint={"metric": "knn"})
+    scores = iter((0.9, 0.8, 0.3, 0.2))
+    ended = train(task, Batches(), task.config, tmp_path, lambda model: {"knn": next(scores)})
+    assert (ended["best"]["step"], ended["best"]["score"]) == (3, 0.3)
 
 
 def test_teachers_are_compiled_and_not_recomputed(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +372,59 @@ def finished(teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps(task, 5)
     VisionModel(task.finished(task.student), Preprocess(32), "student").save(folder / "student")
     return folder / "student"
+
+
+def test_a_token_that_nobody_teaches_is_no_part_of_the_summary(teachers: Path, finished: Path) -> None:
+    """As RADIO leaves out that of SAM: the second of three, and of a further teacher the one that was added."""
+    spec = f"clip:{teachers}/clip,silent:{teachers}/dino,dino:{teachers}/dino"
+    student = task_of(teachers, teachers=spec, teacher={"silent": {"summary_weight": 0}}).student
+    assert student.config.summary == (0, 2) and student.summary_width == 2 * student.width
+    silent = task_of(teachers, teacher={name: {"summary_weight": 0} for name in ("clip", "dino")}).student
+    assert silent.config.summary is None  # there is nothing better
+    for weight, summary in ((0, (0,)), (1, None)):
+        values = {"teachers": f"+dino:{teachers}/dino", "init": str(finished), "batch": 8}
+        more = task_of(teachers, **values, teacher={"dino": {"summary_weight": weight}}).student
+        assert more.config.summary == summary and more.config.backbone.summary_tokens == 2
+
+
+def test_a_student_teaches_in_the_space_of_an_adaptor(teachers: Path, finished: Path) -> None:
+    task = task_of(teachers, teachers=f"clip:{finished}", teacher={"clip": {"features": "clip"}})
+    asked = synoptic.load(finished, "cpu")(IMAGES).adaptors["clip"]
+    found = task.teachers["clip"](IMAGES)
+    assert torch.equal(found.patches, asked.patches) and torch.equal(found.summary, asked.summary)
+    assert task.student.adaptors["clip"].text is not None  # and its words come along
+    own = task_of(teachers, teachers=f"clip:{finished}")
+    assert torch.equal(own.teachers["clip"](IMAGES).patches, synoptic.load(finished, "cpu")(IMAGES).patches)
+    assert own.student.adaptors["clip"].text is None
+
+
+def test_shifts_of_a_head_with_a_finer_grid_are_in_its_cells(teachers: Path) -> None:
+    """Of one who answers with the pixels of patches half as wide, the same places are the same."""
+    task = task_of(teachers, teachers=f"dino:{teachers}/dino", shift=2, patch_loss="mse", crop_scale=(1.0, 1.0))
+    adaptor = task.student.adaptors["dino"]
+    adaptor.config = replace(adaptor.config, patch_head=replace(adaptor.config.patch_head, form="v2", upsample=2))
+    pictures = torch.rand(1, 3, 48, 48)
+    crops = {at: pictures[..., 8 * at[0] : 8 * at[0] + 32, 8 * at[1] : 8 * at[1] + 32] for at in ((2, 0), (0, 1))}
+    fine = {at: Features(unfold(crop, 4, stride=4).transpose(1, 2), (8, 8)) for at, crop in crops.items()}
+    losses = task._losses_of("dino", fine[2, 0], fine[0, 1], (2, 0), (0, 1))
+    assert float(losses["dino.patches"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"stages": "96@0,32@0.5", "batch": 8}, r"the first step of a stage has 128 patches of dino, and whitening"),
+        ({"stages": "96@0,32+64@0.5", "batch": 8, "accumulate": 4}, None),
+        ({"stages": "96@0,64@0.5", "batch": 8, "accumulate": 8}, r"the first batch has 144 patches of dino"),
+    ],
+)
+def test_whitening_has_patches_enough_in_every_stage(teachers: Path, values: Any, told: str | None) -> None:
+    keys = {"teachers": f"dino:{teachers}/dino", "teacher": {"dino": {"resize": "grid"}}, "standardise": "zca"}
+    if told is None:
+        task_of(teachers, **keys, **values)
+        return
+    with pytest.raises(ValueError, match=told):
+        task_of(teachers, **keys, **values)
 
 
 @pytest.mark.parametrize("kind", ["none", "phi_s"])
