@@ -57,6 +57,7 @@ class ViTConfig:
         pool: what the summary is: the summary "tokens", or an "attention" over the patches (SigLIP), without any token.
         window: side in patches of the windows in which most blocks attend outside of training; None attends over the
             whole picture everywhere.
+        patch_normaliser: whether what is answered of patches, though not of layers, goes through a `PatchNormaliser`.
         global_blocks: how many blocks attend over the whole picture where windows are asked for; see windows.is_global.
     """
 
@@ -92,6 +93,7 @@ class ViTConfig:
     pool: Literal["tokens", "attention"] = "tokens"
     window: int | None = None
     global_blocks: int = 4
+    patch_normaliser: bool = False
 
     def __post_init__(self) -> None:
         check_transformer(self)
@@ -206,6 +208,21 @@ class ConvStem(nn.Sequential):
         return super().forward(images.contiguous(memory_format=torch.channels_last))  # up to a quarter faster on CPUs
 
 
+class PatchNormaliser(nn.Module):
+    """(x - mean) tx^T of (B, N, D) patches x, by statistics of what the network answers: PHI-S of its own output.
+
+    Source: RADIO's release radio_v2.5-h-norm; PHI-S (arXiv 2410.01680).
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(width))
+        self.tx = nn.Parameter(torch.eye(width))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return (patches - self.mean) @ self.tx.T
+
+
 class ViT(nn.Module):
     """A Vision Transformer that answers with Features.
 
@@ -231,6 +248,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(self._block(config, index) for index in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else nn.Identity()
         self.pool = self._pool(config)
+        self.patch_normaliser = PatchNormaliser(config.width) if config.patch_normaliser else None
         self.blocks.apply(init_linear)
 
     @staticmethod
@@ -325,6 +343,8 @@ class ViT(nn.Module):
             if index in wanted:
                 kept[index] = self._features(tokens, groups, grids, windows)
         answers = self._features(tokens, groups, grids, windows)
+        if self.patch_normaliser is not None:
+            answers = [replace(answer, patches=self.patch_normaliser(answer.patches)) for answer in answers]
         return tuple(
             replace(answer, layers=tuple(kept[index][place] for index in wanted))
             for place, answer in enumerate(answers)

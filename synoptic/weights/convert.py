@@ -175,13 +175,19 @@ def sorted_out(state: Mapping[str, Tensor], table: Table) -> tuple[dict[str, Ten
             unknown.append(key)
     whole = {place: parts for place, parts in gathered.items() if len(parts) == len(place[1].theirs)}
     incomplete = [key for key, _ in gathered.keys() - whole.keys()]
-    ours, unlike = {}, []
+    ours: dict[str, Tensor] = {}
+    twice, unlike = [], []
     for (key, rule), parts in whole.items():
+        if key in ours:
+            twice.append(key)
         try:
             ours[key] = rule.change.join([parts[part] for part in rule.theirs])
         except (RuntimeError, IndexError):  # of shapes that cannot be stacked or turned
             unlike.append(f"{key} of {', '.join(str(tuple(part.shape)) for part in parts.values())}")
-    return ours, {"unknown": unknown, "incomplete": sorted(incomplete), "of unlike shapes": unlike}
+    return ours, {
+        **{"unknown": unknown, "incomplete": sorted(incomplete)},
+        **{"there twice, by two names": twice, "of unlike shapes": unlike},
+    }
 
 
 def from_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:

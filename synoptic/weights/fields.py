@@ -192,12 +192,14 @@ def radio_vit(**known: Any) -> Fields:
             said["activation"] = _called(said["activation"])
         args = _section(header, ARGUMENTS)
         both = {**args, **header}
-        usual = _GLOBAL_BLOCKS.get(shapes["depth"], 4)
+        version, window = str(header.get("version", "")).lower(), both.get("vitdet_window_size")
+        usual = _GLOBAL_BLOCKS_OF.get(version) or _GLOBAL_BLOCKS.get(shapes["depth"], 4)
         trained = {
             "position": "cpe",
             "final_norm": "norm.weight" in state,
+            "patch_normaliser": "patch_normaliser.mean" in state,
             "align_corners": _align_corners(header) if options.align_corners is None else options.align_corners,
-            "window": options.window or both.get("vitdet_window_size") or None,
+            "window": options.window or (window if isinstance(window, int) and window > 0 else None),
             "global_blocks": _global_blocks(args, shapes["depth"]) or usual,
         }
         heads = options.heads or said.get("heads") or _usual_heads(shapes["width"])
@@ -206,16 +208,24 @@ def radio_vit(**known: Any) -> Fields:
     return fields
 
 
-# Blocks that attend over the whole picture where others attend in windows, by depth: those of ViT-g; others have four.
+# Blocks that attend over the whole picture where others attend in windows, by depth: those of ViT-g; others have four
+# but for releases whose makers' list says otherwise, as five blocks with windows between two global ones.
 _GLOBAL_BLOCKS = {40: 8}
+_GLOBAL_BLOCKS_OF = {"radio_v2": 5, "radio_v2.1": 5, "c-radio_v2-vlm-h": 8}
 
 # Releases whose tables of positions were trained to be resized between the centres of cells. Those before were released
 # when all were resized between corners (align_corners), and answer so though their makers' code has changed since.
 _BETWEEN_CENTRES = ("c-radio_v3-l", "c-radio_v3-g", "c-radio_v4")
 
 
+_OF_THE_FOURTH = ("dino_v3", "sam3")  # teachers of C-RADIOv4 and of no release before
+
+
 def _align_corners(header: Mapping[str, Any]) -> bool:
-    return not str(header.get("version", "")).lower().startswith(_BETWEEN_CENTRES)
+    teachers = _section(header, ARGUMENTS).get("teachers")
+    names = [each.get("name") for each in teachers if isinstance(each, Mapping)] if isinstance(teachers, list) else []
+    is_later = str(header.get("version", "")).lower().startswith(_BETWEEN_CENTRES)
+    return not is_later and not any(name in names for name in _OF_THE_FOURTH)
 
 
 def _global_blocks(args: Mapping[str, Any], depth: int) -> int | None:

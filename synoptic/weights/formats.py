@@ -136,7 +136,8 @@ def prepared(config: Any, said: Description, size: int | None = None) -> Preproc
     if said.processor is None:
         return Preprocess(usual, "squash" if getattr(config, "bias", False) is True else "crop")
     seen = preprocessing(said.processor, usual)
-    fits = seen.size % seeing(config).patch_size == 0 and size is None
+    vit = seeing(config)
+    fits = seen.size % (vit.patch_size * (getattr(vit, "window", None) or 1)) == 0 and size is None
     return seen if fits else replace(seen, size=usual)
 
 
@@ -201,7 +202,10 @@ def networks(parts: Mapping[str, State], part: str | None, where: str) -> dict[s
     Raises:
         ValueError: the file has no such part, or two of its keys say the same.
     """
-    chosen = part or next((name for name in _PARTS if name in parts), "")
+    known = [name for name in _PARTS if name in parts]
+    if len(known) > 1 and not known[0] and len(parts[known[1]]) > len(parts[""]):  # a number beside a network
+        known.pop(0)
+    chosen = part or next(iter(known), "")
     if chosen not in parts:
         held = f"tensors of {', '.join(parts)}" if any(parts) else "one network" if parts else "no tensors by name"
         raise ValueError(f"{where}: holds {held}, and no {chosen or 'network that is known here'}")

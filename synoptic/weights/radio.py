@@ -48,6 +48,8 @@ _NAMES = {  # of timm's models by width and depth, which the makers' code builds
     (1280, 32): "huge",
     (1536, 40): "giant",
 }
+_DINOV2 = "dino_v2_g_student"  # likewise, of radio_v2.5-g
+_CALLED = {"siglip2_g": "siglip2-g"}  # adaptors whose names in files are no identifiers, as here they have to be
 _VERSIONS = {"v1": "v1", "v2": "v2", "attention": "attn"}  # of heads, ours by theirs
 
 
@@ -103,8 +105,8 @@ def tidied(theirs: str, adaptors: bool) -> Tidy:
     def tidy(state: State, header: Values, options: LoadOptions) -> tuple[State, Values]:
         state = folded(state)
         _check_feed_forward(state)
-        if any("feature_normalizer." in key for key in state):
-            log.warning("its patches are not normalised by the statistics in it: they are as the network makes them")
+        if any("_feature_normalizer.alphas" in key or "inter_feature_normalizer." in key for key in state):
+            log.warning("statistics of its blocks are left out: their features are as the network makes them")
         hub = theirs.startswith(HUB)
         args = header.get(ARGUMENTS)
         teachers = _teachers(args if isinstance(args, Mapping) else {})
@@ -150,17 +152,37 @@ def finished(theirs: str) -> Callable[[State, Any], State]:
         state |= {f"{place}input_conditioner.{name}": both[name].clone() for place in places for name in both}
         if hub:
             state[f"{HUB}summary_idxs"] = torch.arange(vit.summary_tokens)
+        else:
+            state = {_as_called(key): tensor for key, tensor in state.items()}
         return state | {f"{begin}.token": torch.cat(rows)}
 
     return finish
 
 
+def _as_called(key: str) -> str:
+    """A key of a head as files call its teacher."""
+    place, _, rest = key.partition(".")
+    name, _, layer = rest.partition(".")
+    return (
+        f"{place}.{_CALLED[name]}.{layer}" if place in ("_heads", "_feature_projections") and name in _CALLED else key
+    )
+
+
+# What the makers' code reads of the arguments of any file, with the values of a network without its training.
+_OF_A_TRAINING: dict[str, Any] = {
+    **{"pretrained": False, "num_classes": None, "input_size": None, "model_kwargs": {}, "initial_checkpoint": ""},
+    **{"drop": 0.0, "drop_path": None, "drop_block": None, "gp": None, "bn_momentum": None, "bn_eps": None},
+    **{"torchscript": False, "spectral_reparam": False, "mlp_version": "v2"},
+}
+
+
 def arguments(config: ViTConfig | StudentConfig) -> dict[str, Any]:
-    """What a file's arguments say of a model: all that no shape of its tensors tells."""
+    """What a file's arguments say of a model: all that no shape of its tensors tells, and what its makers ask."""
     vit = config.backbone if isinstance(config, StudentConfig) else config
     size = _NAMES.get((vit.width, vit.depth), f"{vit.width}x{vit.depth}")
     said = {
-        "model": f"vit_{size}_patch{vit.patch_size}_{vit.image_size}",
+        **_OF_A_TRAINING,
+        "model": _DINOV2 if vit.feed_forward == "swiglu" else f"vit_{size}_patch{vit.patch_size}_224",
         "in_chans": vit.channels,
         "cpe_max_size": vit.image_size,
         "cpe_num_registers": vit.registers,
@@ -171,15 +193,21 @@ def arguments(config: ViTConfig | StudentConfig) -> dict[str, Any]:
         "vitdet_num_global": vit.global_blocks,
     }
     if not isinstance(config, StudentConfig):
-        named = [{"name": f"teacher{slot}", "use_summary": True} for slot in range(vit.summary_tokens)]
+        named = [{"name": f"teacher{slot}", **_GENERIC, "use_summary": True} for slot in range(vit.summary_tokens)]
         return {ARGUMENTS: {**said, "teachers": [{**each, "token_slot": slot} for slot, each in enumerate(named)]}}
     slots = config.slots
     owned = set(slots.values())
     kept = range(vit.summary_tokens) if config.summary is None else config.summary
-    teachers = [{"name": name, "token_slot": slots[name], **_versions(part)} for name, part in config.adaptors.items()]
+    teachers = [
+        {"name": _CALLED.get(name, name), **_GENERIC, "token_slot": slots[name], **_versions(part)}
+        for name, part in config.adaptors.items()
+    ]
     free = [slot for slot in range(vit.summary_tokens) if slot not in owned]
-    teachers += [{"name": f"teacher{slot}", "token_slot": slot} for slot in free]
+    teachers += [{"name": f"teacher{slot}", **_GENERIC, "token_slot": slot} for slot in free]
     return {ARGUMENTS: {**said, "teachers": [{**each, "use_summary": each["token_slot"] in kept} for each in teachers]}}
+
+
+_GENERIC = {"type": "generic"}  # an adaptor without the words of its teacher
 
 
 def _versions(adaptor: AdaptorConfig) -> dict[str, Any]:
@@ -239,7 +267,8 @@ def _teachers(args: Values) -> list[Values]:
 
 
 def _name_of(teacher: Values, place: int) -> str:
-    return _identifier(str(teacher.get("name") or f"teacher{place}"))
+    name = teacher.get("name")
+    return _identifier(name if isinstance(name, str) and name else f"teacher{place}")
 
 
 def _identifier(name: str) -> str:
@@ -318,7 +347,8 @@ def _of_teachers(teachers: Sequence[Values], args: Values) -> Tokens:
     ]
     if not used:
         raise ValueError("its arguments tell of no teacher with a summary")
-    finer = {name: _times(each.get("fd_upsample_factor")) for name, each in zip(names, teachers, strict=True)}
+    both = reversed(list(zip(names, teachers, strict=True)))
+    finer = {name: _times(each.get("fd_upsample_factor")) for name, each in both}  # here, too
     return Tokens(1 + max(slots.values()), tuple(dict.fromkeys(used)), slots, finer)
 
 
@@ -347,7 +377,11 @@ def _as_packaged(tokens: Tokens, header: Values, kept: Tensor | None, keys: Mapp
 
 
 def _whole_numbers(tensor: Tensor | None) -> list[int] | None:
-    return None if tensor is None or tensor.is_meta else [int(each) for each in tensor.flatten().tolist()]
+    if tensor is None or tensor.is_meta:
+        return None
+    if tensor.is_floating_point() or tensor.is_complex():
+        raise ValueError(f"its summary_idxs are of {str(tensor.dtype).removeprefix('torch.')}, not whole numbers")
+    return [int(each) for each in tensor.flatten().tolist()]
 
 
 def _are_slots(slots: Sequence[Any], count: int) -> bool:
@@ -392,7 +426,7 @@ def _arranged(
 def _after(header: Values, mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
     """Statistics of the network, behind those by which a folder's processor already normalises, where it does."""
     first, scale = header.get("image_mean"), header.get("image_std")
-    if not first or not scale or not len(first) == len(scale) == len(mean):
+    if not (isinstance(first, list) and isinstance(scale, list) and len(first) == len(scale) == len(mean)):
         return list(mean), list(std)
     both = list(zip(first, scale, mean, std, strict=True))
     return [m + s * inner for m, s, inner, _ in both], [s * inner for _, s, _, inner in both]
@@ -423,7 +457,7 @@ def _column(values: Sequence[float], usual: Sequence[float]) -> Tensor:
 
 def _cut(weight: Tensor, bands: int) -> Tensor:
     """(D, C*p*p) weights of patches as (D, C, p, p)."""
-    side = math.isqrt(weight.shape[-1] // bands)
-    if weight.ndim != 2 or not side or bands * side**2 != weight.shape[1]:
+    side = math.isqrt(weight.shape[-1] // bands) if weight.ndim == 2 and bands else 0
+    if not side or bands * side**2 != weight.shape[1]:
         raise ValueError(f"patches of {tuple(weight.shape)[1:]} numbers are no squares of {bands} bands")
     return weight.unflatten(1, (bands, side, side))

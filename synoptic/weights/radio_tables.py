@@ -55,24 +55,23 @@ _HUB_HEADS = _heads(
     {"summary_head": f"{HUB}adaptors.{{name}}.head_mlp", "patch_head": f"{HUB}adaptors.{{name}}.feat_mlp"}
 )
 
-# Of no use: tokens that nothing reads, statistics that stand twice, those of patches that are normalised after all else
-# (radio_v2.5-h-norm), and what embeds pictures of films.
+# Of no use: tokens that nothing reads, statistics that stand twice, those of blocks (radio_v2.5-h-norm), and what reads
+# films.
 _UNUSED = ("reg_token", "input_conditioner.{p}", "inner.input_conditioner.{p}", "patch_generator.video_embedder.{p}")
 _IGNORED = {
-    TRUNK: (*(f"{TRUNK}{key}" for key in _UNUSED), "_feature_normalizer.{p}", "_intermediate_feature_normalizer.{p}"),
-    HUB: (*(f"{HUB}model.{key}" for key in _UNUSED), f"{HUB}feature_normalizer.{{p}}"),
+    TRUNK: (*(f"{TRUNK}{key}" for key in _UNUSED), "_intermediate_feature_normalizer.{p}"),
+    HUB: (*(f"{HUB}model.{key}" for key in _UNUSED), f"{HUB}inter_feature_normalizer.{{p}}"),
 }
-_IGNORED[HUB] += (f"{HUB}inter_feature_normalizer.{{p}}",)
 _WORDS = ("adaptors.{name}.logit_scale", "adaptors.{name}.text")
 
 
 def _table(theirs: str, adaptors: bool) -> Table:
     """Of files or folders of the makers, whose trunk begins so."""
-    at_home = theirs.startswith(TRUNK)
-    if not adaptors:
-        return Table(_trunk("", theirs), _IGNORED[TRUNK if at_home else HUB])
-    heads = _FILE_HEADS if at_home else _HUB_HEADS
-    return Table((*_trunk("backbone.", theirs), *heads), _IGNORED[TRUNK if at_home else HUB], _WORDS)
+    at_home, ours = theirs.startswith(TRUNK), "backbone." if adaptors else ""
+    normaliser = "_feature_normalizer" if at_home else f"{HUB}feature_normalizer"
+    trunk = (*_trunk(ours, theirs), same(f"{ours}patch_normaliser.{{p}}", f"{normaliser}.{{p}}"))
+    heads = () if not adaptors else _FILE_HEADS if at_home else _HUB_HEADS
+    return Table((*trunk, *heads), _IGNORED[TRUNK if at_home else HUB], _WORDS if adaptors else ())
 
 
 RADIO, RADIO_INNER = _table(TRUNK, True), _table(INNER, True)

@@ -30,6 +30,8 @@ State = dict[str, Tensor]
 INDEX = ".index.json"  # behind the name of a file that is cut into several
 MOST_PER_BYTE = 4  # bytes of tensors for one of the file: room for tensors that share memory, not for a bomb
 
+MOST_VALUES, DEEPEST = 100_000, 32  # among the arguments of a training
+
 _TORCHSCRIPT, _TENSORS, _PACKED = "torchscript", "tensors", "packed"  # what an archive holds
 
 _ZIP = b"PK\x03\x04"  # how files of PyTorch begin since version 1.6, and how before: a pickle of a number of its own
@@ -93,7 +95,12 @@ def read_whole(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
         content = read_safetensors(path)
     parts = _parts(content)
     _check_tensors(path, parts)
-    said = _plain(content[ARGUMENTS], {}) if isinstance(content, Mapping) and ARGUMENTS in content else None
+    if not isinstance(content, Mapping) or ARGUMENTS not in content:
+        return parts, {}
+    try:
+        said = _Plain().of(content[ARGUMENTS])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return parts, said if isinstance(said, dict) else {}
 
 
@@ -231,26 +238,36 @@ def _is_strange(content: Any) -> bool:
     return False
 
 
-def _plain(value: Any, known: dict[int, Any]) -> Any:
-    """Numbers, texts, and lists and dictionaries of them; None in place of all else.
+class _Plain:
+    """Turns what lies in a file into numbers, texts, and lists and dictionaries of them; None in place of all else, and
+    of what lies too deep.
 
-    Args:
-        value: from a file.
-        known: what became of others by their ids, so that what is there many times is looked at once.
+    What is there many times becomes as many copies, each of which counts, so that a small file cannot unfold without
+    end.
     """
-    if isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, torch.dtype):
-        return str(value)
-    if id(value) not in known:
-        known[id(value)] = None  # of what holds itself
+
+    def __init__(self) -> None:
+        self._left = MOST_VALUES
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        """
+        Raises:
+            ValueError: there are more values than any training's arguments have.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"its arguments unfold to more than {MOST_VALUES:,} values, which no training has")
+        if isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, torch.dtype):
+            return str(value)
         if isinstance(value, argparse.Namespace):
-            known[id(value)] = _plain(vars(value), known)
-        elif isinstance(value, Mapping):
-            known[id(value)] = {str(name): _plain(each, known) for name, each in value.items()}
-        elif isinstance(value, list | tuple):
-            known[id(value)] = [_plain(each, known) for each in value]
-    return known[id(value)]
+            value = vars(value)
+        if not isinstance(value, Mapping | list | tuple) or depth == DEEPEST:
+            return None
+        if isinstance(value, Mapping):
+            return {str(name): self.of(each, depth + 1) for name, each in value.items() if isinstance(name, str | int)}
+        return [self.of(each, depth + 1) for each in value]
 
 
 def _kind_of_archive(path: Path) -> str:

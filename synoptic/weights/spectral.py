@@ -44,6 +44,8 @@ def folded(state: State) -> State:
     if lacking := sorted(said.keys() - originals.keys()):
         raise ValueError(f"{lacking[0]} has a spectral reparametrisation and no weight")
     for owner, weight in originals.items():
+        if f"{owner}.weight" in plain:
+            raise ValueError(f"{owner} has a weight twice, plain and with a spectral reparametrisation")
         plain[f"{owner}.weight"] = _fold(owner, weight, said.get(owner, {}))
     return plain
 
@@ -68,7 +70,9 @@ def _scaled(owner: str, weight: Tensor, values: State) -> Tensor:
     if (u.numel(), v.numel(), scale.numel()) != (*matrix.shape, 1):
         told = f"scale, u and v of {scale.numel()}, {u.numel()} and {v.numel()} numbers"
         raise ValueError(f"{owner}: {told} do not fit a weight of {tuple(weight.shape)}")
-    version = int(values["_sn_version"].item()) if "_sn_version" in values else 1
-    wanted = scale.reshape(()) if version == 1 else F.softplus(scale.reshape(())) + _LEAST
+    version = values["_sn_version"].flatten().tolist() if "_sn_version" in values else [1]
+    if version not in ([1], [2]):
+        raise ValueError(f"{owner}: its spectral reparametrisation is of version {version}; 1 and 2 are known here")
+    wanted = scale.reshape(()) if version == [1] else F.softplus(scale.reshape(())) + _LEAST
     sigma = u.flatten() @ (matrix @ v.flatten())
     return (weight * (wanted / sigma)).float()

@@ -135,7 +135,7 @@ def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modu
     place, options = resolve(model), options or LoadOptions()
     given = {name: value for name, value in vars(options).items() if value is not None}
     if isinstance(place, Path) and not formats.is_ours(place):
-        known = RELEASES[str(model)].options if model in RELEASES else LoadOptions()
+        known = _told_of(model, place)
         network, preprocess, record = formats.load(place, replace(known, **given))
         record = _with_origin(record, model, place)
         _tell_licence(record)
@@ -148,6 +148,14 @@ def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modu
         _tell_licence(record)
         return network, preprocess, record
     return build(place).eval(), Preprocess(_image_size(place)), Record("vit" if place in vit.NAMES else "resnet", place)
+
+
+def _told_of(model: str | Path, place: Path) -> LoadOptions:
+    """What is known of a release that its file does not say, by its name or that of its file."""
+    if model in RELEASES:
+        return RELEASES[str(model)].options
+    files = {release.files[0].name: release.options for release in RELEASES.values() if release.files}
+    return files.get(place.name, LoadOptions())
 
 
 def validation_share(model: str | Path, data: str) -> float | None:

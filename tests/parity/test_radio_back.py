@@ -27,7 +27,7 @@ from synoptic.types import Preprocess
 from synoptic.weights import formats
 from synoptic.weights.folder import save_folder
 from synoptic.weights.options import LoadOptions
-from synoptic.weights.reading import read_parts
+from synoptic.weights.reading import read_parts, read_whole
 from synoptic.weights.writing import convert
 
 
@@ -59,7 +59,7 @@ def test_a_file_goes_there_and_back(
     summary: str, patches: str, finer: int, inner: bool, scale: str | None, tmp_path: Path
 ) -> None:
     """Through ours and straight; what goes is dead tokens, and gamma is called grandma again."""
-    keys = ("clip", "siglip2_g", "sam")
+    keys = ("clip", "siglip2-g", "sam")
     state = {**trunk(scale=scale, inner=inner), **statistics(), **adaptors(keys, summary, patches, finer)}
     teachers = [{**each, "fd_upsample_factor": finer} for each in TEACHERS]
     path = file(tmp_path / "radio.pth.tar", state, args(teachers, vitdet_window_size=2))
@@ -76,6 +76,25 @@ def test_a_file_goes_there_and_back(
     convert(tmp_path / "ours", "official", tmp_path / "through.pth")
     through = read_parts(tmp_path / "through.pth")["state_dict"]
     assert all(torch.equal(through[key], tensor) for key, tensor in expected.items())
+
+
+# What the makers' code reads as attributes of the arguments when it builds a network and its adaptors.
+READ = (
+    *("model", "pretrained", "in_chans", "input_size", "num_classes", "drop", "drop_path", "drop_block", "gp"),
+    *("bn_momentum", "bn_eps", "torchscript", "initial_checkpoint", "model_kwargs", "cls_token_per_teacher"),
+    *("cpe_max_size", "register_multiple", "teachers", "spectral_reparam", "mlp_version"),
+)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_arguments_have_what_the_makers_code_reads(inner: bool, tmp_path: Path) -> None:
+    state = {**trunk(inner=inner), **statistics(), **adaptors(("clip", "siglip2-g", "sam"))}
+    path = file(tmp_path / "radio.pth.tar", state, args())
+    said = read_whole(back(path, tmp_path, heads=HEADS)[1])[1]
+    assert not set(READ) - said.keys()
+    assert [each["name"] for each in said["teachers"]] == [each["name"] for each in TEACHERS]
+    assert all(isinstance(each["type"], str) for each in said["teachers"])
+    assert said["model"] == ("dino_v2_g_student" if inner else "vit_32x3_patch4_224")
 
 
 def test_a_trunk_alone_goes_there_and_back(tmp_path: Path) -> None:

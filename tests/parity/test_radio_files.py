@@ -24,6 +24,7 @@ from radio_files import (
     backbone,
     file,
     head,
+    random,
     reparametrised,
     statistics,
     trunk,
@@ -37,6 +38,8 @@ from synoptic.models.vit import ViT
 from synoptic.types import Preprocess
 from synoptic.weights import formats
 from synoptic.weights.options import LoadOptions
+from synoptic.weights.reading import read_parts
+from synoptic.weights.writing import convert
 
 SIZES = ((32, 32), (16, 16), (12, 24), (40, 8))  # the first is that of the table
 NAMES = ("clip", "siglip2_g", "sam")
@@ -155,13 +158,30 @@ def test_averaged_weights_win_and_wrappers_go(tmp_path: Path) -> None:
     assert_says(read(path), state)
 
 
-def test_statistics_of_patches_are_left_out_and_that_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """radio_v2.5-h-norm has them, for patches and blocks that are normalised after all else."""
-    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
-    more = {"_feature_normalizer.mean": torch.ones(WIDTH), "_feature_normalizer.tx": torch.ones(WIDTH, WIDTH)}
-    more |= {f"_intermediate_feature_normalizer.{name}": torch.ones(3) for name in ("alphas", "means", "rotation")}
-    assert_says(read(file(tmp_path / "radio_v2.5-h-norm.pth.tar", {**state, **more}, args())), state)
-    assert "its patches are not normalised by the statistics in it" in caplog.text
+@pytest.mark.parametrize("heads", [False, True])
+@torch.no_grad()
+def test_patches_are_normalised_by_the_statistics_in_a_file(
+    heads: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """radio_v2.5-h-norm has them; those of its blocks are left out, which is told."""
+    state = {**trunk(), **statistics(), **(adaptors(CALLED["by name"]) if heads else {})}
+    mean, tx = random(WIDTH), random(WIDTH, WIDTH)
+    more = {"_feature_normalizer.mean": mean, "_feature_normalizer.tx": tx}
+    blocks = {f"_intermediate_feature_normalizer.{name}": torch.ones(3) for name in ("alphas", "means", "rotation")}
+    path = file(tmp_path / "radio_v2.5-h-norm.pth.tar", {**state, **more, **blocks}, args())
+    model, images = read(path).double(), torch.rand(2, 3, 12, 16, dtype=torch.float64)
+    assert "statistics of its blocks are left out" in caplog.text
+    said = backbone(double(state), images)
+    patches = (said[:, 5:] - mean.double()) @ tx.double().T
+    answer = model(images, layers=(-1,))
+    assert_equal(answer.patches, patches)
+    assert_equal(answer.summary, said[:, :2].flatten(1))
+    assert_equal(answer.layers[0].patches, said[:, 5:])
+    if heads:
+        assert_equal(answer.adaptors["sam"].patches, answered(double(state), "_feature_projections.sam", "v2", patches))
+    written = convert(path, "official", tmp_path / "back.pth", LoadOptions(heads=HEADS)).out
+    again = read_parts(written)["state_dict"]
+    assert all(torch.equal(again[key], tensor) for key, tensor in more.items()) and not blocks.keys() & again.keys()
 
 
 def test_files_in_half_precision_are_read(tmp_path: Path) -> None:
@@ -292,6 +312,21 @@ def told(**values: Any) -> Callable[[dict[str, Any], argparse.Namespace], None]:
     return lambda state, said: vars(said).update(values)
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def bomb(depth: int) -> list[Any]:
+    """Few lists that hold each other ten times."""
+    value: list[Any] = ["x"]
+    for _ in range(depth):
+        value = [value] * 10
+    return value
+
+
 QKV = "base_model.blocks.0.attn.qkv"
 SPOILED: dict[str, tuple[Callable[[dict[str, Any], argparse.Namespace], Any], str]] = {
     "another key": (changed(gate=torch.ones(1)), r"1 unknown \(gate\)"),
@@ -323,6 +358,32 @@ SPOILED: dict[str, tuple[Callable[[dict[str, Any], argparse.Namespace], Any], st
     "a teacher that is not told": (
         told(teachers=[{"name": "clip"}, {"name": "sam"}]),
         "which token is that of siglip2_g",
+    ),
+    "a name that unfolds without end": (told(teachers=[{"name": bomb(9)}]), "unfold to more than 100,000 values"),
+    "statistics of nothing": (changed(**{"input_conditioner.norm_mean": torch.ones(0)}), "are no squares of 0 bands"),
+    "patches of one number": (
+        changed(**{"base_model.patch_generator.embedder.weight": torch.tensor(1.0)}),
+        r"patches of \(\) numbers are no squares",
+    ),
+    "a version of two numbers": (
+        lambda s, a: (
+            s.update({f"{QKV}.parametrizations.weight.original": s.pop(f"{QKV}.weight")})
+            or s.update(
+                {
+                    f"{QKV}.parametrizations.weight.0.{name}": torch.ones(count)
+                    for name, count in (("scale", 1), ("_u", 3 * WIDTH), ("_v", WIDTH), ("_sn_version", 2))
+                }
+            )
+        ),
+        r"is of version \[1\.0, 1\.0\]; 1 and 2 are known here",
+    ),
+    "a weight twice": (
+        changed(**{f"{QKV}.parametrizations.weight.original": torch.ones(3 * WIDTH, WIDTH)}),
+        f"{QKV} has a weight twice",
+    ),
+    "factors twice": (
+        changed(**{f"base_model.blocks.0.ls1.{name}": torch.ones(WIDTH) for name in ("gamma", "grandma")}),
+        r"1 there twice, by two names \(backbone\.blocks\.0\.ls1\.gamma\)",
     ),
     "two of one name": (changed(**head("_heads.siglip2_g", "v2", 5)), "are both called siglip2_g"),
     "teachers that are none": (told(teachers=[None, 3, "clip"]), "which token is that of clip, siglip2_g, sam"),
@@ -366,6 +427,35 @@ def test_a_file_that_makes_no_model_is_refused_in_one_line(case: str, tmp_path: 
         read(path)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_what_lies_too_deep_among_the_arguments_is_nothing(tmp_path: Path) -> None:
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
+    said = args(deep=nested(300), vitdet_window_size=[4], name=bomb(3))
+    model = read(file(tmp_path / "radio.pth.tar", state, said))
+    assert_says(model, state)
+    assert model.config.backbone.window is None
+
+
+def test_of_a_teacher_that_stands_several_times_the_first_decides(tmp_path: Path) -> None:
+    """As for pictures of several sizes, of which one asks for a finer grid."""
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"], finer=2)}
+    teachers = [{**each, "fd_upsample_factor": 2} for each in TEACHERS] + [dict(each) for each in TEACHERS]
+    assert_says(read(file(tmp_path / "radio.pth.tar", state, args(teachers))), state, finer=2)
+
+
+def test_releases_are_told_by_the_names_of_their_files_and_the_fourth_by_its_teachers(tmp_path: Path) -> None:
+    state = {**trunk(tokens=8), **statistics()}
+    for name, corners in (("c-radio-v3_l_half.pth.tar", False), ("c-radio_v3-b_half.pth.tar", True), ("x.pth", True)):
+        model = synoptic.load(file(tmp_path / name, state), "cpu", heads=HEADS).model
+        assert model.config.align_corners == corners, name
+    teachers = [{"name": "siglip2-g"}, {"name": "dino_v3"}, {"name": "sam3", "use_summary": False}]
+    assert not read(file(tmp_path / "x.pth", state, args(teachers))).config.align_corners
+
+
+def test_a_number_beside_a_network_is_no_network(tmp_path: Path) -> None:
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"])}
+    assert_says(read(file(tmp_path / "radio.pth.tar", state, args(), metric=torch.tensor(0.9))), state)
 
 
 def test_what_a_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
