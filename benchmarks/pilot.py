@@ -57,7 +57,8 @@ def piloted(sets: dict[str, Path], demo: Path, folder: Path, steps: int, seeds: 
     }
     common.synoptic("pilot", keys)
     names = {str(path): name for name, path in sets.items()}
-    return {names[each["data"]]: each for each in json.loads((folder / str(steps) / "pilot.json").read_text())}
+    found = json.loads((folder / str(steps) / "pilot.json").read_text())["candidates"]
+    return {names[each["data"]]: each for each in found}
 
 
 def main() -> None:

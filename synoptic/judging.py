@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from synoptic.data.listing import expand
@@ -12,9 +13,10 @@ from synoptic.data.prompts import Templates
 from synoptic.evaluation.agreement import check_names
 from synoptic.evaluation.protocols import CURVES, WORDED, Asked, Wording, build_evaluators, judged_part, named
 from synoptic.files import check_file, write_text
-from synoptic.methods.teachers import named_teachers
+from synoptic.methods.teachers import named_teachers, open_teachers
 from synoptic.predict import VisionModel, load
 from synoptic.weights import zoo
+from synoptic.weights.options import TeacherFile
 
 
 def evaluate(
@@ -28,6 +30,7 @@ def evaluate(
     templates: Templates | None = None,
     teachers: Mapping[str, str | Path | VisionModel] | str | None = None,
     sizes: Sequence[int] | None = None,
+    teacher: Mapping[str, TeacherFile] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Scores of a model on the test part of a data set, or for want of one on what `judged_part` says (with a warning).
 
@@ -43,6 +46,7 @@ def evaluate(
         teachers: for `agreement`, `name:MODEL,...` or name -> MODEL, the names those of the student's adaptors.
         sizes: for `agreement` and `artefacts`, sides in pixels at which the model is asked; None takes from half to
             four times its own size, see `sizes.rising_sizes`.
+        teacher: what the files of those in `teachers` do not say themselves, by their names.
     Raises:
         ValueError: for an unknown evaluation or adaptor, for data that lack what an evaluation needs, and for what is
             given and decides nothing.
@@ -63,7 +67,7 @@ def evaluate(
         raise ValueError(f"adaptor={adaptor}: no such adaptor; {has}")
     if "agreement" in wanted:
         check_names(by_name, vision.adaptors)  # before large teachers are loaded
-    loaded = {name: each if isinstance(each, VisionModel) else load(each) for name, each in by_name.items()}
+    loaded = open_teachers(by_name, teacher)
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
     part = judged_part(data, share, wanted)
     # All are built first: mistakes show at once.

@@ -84,6 +84,12 @@ class VisionModel:
         return self.model.stride
 
     @property
+    def step(self) -> int:
+        """Pixels of which the sides of its pictures are multiples: those of its patches, or of windows of them."""
+        vit = self._vit
+        return self.stride * ((vit.config.window if vit else None) or 1)
+
+    @property
     def channels(self) -> int:
         """Bands of the pictures it reads."""
         return self.model.channels

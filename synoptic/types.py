@@ -257,7 +257,12 @@ class EncodesSizes(EncodesImages, Protocol):
 
     @property
     def stride(self) -> int:
-        """Pixels from one patch to the next; height and width are multiples of it."""
+        """Pixels from one patch to the next."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Pixels of which height and width are multiples."""
         ...
 
     @property

@@ -198,6 +198,8 @@ def key_table(kind: type, unset: str = "none", required: Iterable[str] = ()) -> 
             kinds = _type_name(key.hint)
             if len(key.name) + len(kinds) > WIDEST - 5:  # many choices: lines may break between them
                 kinds = kinds.replace("|", "| ")
+                if len(key.name) + len(kinds.partition(" ")[0]) > WIDEST - 5:
+                    kinds = f"\n      {kinds}"
             label = Text(f"  {key.name}", style="cyan").append(f"={kinds}", style="dim")
             table.add_row(label, _meaning(kind, key, unset, key.name in required))
     return table

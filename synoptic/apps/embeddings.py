@@ -168,7 +168,8 @@ class Embedder:
         if self._made.tokens == "patches":
             columns, vectors = _of_patches(columns, features.grid), features.patches.flatten(0, 1)
         if vectors is None:
-            raise ValueError("this model has no summary of a picture; take tokens=patches")
+            whose = f"adaptor={self._made.adaptor}: it" if self._made.adaptor else "this model"
+            raise ValueError(f"{whose} has no summary of a picture; take tokens=patches")
         columns["embedding"] = _fixed_size(vectors, self._dtype)
         return pa.table(columns, schema=schema(vectors.shape[1], self._made.tokens, self._dtype))
 

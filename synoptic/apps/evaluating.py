@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from synoptic.apps.typed import print_rows, typed_file, typed_model
-from synoptic.weights.options import LoadOptions
+from synoptic.weights.options import LoadOptions, TeacherFile
 
 Evaluation = Literal[
     "knn",
@@ -45,6 +45,7 @@ class EvaluateOptions:
             folders, or by those that the data set tells (classes.json; a file here names them in their order).
         templates: for these two, sentences as `synoptic classify` takes them; None takes this library's own.
         teachers: for agreement, name:MODEL,name:MODEL, by the names of the student's adaptors.
+        teacher: what the weights files of these do not say themselves, as in teacher.clip.load.heads=12.
         sizes: for agreement and artefacts, sides in pixels at which the model is asked, such as 128,256,512; None takes
             from half to four times its own size.
         out: JSON file for the scores.
@@ -59,6 +60,7 @@ class EvaluateOptions:
     labels: str | None = None
     templates: tuple[str, ...] | None = None
     teachers: str | None = None
+    teacher: Mapping[str, TeacherFile] = field(default_factory=dict)
     sizes: tuple[PositiveInt, ...] | None = None
     out: str | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -80,6 +82,7 @@ def evaluate(options: EvaluateOptions) -> None:
         None if options.templates is None else typed_templates(options.templates),
         options.teachers,
         options.sizes,
+        options.teacher,
     )
     print_rows(*_scored(scores))
 

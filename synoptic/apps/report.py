@@ -151,9 +151,10 @@ def _patches(
 def _teachers(run: Run) -> dict[str, VisionModel]:
     """A student's teachers, as far as they are still there."""
     found = {}
+    told = run.config.get("teacher") or {}
     for name, model in named_teachers(run.config["teachers"]).items() if run.config.get("teachers") else ():
         try:
-            found[name] = load(model, "cpu")
+            found[name] = load(model, "cpu", **(told.get(name) or {}).get("load", {}))
         except ValueError:
             continue
     return found

@@ -27,10 +27,11 @@ from synoptic.evaluation.agreement import Agreement, check_names, taught
 from synoptic.evaluation.artefacts import MeanMap, PositionArtefacts
 from synoptic.evaluation.sizes import rising_sizes
 from synoptic.files import write_atomically
-from synoptic.methods.teachers import named_teachers
-from synoptic.predict import VisionModel, load
+from synoptic.methods.teachers import named_teachers, open_teachers
+from synoptic.predict import VisionModel
 from synoptic.types import Features, present
 from synoptic.weights.folder import model_hash
+from synoptic.weights.options import TeacherFile
 
 PICTURES = 3  # whose patches are shown
 JUDGED = 200  # pictures that curves and mean maps are taken over, evenly chosen from more
@@ -68,20 +69,26 @@ class Rising:
 
     @classmethod
     def of(
-        cls, vision: VisionModel, teachers: Mapping[str, str | VisionModel] | str | None, sizes: Sequence[int] | None
+        cls,
+        vision: VisionModel,
+        teachers: Mapping[str, str | VisionModel] | str | None,
+        sizes: Sequence[int] | None,
+        told: Mapping[str, TeacherFile],
     ) -> Rising | None:
         """What is to be drawn; None where neither teachers nor sizes are given.
 
         Raises:
             ValueError: a name is no adaptor of the model, there is no such teacher, or patches do not tile a size.
         """
+        if teachers is None and told:
+            raise ValueError(f"teacher.{next(iter(told))} decides nothing without teachers=; leave it out")
         if teachers is None and sizes is None:
             return None
         by_name = named_teachers(teachers) if isinstance(teachers, str) else dict(teachers or {})
         if teachers is not None:
             check_names(by_name, vision.adaptors)
         rising = rising_sizes(vision, sizes)
-        loaded = {name: each if isinstance(each, VisionModel) else load(each) for name, each in by_name.items()}
+        loaded = open_teachers(by_name, told)
         _check(vision, loaded)  # before anything is drawn
         return cls(vision, loaded, rising)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ INK, GREY = (28, 30, 34), (112, 116, 124)
 TITLE, SMALL = 19, 13  # pixels of letters
 LINE = 20  # pixels of a line of small ones
 MARGIN = 28
+WIDEST_WORDS = 900  # pixels, to which a sheet of few panels is widened for the note above it
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,10 @@ def sheet(
         for line, shown in zip(lines, labelled, strict=True)
     ]
     top = MARGIN + TITLE + (2 if legend is None else 3) * LINE
-    canvas = Image.new(
-        "RGB",
-        (2 * MARGIN + across * (width + 3 * gap) - 3 * gap, top + sum(heights) - gap + MARGIN),
-        "white",
-    )
+    words = min(_room(note, SMALL), WIDEST_WORDS)
+    told = 0 if legend is None else _room(legend.before + legend.behind, SMALL) + legend.bar.shape[1] + 16
+    wide = max(across * (width + 3 * gap) - 3 * gap, words, told)
+    canvas = Image.new("RGB", (2 * MARGIN + wide, top + sum(heights) - gap + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     _write(draw, (MARGIN, MARGIN), title, TITLE, INK, canvas.width - 2 * MARGIN)
     _write(draw, (MARGIN, MARGIN + TITLE + 7), note, SMALL, GREY, canvas.width - 2 * MARGIN)
@@ -148,6 +149,11 @@ def _explain(canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, 
     left += round(draw.textlength(legend.before, font)) + 8
     canvas.paste(Image.fromarray(legend.bar), (left, top + (SMALL + 4 - height) // 2))
     draw.text((left + width + 8, top), legend.behind, GREY, font, anchor="la")
+
+
+def _room(text: str, size: int) -> int:
+    """How wide a text is in pixels."""
+    return math.ceil(_font(size).getlength(text))
 
 
 def _write(

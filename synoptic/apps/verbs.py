@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from synoptic.apps.bars import bar, bars
 from synoptic.apps.conversion import ConvertOptions, convert
 from synoptic.apps.evaluating import EvaluateOptions, evaluate
 from synoptic.apps.typed import print_rows, tell_left_out, typed_file, typed_model, typed_path
-from synoptic.weights.options import LoadOptions
+from synoptic.weights.options import LoadOptions, TeacherFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +261,7 @@ class FiguresOptions:
             to 12 patches across where it has fewer.
         teachers: name:MODEL,name:MODEL, by the names of a student's adaptors: what they see at rising sizes is shown
             beside it, and how well it agrees with them.
+        teacher: what the weights files of these do not say themselves, as in teacher.clip.load.heads=12.
         sizes: sides in pixels, such as 64,128,256, at which patches and their artefacts are shown; None takes, with
             teachers, from half to four times the model's own size.
         overwrite: throws away other figures that `out` holds.
@@ -274,6 +276,7 @@ class FiguresOptions:
     layer: int = -1
     size: PositiveInt | None = None
     teachers: str | None = None
+    teacher: Mapping[str, TeacherFile] = field(default_factory=dict)
     sizes: tuple[PositiveInt, ...] | None = None
     overwrite: bool = False
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -297,6 +300,7 @@ def figures(options: FiguresOptions) -> None:
             adaptor=options.adaptor,
             teachers=options.teachers,
             sizes=options.sizes,
+            teacher=options.teacher,
         )
     print(out)
     tell_left_out(left_out)

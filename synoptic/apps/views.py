@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from synoptic.evaluation.dense import segment
 from synoptic.files import is_ours, write_atomically, write_text
 from synoptic.predict import VisionModel, load
 from synoptic.weights.folder import model_hash
+from synoptic.weights.options import TeacherFile
 
 BATCH = 64  # pictures of up to 224 pixels that the model sees at once; fewer of larger ones
 SHOWN = 48  # pictures on the contact sheet, from which the colours are found
@@ -38,6 +40,7 @@ SMALL_SIDE = 104  # pixels of a panel on the contact sheet
 WIDEST = 6  # panels beside each other on a picture's sheet
 ACROSS = 15  # panels beside each other on the contact sheet
 
+OWN = "patches"  # the label of the model's own space
 RECORD, CONTACT, SHEETS = "figures.json", "contact_sheet.png", "sheets"
 AT_SIZES = (SHEET, CURVES, MAPS)
 
@@ -49,7 +52,7 @@ class Seen:
     Attributes:
         path: the file.
         picture: (S, S, 3) uint8, cropped or squashed as the model wants it.
-        grid: (h, w) patches.
+        grids: (h, w) patches, of each space.
         patches: for each of the model's spaces, by label, (h*w, D) float32.
         attention: (heads, h, w) float32, or None where the model has none.
         similarity: (n, h, w) float32, cosines to the texts, or None without any.
@@ -57,7 +60,7 @@ class Seen:
 
     path: Path
     picture: np.ndarray
-    grid: tuple[int, int]
+    grids: Mapping[str, tuple[int, int]]
     patches: Mapping[str, np.ndarray]
     attention: np.ndarray | None
     similarity: np.ndarray | None = None
@@ -75,6 +78,7 @@ def figures(
     adaptor: str | None = None,
     teachers: Mapping[str, str | VisionModel] | str | None = None,
     sizes: Sequence[int] | None = None,
+    teacher: Mapping[str, TeacherFile] = MappingProxyType({}),
 ) -> int:
     """Writes a sheet for each picture, and a contact sheet.
 
@@ -104,6 +108,7 @@ def figures(
         adaptor: a student's teacher whose words are used; needed where several know words.
         teachers: `name:MODEL,...` or name -> MODEL, by the names of a student's adaptors.
         sizes: sides in pixels at which the model is looked at; None takes some around its own, see `rising_sizes`.
+        teacher: what the files of those in `teachers` do not say themselves, by their names.
     Returns:
         How many pictures could not be read; they are named in the log and left out.
     Raises:
@@ -116,7 +121,7 @@ def figures(
     vision = model if isinstance(model, VisionModel) else load(model)
     eye = Eye(vision, layer, size, texts, adaptor)
     names = dict(zip(reading.paths, sheet_names(reading.paths), strict=True))
-    rising = Rising.of(vision, teachers, sizes)
+    rising = Rising.of(vision, teachers, sizes, teacher)
     record = {"images": images, "pictures": _fingerprint(names.values()), **eye.facts}
     record |= {} if rising is None else rising.facts
     goes_on = _check_place(out, record, overwrite)
@@ -175,7 +180,7 @@ class Eye:
         batch_size = max(1, min(BATCH, BATCH * 224**2 // self.preprocess.size**2))
         for batch in reading.batches(self.vision, paths, self.preprocess, batch_size):
             answer = self.vision(batch.images)
-            spaces = {"patches": answer} | {f"as {proper_name(name)}": each for name, each in answer.adaptors.items()}
+            spaces = {OWN: answer} | {f"as {proper_name(name)}": each for name, each in answer.adaptors.items()}
             patches = {label: features.patches.float().cpu().numpy() for label, features in spaces.items()}
             maps = self.vision.attention(batch.images, self.layer).cpu().numpy() if self.vision.attends else None
             like = self.vision.similarity(batch.images, self.texts, self.adaptor).numpy() if self.texts else None
@@ -183,7 +188,7 @@ class Eye:
                 yield Seen(
                     Path(str(path)),
                     self._picture(batch.images[place]),
-                    answer.grid,
+                    {label: features.grid for label, features in spaces.items()},
                     {label: array[place] for label, array in patches.items()},
                     None if maps is None else maps[place],
                     None if like is None else like[place],
@@ -233,7 +238,7 @@ class Painter:
         size = (self._side, self._side)
         panels = [Panel("picture", seen.picture)]
         for label, patches in seen.patches.items():
-            panels.append(Panel(label, self._colours[label].paint(patches[None], seen.grid, size)[0]))
+            panels.append(Panel(label, self._colours[label].paint(patches[None], seen.grids[label], size)[0]))
         if seen.attention is not None:
             panels.append(Panel("attention", paint_attention(seen.attention.mean(0, keepdims=True), size)[0]))
         return panels
@@ -260,7 +265,7 @@ class Painter:
         return Legend(before, self._scale.bar(120, 10), f"{self._scale.high:.2f}")
 
     def _note(self, seen: Seen) -> str:
-        (height, width), vision = seen.grid, self._eye.vision
+        (height, width), vision = seen.grids[OWN], self._eye.vision
         note = f"{height} x {width} patches of {vision.stride} pixels"
         if seen.attention is None:
             return note

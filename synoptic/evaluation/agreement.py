@@ -118,7 +118,7 @@ def check_names(names: Iterable[str], adaptors: Sequence[str]) -> None:
         ValueError: there are none, or the student does not answer for one of them.
     """
     if not adaptors:
-        raise ValueError("on=agreement: the model has no adaptors to compare with teachers; take a student")
+        raise ValueError("teachers=: the model has no adaptors to compare with teachers; take a student")
     if not list(names):
         form = f"teachers={adaptors[0]}:MODEL"
         raise ValueError(f"on=agreement: compares with teachers, and there are none; give them as {form}")

@@ -31,8 +31,8 @@ def rising_sizes(
     if not isinstance(model, EncodesSizes):
         raise ValueError("sizes=: the model tells nothing of its patches, and so cannot be asked at several sizes")
     if sizes is None:
-        stride = model.stride
-        scaled = {max(round(factor * own / stride), FEWEST) * stride for factor in factors} if model.any_size else set()
+        step, least = model.step, max(FEWEST * model.stride, model.step)
+        scaled = {max(round(factor * own / step) * step, least) for factor in factors} if model.any_size else set()
         return tuple(sorted({size for size in scaled if size <= max(HIGHEST, own)} | {own}))
     _check(model, own, sizes)
     return tuple(sorted(set(sizes)))
@@ -42,12 +42,12 @@ def _check(model: EncodesSizes, own: int, sizes: Sequence[int]) -> None:
     if not sizes:
         raise ValueError("sizes=: there are none; give sides in pixels, such as sizes=128,256,512")
     for size in sizes:
-        if size < 1 or size % model.stride:
-            low, high = (max(count, 1) * model.stride for count in (size // model.stride, -(-size // model.stride)))
-            raise ValueError(
-                f"sizes={size}: patches of {model.stride} pixels do not tile it; the nearest sizes that work are "
-                f"{low} and {high}"
-            )
+        step = model.step
+        if size < 1 or size % step:
+            low, high = (max(count, 1) * step for count in (size // step, -(-size // step)))
+            what = "patches" if step == model.stride else "windows of patches"
+            told = f"{what} of {step} pixels do not tile it; the nearest sizes that work are {low} and {high}"
+            raise ValueError(f"sizes={size}: {told}")
         if size != own and not model.any_size:
             raise ValueError(f"sizes={size}: the model reads pictures of {own} pixels alone; leave sizes out")
 

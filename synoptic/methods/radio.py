@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -104,6 +104,8 @@ def resolve(config: RadioConfig, samples: int) -> RadioConfig:
     elif size is None and config.init is not None:
         size = given_student(config.init, config.load)[1]
     size = size or 224
+    if config.teachers:
+        config = replace(config, teacher={name: config.teacher.get(name, TeacherConfig()) for name in _known(config)})
     config = resolve_common(config, samples, lr=1e-3, epochs=100, size=size)
     if config.init is None:
         check_tiles("size", present(config.size), config.model)
@@ -116,8 +118,7 @@ def build(config: RadioConfig, source: Source) -> RadioTask:
     Raises:
         ValueError: for teachers, sizes and statistics that do not go together.
     """
-    named = _named(config)
-    _check_names(config, named)
+    _named(config)
     teachers = load_teachers(config.teachers, config.teacher)
     _check_bands(config, teachers)
     if config.init is None:
@@ -156,11 +157,18 @@ def _named(config: RadioConfig) -> dict[str, str]:
     return {name.removeprefix(ADDED): model for name, model in named.items()}
 
 
-def _check_names(config: RadioConfig, named: Mapping[str, str]) -> None:
-    known = named if config.init is None else {**named, **given_student(config.init, config.load)[0].config.adaptors}
+def _known(config: RadioConfig) -> list[str]:
+    """Names of all teachers, a given student's among them.
+
+    Raises:
+        ValueError: something is said of a name that is none.
+    """
+    named = list(_named(config))
+    known = named if config.init is None else [*given_student(config.init, config.load)[0].config.adaptors, *named]
     for name in config.teacher:
         if name not in known:
             raise ValueError(f"teacher.{name}: is no teacher{nearest(name, known)}")
+    return list(dict.fromkeys(known))
 
 
 def _check_bands(config: RadioConfig, teachers: Mapping[str, Teacher]) -> None:
@@ -186,7 +194,9 @@ def _check_sizes(config: RadioConfig, student: Student, teachers: Mapping[str, T
             raise ValueError(f"no teacher takes part at {size} pixels; see teacher.NAME.at")
         for window in config.windows:
             if window and grid % window:
-                raise ValueError(f"windows={window}: do not tile the {grid} patches of {size} pixels")
+                told = ", ".join(str(side) for side in range(2, grid) if not grid % side)
+                mend = f"give {told}" if told else "no others do"
+                raise ValueError(f"windows={window}: do not tile the {grid} patches of {size} pixels; {mend}")
     for name, teacher in teachers.items():
         if unknown := sorted(set(teacher.config.at) - sizes):
             told = ", ".join(map(str, sorted(sizes)))

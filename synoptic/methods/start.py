@@ -69,7 +69,7 @@ def given_backbone(init: str, options: LoadOptions, **changes: Any) -> ViT:
     Raises:
         ValueError: there is no such model.
     """
-    tell_if_untrained("init", init)
+    tell_if_untrained("init=", init)
     given = _trunk(init, options)
     vit = ViT(replace(given.config, **changes))
     state = given.state_dict()
@@ -84,7 +84,7 @@ def given_backbone(init: str, options: LoadOptions, **changes: Any) -> ViT:
 def tell_if_untrained(key: str, model: str) -> None:
     """Warns where what should have learned is an architecture of this library, whose weights are random."""
     if model in zoo.NAMES:
-        log.warning("%s=%s is an architecture with random weights; give a run, a weights file or a folder", key, model)
+        log.warning("%s%s is an architecture with random weights; give a run, a weights file or a folder", key, model)
 
 
 def given_towers(init: str, options: LoadOptions) -> Clip | None:
@@ -106,7 +106,7 @@ def given_student(init: str, options: LoadOptions) -> tuple[Student, int]:
     Raises:
         ValueError: there is no such model, or it is no student.
     """
-    tell_if_untrained("init", init)
+    tell_if_untrained("init=", init)
     model, preprocess, _ = zoo.load(init, options)
     if not isinstance(model, Student):
         raise ValueError(f"init={init}: a {type(model).__name__} is no student of teachers; begin one without init=")

@@ -41,6 +41,7 @@ def begun(config: RadioConfig, teachers: Mapping[str, Teacher], pixels: Mapping[
         summary_tokens=tokens,
         registers=config.registers,
         position=config.position,
+        patch_bias=usual.patch_bias and config.head == "paper",  # released models have none
         **pixels,
     )
     wanted = {name: _wanted(teacher) for name, teacher in teachers.items()}

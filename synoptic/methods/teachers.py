@@ -5,9 +5,11 @@ Source: AM-RADIO (Ranzinger et al. 2024, arXiv 2312.06709), sec. 3 and 4; RADIOv
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,8 +30,11 @@ from synoptic.models.vit import ViT, tiled_sizes
 from synoptic.predict import VisionModel, load
 from synoptic.types import Features
 from synoptic.weights.folder import model_hash
+from synoptic.weights.options import TeacherFile
 
 _OWN = ("answer", "trunk")  # what a model answers with in a space of its own
+log = logging.getLogger(__name__)
+
 ADDED = "+"  # before the name of a teacher that is given to a finished student
 
 
@@ -229,13 +234,41 @@ def load_teachers(spec: str, configs: Mapping[str, TeacherConfig]) -> dict[str, 
     }
 
 
-def _loaded(name: str, model: str, config: TeacherConfig) -> Teacher:
-    tell_if_untrained(f"teachers={name}", model)
+def open_teacher(name: str, model: str | Path | VisionModel, config: TeacherConfig | TeacherFile) -> VisionModel:
+    """The model that teaches under a name; one that is loaded already is taken as it is.
+
+    Raises:
+        ValueError: there is no such model, or its file does not say what `teacher.NAME.load` would.
+    """
+    if isinstance(model, VisionModel):
+        return model
     said = {key: value for key, value in vars(config.load).items() if value is not None}
     try:
-        vision = load(model, **said)
-    except ValueError as error:
+        return load(model, **said)
+    except ValueError as error:  # which tells the keys of a model that is given alone
         raise ValueError(re.sub(r"\bload\.(?=\w+=)", f"teacher.{name}.load.", str(error))) from None
+
+
+def open_teachers(
+    teachers: Mapping[str, str | Path | VisionModel], told: Mapping[str, TeacherConfig | TeacherFile]
+) -> dict[str, VisionModel]:
+    """The models that teach, by their names.
+
+    Args:
+        teachers: name -> MODEL.
+        told: what their files do not say, by name; those of whom it says nothing say all.
+    Raises:
+        ValueError: see `open_teacher`; or something is told of a name that is no teacher.
+    """
+    for name in told:
+        if name not in teachers:
+            raise ValueError(f"teacher.{name}: is no teacher{nearest(name, teachers)}")
+    return {name: open_teacher(name, each, told.get(name, TeacherFile())) for name, each in teachers.items()}
+
+
+def _loaded(name: str, model: str, config: TeacherConfig) -> Teacher:
+    tell_if_untrained(f"teachers={name}:", model)
+    vision = open_teacher(name, model, config)
     size, stride = config.size or vision.preprocess.size, vision.stride
     if size % stride:
         low, high = tiled_sizes(size, stride)
@@ -244,7 +277,25 @@ def _loaded(name: str, model: str, config: TeacherConfig) -> Teacher:
         )
     _check_sizes(name, vision.model, size, config)
     _check_features(name, model, vision, config.features)
-    return Teacher(vision.model, size, config, None if config.features in _OWN else config.features)
+    teacher = Teacher(vision.model, size, config, None if config.features in _OWN else config.features)
+    _check_resize(name, teacher)
+    return teacher
+
+
+def _check_resize(name: str, teacher: Teacher) -> None:
+    """Refuses what decides nothing beside the way in which a teacher is shown pictures; tells what it is not asked."""
+    config = teacher.config
+    if config.resize == "grid" and config.size is not None:
+        told = "it sees the size in which it has as many patches as the student; leave it out"
+        raise ValueError(f"teacher.{name}.size={config.size} decides nothing beside teacher.{name}.resize=grid: {told}")
+    if config.resize != "mosaic":
+        return
+    if config.summary_weight not in (0.0, TeacherConfig.summary_weight):
+        told = f"teacher.{name}.summary_weight={config.summary_weight:g} decides nothing"
+        raise ValueError(f"{told} beside teacher.{name}.resize=mosaic: of several pictures there is no summary")
+    if teacher.probe().summary is not None and config.summary_weight:
+        words = " and its words" if teacher.words() is not None else ""
+        log.warning("teacher.%s.resize=mosaic: of several pictures its summary%s are not learned", name, words)
 
 
 def _check_features(name: str, model: str, vision: VisionModel, features: str) -> None:
@@ -278,7 +329,7 @@ def load_teacher(model: str, channels: int) -> Teacher:
     Raises:
         ValueError: there is no such model, or it reads other bands.
     """
-    tell_if_untrained("teacher", model)
+    tell_if_untrained("teacher=", model)
     vision = load(model)
     if vision.channels != channels:
         raise ValueError(f"teacher={model}: reads {vision.channels} bands, its student {channels}")

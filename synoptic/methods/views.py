@@ -6,6 +6,7 @@ for stages of rising resolution and several resolutions at once; C-RADIOv4 eq. 1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -52,6 +53,8 @@ def parse_stages(spec: str, size: int) -> tuple[Stage, ...]:
             start = float(share) if at else 0.0
         except ValueError:
             start = -1.0
+        if at and 1.0 <= start < math.inf:
+            raise ValueError(f"stages={spec!r}: {entry!r} begins when the run is over; shares are from 0 to below 1")
         if not 0.0 <= start < 1.0 or not all(part.isdecimal() and int(part) for part in parts):
             raise ValueError(
                 f"stages={spec!r}: {entry!r} is not of the form SIZE@SHARE or SIZE+SIZE@SHARE, such as 64+192@0.75"

@@ -39,7 +39,7 @@ from synoptic.models.resnet import ResNet, ResNetConfig
 from synoptic.models.sam import Sam, SamConfig
 from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
-from synoptic.models.vit import ViT, ViTConfig
+from synoptic.models.vit import ViT, ViTConfig, tiled_sizes
 from synoptic.types import Preprocess
 from synoptic.weights.card import model_card
 from synoptic.weights.checksums import SUMS, read_sums, verified, write_sums
@@ -145,12 +145,15 @@ def save_folder(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load_folder(folder: str | Path, window: int | None = None) -> tuple[nn.Module, Preprocess, Record]:
+def load_folder(
+    folder: str | Path, size: int | None = None, window: int | None = None
+) -> tuple[nn.Module, Preprocess, Record]:
     """Reads a weights folder: the model on the CPU, in evaluation mode, with what belongs to it.
 
     Args:
         folder: as `save_folder` has written it.
-        window: side in patches of the windows in which a ViT or a student is to attend; None takes what it says.
+        size: side in pixels of the pictures that a ViT, a student or a CLIP is given; None takes what it says.
+        window: side in patches of the windows in which a ViT or a student is to attend, likewise.
     Raises:
         ValueError: something is missing, damaged, changed since it was saved, of a newer version, or does not fit
             together; or windows were asked of a model that has none, or do not tile its pictures.
@@ -162,8 +165,10 @@ def load_folder(folder: str | Path, window: int | None = None) -> tuple[nn.Modul
         record, kind = _check_header(header, path)
         config: Any = from_dict(kind.config, _mapping(header, "model", path), f"{path}: model")
         preprocess = from_dict(Preprocess, _mapping(header, "preprocess", path), f"{path}: preprocess")
+        if size is not None:
+            preprocess = _resized(preprocess, config, size)
         if window is not None:
-            config = _in_windows(config, window, preprocess.size, path)
+            config = _in_windows(config, window, preprocess.size)
         state = {name: owned(tensor) for name, tensor in read_safetensors(folder / WEIGHTS).items()}
         tokenizers = _read_tokenizers(folder, config)
         try:
@@ -175,14 +180,28 @@ def load_folder(folder: str | Path, window: int | None = None) -> tuple[nn.Modul
         return model.eval(), preprocess, record
 
 
-def _in_windows(config: Any, window: int, size: int, path: Path) -> ViTConfig | StudentConfig:
+def _resized(preprocess: Preprocess, config: Any, size: int) -> Preprocess:
+    """Pictures of another size, for a model that takes any that its patches tile."""
+    vit = getattr(config, "backbone", getattr(config, "image", config))
+    if not isinstance(vit, ViTConfig):
+        raise ValueError(f"load.size={size}: the model is no ViT, student or CLIP, and says itself what it reads")
+    if size % vit.patch_size:
+        low, high = tiled_sizes(size, vit.patch_size)
+        told = f"patches of {vit.patch_size} pixels do not tile it; the nearest that work: {low}, {high}"
+        raise ValueError(f"load.size={size}: {told}")
+    return replace(preprocess, size=size)
+
+
+def _in_windows(config: Any, window: int, size: int) -> ViTConfig | StudentConfig:
     """A configuration whose ViT attends in windows of a side in patches, which should tile pictures of a size."""
     if not isinstance(config, ViTConfig | StudentConfig):
-        raise ValueError(f"{path}: window={window} is for a ViT or a student, and this is neither; leave it out")
+        raise ValueError(f"load.window={window}: is for a ViT or a student, and this is neither; leave it out")
     vit = config if isinstance(config, ViTConfig) else config.backbone
-    if size % (window * vit.patch_size):
-        grid = size // vit.patch_size
-        raise ValueError(f"{path}: windows of window={window} do not tile its {grid} x {grid} patches; give a divisor")
+    step = window * vit.patch_size
+    if size % step:
+        grid, (low, high) = size // vit.patch_size, tiled_sizes(size, step)
+        told = f"windows of {window} x {window} patches do not tile the {grid} x {grid} of pictures of {size} pixels"
+        raise ValueError(f"load.window={window}: {told}; give a divisor of {grid}, or load.size={low} or {high}")
     vit = replace(vit, window=window)
     return vit if isinstance(config, ViTConfig) else replace(config, backbone=vit)
 

@@ -153,8 +153,14 @@ def _size(config: Any, said: Description, size: int | None) -> int:
         return config.image_size
     preferred = said.config.get("preferred_resolution")
     told = preferred[0] if isinstance(preferred, list) and preferred else said.config.get("image_size")
-    wanted = size or (told if isinstance(told, int) and told > 0 else min(_USUAL_SIZE, vit.image_size))
     step = vit.patch_size * (vit.window or 1)
+    if size is not None:
+        if size % step:
+            low = max(size // step, 1) * step
+            what = f"windows of {vit.window} patches" if vit.window else f"patches of {vit.patch_size} pixels"
+            raise ValueError(f"load.size={size}: {what} do not tile it; the nearest that work: {low}, {low + step}")
+        return size
+    wanted = told if isinstance(told, int) and told > 0 else min(_USUAL_SIZE, vit.image_size)
     return max(min(wanted, LARGEST) // step, 1) * step
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -13,7 +13,7 @@ FILES = ("vocabulary", "linear_head")  # options that are paths
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """What the weights files of other makers leave open; those of this library and its built-in models leave nothing,
-    but for `window`.
+    but for `size` and `window`.
 
     Attributes:
         heads: attention heads of a transformer, of pictures where there is one of text too; None takes what the folder
@@ -36,7 +36,8 @@ class LoadOptions:
         summary_tokens: how many of the learned tokens of a RADIO make its summary, the first of them, where its file
             has no arguments that tell it; None takes what releases with as many tokens have.
         size: side in pixels of the pictures that a RADIO is given, which takes any; None takes what its folder says,
-            and 512 of a file, or the nearest that its patches tile.
+            and 512 of a file, or the nearest that its patches tile. Of a ViT, a student or a CLIP of this library in
+            place of the one that it was trained with.
         part: which network of a file that holds a training's student and teacher; None takes the teacher.
     """
 
@@ -52,3 +53,14 @@ class LoadOptions:
     summary_tokens: PositiveInt | None = None
     size: PositiveInt | None = None
     part: Literal["student", "teacher"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFile:
+    """A teacher that a student is only compared with.
+
+    Attributes:
+        load: what a weights file of another maker does not say itself.
+    """
+
+    load: LoadOptions = field(default_factory=LoadOptions)

@@ -128,7 +128,7 @@ def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modu
 
     Args:
         model: see `resolve`.
-        options: what a file of other makers does not say itself; of a folder of ours, `window`.
+        options: what a file of other makers does not say itself; of a folder of ours, `size` and `window`.
     Raises:
         ValueError: it means nothing, its files are not whole, or options are given for what says all of itself.
     """
@@ -140,11 +140,11 @@ def load(model: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modu
         record = _with_origin(record, model, place)
         _tell_licence(record)
         return network, preprocess, record
-    window = given.pop("window", None) if isinstance(place, Path) else None
+    asked = {name: given.pop(name) for name in ("size", "window") if name in given and isinstance(place, Path)}
     if given:
         raise ValueError(f"{model}: says itself what {', '.join(given)}= should be; leave that out")
     if isinstance(place, Path):
-        network, preprocess, record = load_folder(place, window)
+        network, preprocess, record = load_folder(place, **asked)
         _tell_licence(record)
         return network, preprocess, record
     return build(place).eval(), Preprocess(_image_size(place)), Record("vit" if place in vit.NAMES else "resnet", place)

@@ -126,7 +126,7 @@ def test_other_models_and_pictures_are_refused(type_in: Any) -> None:
     assert "b.png: no such picture" in type_in("b.png", "model=sam", "points=1,2", code=2)
     assert "sam: no such picture; give the file of one" in type_in("sam", "model=sam", "points=1,2", code=2)
     assert "there is no model 'samm'" in type_in("a.png", "model=samm", "points=1,2", code=2)
-    assert "window=4 is for a ViT or a student, and this is neither" in type_in(
+    assert "load.window=4: is for a ViT or a student, and this is neither" in type_in(
         "a.png", "model=sam", "points=1,2", "load.window=4", "load.global_blocks=none", code=2
     )
 

@@ -247,10 +247,22 @@ def test_a_trunk_alone_is_a_vit_whose_summary_is_that_of_the_release(tmp_path: P
 
 def test_pictures_are_prepared_for_a_size_that_patches_and_windows_tile(tmp_path: Path) -> None:
     path = file(tmp_path / "radio.pth.tar", {**trunk(tokens=8), **statistics()})
-    for options, size in (({}, 32), ({"size": 23}, 20), ({"size": 700}, 700), ({"size": 64, "window": 3}, 60)):
+    for options, size in (({}, 32), ({"size": 20}, 20), ({"size": 700}, 700), ({"window": 3}, 24)):
         vision = synoptic.load(path, "cpu", heads=HEADS, **options)
         assert vision.preprocess == Preprocess(size)
         assert vision.model.config.window == options.get("window")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"size": 23}, r"load\.size=23: patches of 4 pixels do not tile it; the nearest that work: 20, 24"),
+        ({"size": 64, "window": 3}, r"load\.size=64: windows of 3 patches do not tile it; .*: 60, 72"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_refused(options: dict[str, int], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        read(file(tmp_path / "radio.pth.tar", {**trunk(tokens=8), **statistics()}), **options)
 
 
 class Attack:

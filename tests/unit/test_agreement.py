@@ -43,7 +43,7 @@ class Teacher:
 class Imitator:
     """A student that answers in each space by a function of its own."""
 
-    stride, any_size = PATCH, True
+    stride, step, any_size = PATCH, PATCH, True
 
     def __init__(self, **spaces: See):
         self.spaces = {name: Teacher(see) for name, see in spaces.items()}
@@ -250,7 +250,7 @@ def test_a_sam_may_have_taught_before_its_neck(folder: str):
         ({"teachers": "dino:vit_mini16"}, "teachers=dino: the student has no such adaptor; its adaptors are clip"),
         ({"teachers": "vit_mini16"}, "'vit_mini16' is not of the form name:MODEL"),
         ({"teachers": {"clip": "nowhere"}}, "there is no model 'nowhere'"),
-        ({"model": model()}, "on=agreement: the model has no adaptors to compare with teachers; take a student"),
+        ({"model": model()}, "teachers=: the model has no adaptors to compare with teachers; take a student"),
         (
             {"sizes": [16, 18]},
             "sizes=18: patches of 4 pixels do not tile it; the nearest sizes that work are 16 and 20",
@@ -297,7 +297,8 @@ def test_a_teacher_of_other_bands_or_without_an_opinion_is_refused(pictures: Sou
 )
 def test_sizes_lie_around_the_models_own(own: int, stride: int, sizes: tuple[int, ...]):
     model = Imitator()
-    model.stride, model.preprocess = stride, Preprocess(own)
+    model.stride = model.step = stride
+    model.preprocess = Preprocess(own)
     assert set(rising_sizes(model)) == {*sizes, own}
     assert rising_sizes(model, [4 * stride, stride, stride]) == (stride, 4 * stride)
 

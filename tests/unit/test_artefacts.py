@@ -32,7 +32,7 @@ class Placed:
         strength: of the pattern, whose values are 1 and -1 in one channel.
     """
 
-    stride, any_size, adaptors = PATCH, True, ("far",)
+    stride, step, any_size, adaptors = PATCH, PATCH, True, ("far",)
     preprocess = Preprocess(SIDE)
 
     def __init__(self, strength: float, above: int = 0, offset: float = 0.0):

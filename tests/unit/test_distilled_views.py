@@ -45,7 +45,7 @@ def test_stages_are_read_as_typed() -> None:
         ("64@x", "'64@x' is not of the form SIZE@SHARE"),
         ("64@0,big@0.5", "'big@0.5' is not of the form"),
         ("0@0", "'0@0' is not of the form"),
-        ("64@1", "'64@1' is not of the form"),
+        ("64@1", "'64@1' begins when the run is over; shares are from 0 to below 1"),
         ("64@0.5", "the first begins at 0"),
         ("64@0,96@0.5,128@0.5", "each later one at a larger share"),
         ("64+64@0", "names a size twice"),

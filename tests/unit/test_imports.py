@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "engine.distributed": ("types", "children", "machine", "methods.base"),
     "evaluation": ("types", "data", "zeroshot"),
     "judging": ("files", "data", "evaluation", "predict", "weights", "methods.teachers"),
-    "piloting": ("files", "data", "evaluation", "judging", "predict", "run", "methods.teachers"),
+    "piloting": ("files", "config", "data", "evaluation", "predict", "run", "methods"),
     "run": (
         *("types", "files", "machine", "config", "losses", "models"),
         *("data", "weights", "predict", "methods", "engine", "evaluation"),

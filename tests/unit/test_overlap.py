@@ -49,6 +49,11 @@ def test_twins_among_the_asked_ones_hide_no_leakage(twins: int) -> None:
     assert half == pytest.approx((200 + min(twins, 200)) / (400 + twins), abs=0.02)
 
 
+def test_of_few_pictures_many_others_come_near_and_give_nothing_away() -> None:
+    for count in (12, 15, 50, 200):
+        assert overlap(around(0, 4000, 1), around(0, count, 2)).leakage <= 0.02
+
+
 def test_pictures_that_are_all_the_same_are_given_away() -> None:
     asked = torch.ones(20, 8)
     assert overlap(asked[:1], asked).leakage == 1.0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import synoptic
+from synoptic import piloting
 from synoptic.apps import cli
 from synoptic.models.vit import ViT, vit_config
 from synoptic.piloting import ranked
@@ -51,8 +54,11 @@ def test_a_pilot_trains_judges_and_ranks(places: Path, capsys: pytest.CaptureFix
     sizes = ["model=vit_nano8", "size=32", "steps=2", "seeds=1", "batch=8", f"out={places}/out"]
     assert cli.main(["pilot", *words, *sizes]) == 0
     told = capsys.readouterr().out
-    assert "coverage" in told and f"pilot: {places}/one, seed 0" in told
-    found = json.loads((places / "out" / "pilot.json").read_text())
+    for each in ("leakage, two as dino sees it", f"agreement on {places}/two", f"pilot: {places}/one, seed 0"):
+        assert each in " ".join(told.split())
+    record = json.loads((places / "out" / "pilot.json").read_text())
+    assert (record["steps"], record["seeds"], record["model"]) == (2, 1, "vit_nano8")
+    found = record["candidates"]
     assert sorted(each["rank"] for each in found) == [1, 2]
     assert set(found[0]["scores"]) == {f"agreement on {places}/two", f"knn on {places}/two"}
     itself = next(each for each in found if each["data"].endswith("two"))
@@ -72,3 +78,40 @@ def test_a_pilot_trains_judges_and_ranks(places: Path, capsys: pytest.CaptureFix
 def test_what_cannot_be_ranked_is_told(data: list[str], on: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         synoptic.pilot(data, "dino:x", on, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"data": ["one", "nowhere"]}, "nowhere"),
+        ({"on": ["kn", "two"]}, r"on=kn: is no evaluation \(did you mean knn\?\), and as data: "),
+        ({"on": ["few"]}, r"on=few: has \d+ pictures to ask about, which are too few; give at least 12"),
+        ({"on": ["segmentation", "plain"]}, "masks"),
+        ({"keys": {"windows": [3], "head_blocks": 2}}, "pilot: head_blocks decides nothing"),
+        ({"keys": {"teacher": {"clip": {}}}}, r"teacher\.clip: is no teacher"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_found_before_anything_is_trained(
+    places: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(places)
+    for name, count in (("few", 10), ("plain", 130)):
+        (places / name).mkdir(exist_ok=True)
+        for number in range(count):
+            Image.new("RGB", (32, 32), (number, 2 * number % 255, 0)).save(places / name / f"{number}.png")
+    monkeypatch.setattr(piloting, "train", lambda *_, **__: pytest.fail("a training began"))
+    given = {"data": ["one", "two"], "teachers": "dino:dino", "on": ["two"], "out": "mistaken", **keys}
+    with pytest.raises(ValueError, match=message) as error:
+        synoptic.pilot(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_candidate_keeps_its_folder_wherever_it_stands(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(places)
+    keys = {"keys": {"model": "vit_nano8", "size": 32, "batch": 8}, "steps": 2, "seeds": 1}
+    first = synoptic.pilot(["one", "two"], "dino:dino", ["two"], "turned", **keys)
+    second = synoptic.pilot(["two", "one"], "dino:dino", ["two"], "turned", **keys)
+    assert [each.data for each in first] == [each.data for each in second]
+    assert [each.scores for each in first] == [each.scores for each in second]
+    assert len([path for path in (places / "turned").iterdir() if path.is_dir()]) == 2

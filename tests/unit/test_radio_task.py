@@ -22,6 +22,7 @@ from synoptic.methods.radio_task import RadioTask
 from synoptic.models.vit import ViT, vit_config
 from synoptic.predict import VisionModel
 from synoptic.types import Features, Preprocess
+from synoptic.weights.writing import convert
 
 
 @pytest.fixture(scope="module")
@@ -446,6 +447,36 @@ def test_a_further_teacher_leaves_what_the_student_knows(teachers: Path, finishe
     task.finished(task.student)
     VisionModel(task.student, Preprocess(32), "both").save(finished.parent / f"both_{kind}")
     assert synoptic.load(finished.parent / f"both_{kind}").adaptors == ("clip", "dino")
+
+
+@pytest.mark.parametrize("head", [{"head": "v1"}, {"head": "v2", "head_blocks": 1}], ids=str)
+def test_a_student_with_released_heads_is_written_as_its_makers_would(
+    teachers: Path, tmp_path: Path, head: dict[str, Any]
+) -> None:
+    task = task_of(teachers, model="vit_ti16", **head)
+    VisionModel(task.finished(task.student), Preprocess(32), "student").save(tmp_path / "student")
+    done = convert(tmp_path / "student", "official", tmp_path / "radio.pth.tar.pth")
+    again = synoptic.load(done.out, "cpu", heads=3)
+    found, expected = again(IMAGES), synoptic.load(tmp_path / "student", "cpu")(IMAGES)
+    assert torch.equal(found.summary, expected.summary)
+    assert torch.equal(found.adaptors["dino"].patches, expected.adaptors["dino"].patches)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"resize": "mosaic", "summary_weight": 2.0}, r"summary_weight=2 decides nothing beside .*resize=mosaic"),
+        ({"resize": "grid", "size": 64}, r"teacher\.clip\.size=64 decides nothing beside teacher\.clip\.resize=grid"),
+    ],
+)
+def test_what_a_way_of_asking_makes_idle_is_refused(teachers: Path, said: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        task_of(teachers, teacher={"clip": said})
+
+
+def test_words_that_a_canvas_loses_are_told(teachers: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task_of(teachers, teacher={"clip": {"resize": "mosaic"}})
+    assert "of several pictures its summary and its words are not learned" in caplog.text
 
 
 def test_dropping_teachers_is_refused_where_there_is_one(teachers: Path) -> None:

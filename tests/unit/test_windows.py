@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from synoptic.evaluation.sizes import rising_sizes
 from synoptic.models.adaptors import AdaptorConfig, Student, StudentConfig
 from synoptic.models.vit import ViT, ViTConfig
 from synoptic.models.windows import is_global
@@ -171,15 +172,24 @@ def test_a_loaded_model_is_asked_in_windows_by_call_or_for_good(tmp_path: Path) 
 
 def test_windows_are_refused_where_there_are_none_or_they_do_not_tile(tmp_path: Path) -> None:
     VisionModel(vit().float(), Preprocess(16), "vit").save(tmp_path / "vit")
-    with pytest.raises(ValueError, match=r"window=3 do not tile its 4 x 4 patches; give a divisor$"):
+    with pytest.raises(
+        ValueError, match=r"do not tile the 4 x 4 of .* 16 pixels; give a divisor of 4, or load\.size=12"
+    ):
         load(tmp_path / "vit", window=3)
+    with pytest.raises(ValueError, match=r"load.size=18: patches of 4 pixels do not tile it; .*: 16, 20$"):
+        load(tmp_path / "vit", size=18)
+    larger = load(tmp_path / "vit", size=24, window=3)
+    assert larger.preprocess.size == 24 and larger.features(torch.rand(3, 30, 30)).grid == (6, 6)
+    assert rising_sizes(larger) == (12, 24, 36, 48, 72, 96)
+    with pytest.raises(ValueError, match=r"sizes=16: windows of patches of 12 pixels do not tile it; .* 12 and 24"):
+        rising_sizes(larger, [16])
     with pytest.raises(ValueError, match="vit_mini16: says itself what window= should be"):
         load("vit_mini16", window=2)
     resnet = load("rn50", "cpu")
     with pytest.raises(ValueError, match="window=2: rn50 is no ViT or student, and attends in no windows"):
         resnet(torch.rand(1, 3, 64, 64), window=2)
     resnet.save(tmp_path / "resnet")
-    with pytest.raises(ValueError, match="window=2 is for a ViT or a student, and this is neither"):
+    with pytest.raises(ValueError, match=r"load\.window=2: is for a ViT or a student, and this is neither"):
         load(tmp_path / "resnet", window=2)
 
 
