@@ -53,8 +53,8 @@ def failures(results: dict[str, dict[str, float]]) -> list[str]:
     kept = (student["knn"] - CHANCE) / (best - CHANCE)
     if kept < LEAST_KEPT:
         found.append(f"of the neighbours {kept:.2f} are kept")
-    if student["segmentation"] <= untrained["segmentation"]:
-        found.append(f"segmentation {student['segmentation']}, with random weights {untrained['segmentation']}")
+    if student["segmentation_miou"] <= untrained["segmentation_miou"]:
+        found.append(f"segmentation {student['segmentation_miou']}, with random weights {untrained['segmentation_miou']}")
     return found
 
 
