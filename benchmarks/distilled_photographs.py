@@ -54,7 +54,9 @@ def failures(results: dict[str, dict[str, float]]) -> list[str]:
     if kept < LEAST_KEPT:
         found.append(f"of the neighbours {kept:.2f} are kept")
     if student["segmentation_miou"] <= untrained["segmentation_miou"]:
-        found.append(f"segmentation {student['segmentation_miou']}, with random weights {untrained['segmentation_miou']}")
+        found.append(
+            f"segmentation {student['segmentation_miou']}, with random weights {untrained['segmentation_miou']}"
+        )
     return found
 
 

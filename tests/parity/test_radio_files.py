@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from comparison import assert_equal
+from PIL import Image
 from radio_files import (
     HEADS,
     PATCH,
@@ -33,11 +34,13 @@ from radio_files import (
 from torch import Tensor
 
 import synoptic
+from synoptic.apps.views import figures
+from synoptic.methods.teachers import open_teachers
 from synoptic.models.adaptors import Student
 from synoptic.models.vit import ViT
 from synoptic.types import Preprocess
 from synoptic.weights import formats
-from synoptic.weights.options import LoadOptions
+from synoptic.weights.options import LoadOptions, TeacherFile
 from synoptic.weights.reading import read_parts
 from synoptic.weights.writing import convert
 
@@ -439,6 +442,27 @@ def test_a_file_that_makes_no_model_is_refused_in_one_line(case: str, tmp_path: 
         read(path)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_a_teacher_whose_file_leaves_something_open_is_told_by_its_name(tmp_path: Path) -> None:
+    path = file(tmp_path / "radio.pth.tar", {**trunk(tokens=5), **statistics()})
+    told = {"radio": TeacherFile(load=LoadOptions(heads=HEADS, summary_tokens=4))}
+    assert open_teachers({"radio": path}, told)["radio"].model.config.registers == 1
+    with pytest.raises(ValueError, match=r"say how many, teacher\.radio\.load\.summary_tokens=N"):
+        open_teachers({"radio": path}, {"radio": TeacherFile(load=LoadOptions(heads=HEADS))})
+    with pytest.raises(ValueError, match=r"teacher\.sam: is no teacher"):
+        open_teachers({"radio": path}, {"sam": TeacherFile()})
+
+
+def test_patches_on_a_finer_grid_are_drawn(tmp_path: Path) -> None:
+    state = {**trunk(), **statistics(), **adaptors(CALLED["by name"], finer=2)}
+    teachers = [{**each, "fd_upsample_factor": 2} for each in TEACHERS]
+    path = file(tmp_path / "radio.pth.tar", state, args(teachers))
+    for number in range(2):
+        Image.new("RGB", (16, 16), (9 * number, 200, 30)).save(tmp_path / f"{number}.png")
+    vision = synoptic.load(path, "cpu", heads=HEADS, size=16)
+    assert figures(str(tmp_path / "*.png"), vision, tmp_path / "drawn") == 0
+    assert len(list((tmp_path / "drawn" / "sheets").iterdir())) == 2
 
 
 def test_what_lies_too_deep_among_the_arguments_is_nothing(tmp_path: Path) -> None:
