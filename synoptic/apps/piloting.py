@@ -93,7 +93,8 @@ def _table(found: Sequence[Candidate]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: each score by itself, and how sets lie to each other in each teacher's space."""
     judged, spaces = list(found[0].scores), _spaces(found)
     of_spaces = [f"{what}, {_told(*space)}" for space in spaces for what in ("coverage", "leakage")]
-    head = ["rank", "data", *judged, *(["mean"] if len(judged) > 1 else []), "90 % of seeds", "first in", *of_spaces]
+    asked = [f"{name} on {_short(data)}" for name, _, data in (each.partition(" on ") for each in judged)]
+    head = ["rank", "data", *asked, *(["mean"] if len(judged) > 1 else []), "90 % of seeds", "first in", *of_spaces]
     return head, [_row(each, spaces) for each in found]
 
 
@@ -111,7 +112,11 @@ def _spaces(found: Sequence[Candidate]) -> list[tuple[str, str]]:
 
 
 def _told(asked: str, teacher: str) -> str:
-    return f"{Path(asked).name or asked} as {teacher} sees it"
+    return f"{_short(asked)} as {teacher} sees it"
+
+
+def _short(data: str) -> str:
+    return Path(data).name or data
 
 
 def draw(found: Sequence[Candidate], path: Path) -> None:
@@ -125,7 +130,6 @@ def draw(found: Sequence[Candidate], path: Path) -> None:
     spans = [[each.mean - each.low for each in found], [each.high - each.mean for each in found]]
     left.errorbar([each.mean for each in found], places, xerr=spans, fmt="o", capsize=4)
     left.set_yticks(places, labels=names)
-    left.invert_yaxis()
     left.set_xlabel("mean score, and 90 % of it over seeds")
     lowest, highest = min(each.low for each in found), max(each.high for each in found)
     room = max(LEAST_SPAN - (highest - lowest), 0.1 * (highest - lowest)) / 2  # what varies less looks alike
@@ -138,11 +142,11 @@ def draw(found: Sequence[Candidate], path: Path) -> None:
         right.barh(at, [each.leakage for each in lies], high / 2, color="crimson")
         bars.set_label(_told(asked, teacher))
     right.set_yticks(places, labels=[""] * len(found))
-    right.invert_yaxis()
     right.set_xlim(0, 1)
     right.set_xlabel("share of the asked pictures that is covered; red: given away")
     if spaces:
         figure.legend(fontsize="small", loc="outside lower right", frameon=False)
     for axes in (left, right):
+        axes.set_ylim(len(found) - 0.4, -0.6)  # the best on top, and a line a candidate through both
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
