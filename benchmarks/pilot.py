@@ -44,7 +44,12 @@ def grey(source: Path, folder: Path) -> Path:
 
 
 def piloted(sets: dict[str, Path], demo: Path, folder: Path, steps: int, seeds: int) -> dict[str, Any]:
-    """What a pilot says of each set, by its name, the best first."""
+    """What a pilot says of each set, by its name, the best first; it is run unless it was before, of all of them."""
+    names, record = {str(path): name for name, path in sets.items()}, folder / str(steps) / "pilot.json"
+    if record.is_file():
+        found = {each["data"]: each for each in json.loads(record.read_text())["candidates"]}
+        if found.keys() == names.keys():
+            return {names[data]: each for data, each in found.items()}
     config = folder / "config.json"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(CONFIG))
@@ -56,9 +61,7 @@ def piloted(sets: dict[str, Path], demo: Path, folder: Path, steps: int, seeds: 
         **{"model": "vit_mini8", "size": 48, "batch": 48, "config": config, "steps": steps, "seeds": seeds},
     }
     common.synoptic("pilot", keys)
-    names = {str(path): name for name, path in sets.items()}
-    found = json.loads((folder / str(steps) / "pilot.json").read_text())["candidates"]
-    return {names[each["data"]]: each for each in found}
+    return {names[each["data"]]: each for each in json.loads(record.read_text())["candidates"]}
 
 
 def main() -> None:
