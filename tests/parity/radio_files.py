@@ -1,7 +1,7 @@
 """Files of RADIO's makers made up with random weights, and what a network of these says, written out tensor by tensor.
 
 Written from what is known of the files (their keys, and timm's, vLLM's and TAO's readings of them), by none of the
-functions under test.
+functions under test but `read`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from synoptic.weights import formats
+from synoptic.weights.options import LoadOptions
 
 WIDTH, DEPTH, HEADS, PATCH, TABLE = 32, 3, 2, 4, 8  # channels, blocks, heads, pixels, patches along the table's side
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -221,3 +224,8 @@ def reparametrised(
             pieces.append(piece * wanted / (u.double() @ piece @ v.double()))
         plain[key] = torch.cat(pieces).float()
     return trained, plain
+
+
+def read(path: Path, **options: Any) -> Any:
+    """The model of a file, as the library reads it."""
+    return formats.load(path, LoadOptions(heads=HEADS, **options))[0]

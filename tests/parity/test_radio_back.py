@@ -13,6 +13,7 @@ from radio_files import (
     adaptors,
     args,
     file,
+    read,
     statistics,
     trunk,
 )
@@ -34,10 +35,6 @@ from synoptic.weights.writing import convert
 @pytest.fixture(autouse=True)
 def _the_same_weights() -> None:
     torch.manual_seed(0)
-
-
-def read(path: Path, **options: Any) -> Any:
-    return formats.load(path, LoadOptions(heads=HEADS, **options))[0]
 
 
 def back(model: Path, folder: Path, **options: Any) -> tuple[dict[str, Tensor], Path, tuple[str, ...]]:

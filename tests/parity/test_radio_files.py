@@ -24,6 +24,7 @@ from radio_files import (
     backbone,
     file,
     random,
+    read,
     reparametrised,
     statistics,
     trunk,
@@ -38,7 +39,6 @@ from synoptic.methods.teachers import open_teachers
 from synoptic.models.adaptors import Student
 from synoptic.models.vit import ViT
 from synoptic.types import Preprocess
-from synoptic.weights import formats
 from synoptic.weights.options import LoadOptions, TeacherFile
 from synoptic.weights.reading import read_parts
 from synoptic.weights.writing import convert
@@ -54,10 +54,6 @@ def double(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture(autouse=True)
 def _the_same_weights() -> None:
     torch.manual_seed(0)
-
-
-def read(path: Path, **options: Any) -> Any:
-    return formats.load(path, LoadOptions(heads=HEADS, **options))[0]
 
 
 @torch.no_grad()

@@ -11,29 +11,22 @@ from typing import Any
 import pytest
 import torch
 from radio_files import (
-    HEADS,
     TEACHERS,
     WIDTH,
     adaptors,
     args,
     file,
     head,
+    read,
     statistics,
     trunk,
 )
 from radio_mistakes import Attack, Thing, bomb
 
-from synoptic.weights import formats
-from synoptic.weights.options import LoadOptions
-
 
 @pytest.fixture(autouse=True)
 def _the_same_weights() -> None:
     torch.manual_seed(0)
-
-
-def read(path: Path, **options: Any) -> Any:
-    return formats.load(path, LoadOptions(heads=HEADS, **options))[0]
 
 
 CALLED: dict[str, tuple[str, ...]] = {"by name": ("clip", "siglip2-g", "sam"), "by number": ("0", "1", "2")}
