@@ -156,8 +156,7 @@ def test_a_child_that_will_not_stop_is_killed_at_the_second_asking(tmp_path: Pat
     child = wait_for(tmp_path / "one")
     parent.send_signal(signal.SIGINT)
     assert parent.stderr is not None
-    while b"once more" not in parent.stderr.readline():
-        pass
+    assert any(b"once more" in line for line in parent.stderr)  # which ends when the process does
     time.sleep(0.2)
     assert not is_gone(child, 0.5)
     parent.send_signal(signal.SIGINT)
