@@ -1,0 +1,96 @@
+"""BERT, which reads the words of a detector phrase by phrase. Its layers are those of transformers.
+
+Source: Devlin et al. 2019 (arXiv 1810.04805); phrases that do not see each other: Grounding DINO, sec. 3.4 (arXiv
+2303.05499).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synoptic.models.bounds import LARGEST_VOCABULARY, check_sizes, check_transformer
+
+_AT_ONCE = 256  # phrases that are read together
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """Everything that decides the function of a BERT, beside its weights. The defaults are those of bert-base-uncased.
+
+    Attributes:
+        vocabulary: tokens.
+        width, depth, heads, hidden: of a transformer, see ViTConfig.
+        positions: most tokens of a phrase.
+        types: kinds of segments, of which the first is read.
+        norm_eps: of all norms.
+    """
+
+    vocabulary: int = 30522
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    positions: int = 512
+    types: int = 2
+    norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+        check_sizes(self, "hidden", "positions", "types")
+        check_sizes(self, "vocabulary", most=LARGEST_VOCABULARY)
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps={self.norm_eps} should be above 0")
+
+
+class Bert(nn.Module):
+    """Phrases to tokens of a width, each phrase as if it stood alone."""
+
+    def __init__(self, config: BertConfig, width: int):
+        super().__init__()
+        from transformers.models.bert.configuration_bert import BertConfig as TheirConfig
+        from transformers.models.bert.modeling_bert import BertModel
+
+        theirs = TheirConfig(
+            vocab_size=config.vocabulary,
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            intermediate_size=config.hidden,
+            max_position_embeddings=config.positions,
+            type_vocab_size=config.types,
+            layer_norm_eps=config.norm_eps,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        theirs._attn_implementation = "sdpa"
+        self.bert: Any = BertModel(theirs, add_pooling_layer=False)
+        self.projection = nn.Linear(config.width, width)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, phrases: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Of each phrase (n, width) tokens, n being its ids. Phrases of one length are read together."""
+        order = sorted(range(len(phrases)), key=lambda place: len(phrases[place]))
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(order), _AT_ONCE):
+            places = order[start : start + _AT_ONCE]
+            tokens = self._read([phrases[place] for place in places])
+            found |= {place: row[: len(phrases[place])] for place, row in zip(places, tokens, strict=True)}
+        return [found[place] for place in range(len(phrases))]
+
+    def _read(self, phrases: Sequence[Sequence[int]]) -> Tensor:
+        """(n, L, width), of which rows are as long as the longest phrase."""
+        longest = max(map(len, phrases))
+        ids = torch.zeros(len(phrases), longest, dtype=torch.long)
+        mask = torch.zeros(len(phrases), longest, dtype=torch.long)
+        for row, phrase in enumerate(phrases):
+            ids[row, : len(phrase)] = torch.tensor(phrase)
+            mask[row, : len(phrase)] = 1
+        device = self.projection.weight.device
+        said = self.bert(input_ids=ids.to(device), attention_mask=mask.to(device))
+        return self.projection(said.last_hidden_state)

@@ -1,0 +1,244 @@
+"""Multi-scale deformable attention: a query looks at a few points of every level of a pyramid, which it chooses itself.
+
+There are three ways to read the points, which agree to rounding, and none needs anything built:
+
+- `grid_sample`: the definition, level by level, with PyTorch's own interpolation; the quickest with gradients.
+- `gather`: the four cells around each point are rows of a table, and `embedding_bag` adds them up by their weights;
+  three to four times as fast without gradients on a CPU (benchmarks/deform_attn.py).
+- `compiled`: the same through PyTorch's compiler, which needs one for C++ on a CPU and Triton on a GPU; faster again.
+
+Tokens are packed: those of all pictures in one tensor, picture after picture, level after level, row by row, with no
+padding among them, so that pictures of different sizes make a batch without work for what is not there.
+
+Source: Deformable DETR, sec. 4.1 (Zhu et al. 2021, arXiv 2010.04159).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synoptic.models.linear import Linear
+
+Shape = tuple[int, int]  # cells down and across
+Path = Literal["auto", "grid_sample", "gather", "compiled"]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How the tokens of some pictures lie in a packed tensor.
+
+    Attributes:
+        shapes: of the levels of each picture.
+    """
+
+    shapes: tuple[tuple[Shape, ...], ...]
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens of each picture."""
+        return tuple(sum(height * width for height, width in picture) for picture in self.shapes)
+
+    @cached_property
+    def starts(self) -> tuple[tuple[int, ...], ...]:
+        """Where each level of each picture begins."""
+        found, start = [], 0
+        for picture in self.shapes:
+            row = []
+            for height, width in picture:
+                row.append(start)
+                start += height * width
+            found.append(tuple(row))
+        return tuple(found)
+
+    def sizes(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, L, 2), width and height of each level, in the order of x and y."""
+        return torch.tensor([[shape[::-1] for shape in picture] for picture in self.shapes], dtype=dtype, device=device)
+
+
+def each(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Rows (B, ...) of pictures for each of their queries, (Q, ...); those of a single picture stay one row."""
+    if len(counts) == 1:
+        return values
+    return values.repeat_interleave(torch.tensor(counts, device=values.device), 0, output_size=sum(counts))
+
+
+class DeformableAttention(nn.Module):
+    """Queries look at tokens of a pyramid.
+
+    Args:
+        width: channels D of queries and tokens.
+        heads: number of heads; divides `width`.
+        levels: of the pyramid.
+        points: that each head looks at in each level.
+    Attributes:
+        path: how points are read; "auto" chooses by what is at hand.
+    """
+
+    def __init__(self, width: int, heads: int, levels: int, points: int):
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.path: Path = "auto"
+        self.sampling_offsets = Linear(width, heads * levels * points * 2)
+        self.attention_weights = Linear(width, heads * levels * points)
+        self.value_proj = Linear(width, width)
+        self.output_proj = Linear(width, width)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Heads begin by looking in directions evenly around, one cell further with each point (appendix A.4)."""
+        angles = torch.arange(self.heads) * (2.0 * math.pi / self.heads)
+        ways = torch.stack((angles.cos(), angles.sin()), -1)
+        ways = ways / ways.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.points + 1)
+        offsets = ways[:, None, None] * steps[:, None]  # (heads, 1, points, 2)
+        self.sampling_offsets.bias.copy_(offsets.expand(-1, self.levels, -1, -1).flatten())
+        for layer in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, queries: Tensor, references: Tensor, counts: Sequence[int], tokens: Tensor, at: Levels) -> Tensor:
+        """What queries see.
+
+        Args:
+            queries: (Q, D) with what tells them apart added.
+            references: (Q, 2) x and y in [0, 1], around which points lie some cells away; or (Q, 4) boxes cx, cy, w, h
+                in [0, 1], around whose centres they lie in half sides.
+            counts: queries of each picture, which see its tokens alone.
+            tokens: (S, D), packed.
+            at: how they lie.
+        Returns:
+            (Q, D).
+        """
+        values = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
+        sizes = each(at.sizes(queries.device), counts)
+        places = self._places(self.sampling_offsets(queries), references, sizes)
+        weights = self.attention_weights(queries).unflatten(-1, (self.heads, -1))
+        weights = weights.softmax(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
+        weights = weights.unflatten(-1, (self.levels, self.points))
+        return self.output_proj(sample(values, places, weights, counts, at, self._path()))
+
+    def _places(self, offsets: Tensor, references: Tensor, sizes: Tensor) -> Tensor:
+        """(Q, heads, levels, points, 2), x and y in cells from the centre of a level's first: float32 at least, since a
+        half has no eighth of a cell left where a level is a hundred wide."""
+        offsets = offsets.unflatten(-1, (self.heads, self.levels, self.points, 2))
+        offsets = offsets.to(torch.promote_types(offsets.dtype, references.dtype))
+        sizes = sizes.to(references.dtype)
+        centres = references[:, None, :2] * sizes - 0.5  # (Q, levels, 2)
+        if references.shape[-1] == 4:
+            sides = references[:, None, 2:] * sizes * (0.5 / self.points)
+            offsets = offsets * sides[:, None, :, None]
+        return centres[:, None, :, None] + offsets
+
+    def _path(self) -> Path:
+        if self.path != "auto":
+            return self.path
+        return "grid_sample" if torch.is_grad_enabled() else "gather"
+
+
+def sample(
+    values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels, path: Path = "grid_sample"
+) -> Tensor:
+    """Weighted sums of values at points between cells; outside of a level all is zero.
+
+    Args:
+        values: (S, heads, d), packed.
+        places: (Q, heads, levels, points, 2) x and y in cells, 0 being the centre of the first.
+        weights: (Q, heads, levels, points).
+        counts: queries of each picture.
+        at: how values lie.
+        path: how they are read.
+    Returns:
+        (Q, heads * d) in the type of the values.
+    """
+    if path == "grid_sample":
+        return _through_grids(values, places, weights.to(values.dtype), counts, at)
+    return _through_rows(values, places, weights, counts, at, _compiled() if path == "compiled" else _look)
+
+
+def _through_grids(values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels) -> Tensor:
+    answers = []
+    pictures = zip(places.split(list(counts)), weights.split(list(counts)), at.shapes, at.starts, strict=True)
+    for its_places, its_weights, shapes, starts in pictures:
+        seen: Tensor | int = 0
+        for level, ((height, width), start) in enumerate(zip(shapes, starts, strict=True)):
+            plane = values[start : start + height * width].permute(1, 2, 0).unflatten(-1, (height, width))
+            sides = its_places.new_tensor((width, height))
+            grid = ((2 * its_places[:, :, level] + 1) / sides - 1).transpose(0, 1)  # (heads, Q, points, 2) in [-1, 1]
+            found = F.grid_sample(plane, grid.to(plane.dtype), align_corners=False)  # (heads, d, Q, points)
+            seen = seen + (found * its_weights[:, :, level].transpose(0, 1)[:, None]).sum(-1)
+        assert isinstance(seen, Tensor)
+        answers.append(seen.permute(2, 0, 1).flatten(1))
+    return torch.cat(answers)
+
+
+def _through_rows(
+    values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels, look: Look
+) -> Tensor:
+    table, starts = _bordered(values, at)
+    sizes = each(at.sizes(values.device, places.dtype), counts)  # (Q | 1, levels, 2)
+    begins = each(torch.tensor(starts, device=values.device, dtype=torch.int32), counts)
+    return look(table, places, weights, sizes[:, None, :, None], begins[:, None, :, None]).flatten(1)
+
+
+def _bordered(values: Tensor, at: Levels) -> tuple[Tensor, list[list[int]]]:
+    """(S', heads, d) values with a cell of zeros around every level, and where the levels of each picture begin.
+
+    A point that lies outside is moved onto the border, and so needs neither a mask nor an index that is looked after.
+    """
+    parts, starts, start = [], [], 0
+    for shapes, firsts in zip(at.shapes, at.starts, strict=True):
+        begins = []
+        for (height, width), first in zip(shapes, firsts, strict=True):
+            plane = values[first : first + height * width].flatten(1).unflatten(0, (height, width))
+            parts.append(F.pad(plane, (0, 0, 1, 1, 1, 1)).flatten(0, 1))
+            begins.append(start)
+            start += len(parts[-1])
+        starts.append(begins)
+    beyond = at.shapes[-1][-1][1] + 4  # cells with no weight that a point on the last border looks at, too
+    parts.append(values.new_zeros(beyond, parts[-1].shape[1]))
+    return torch.cat(parts).unflatten(-1, values.shape[1:]), starts
+
+
+def _look(table: Tensor, places: Tensor, weights: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
+    """(Q, heads, d), the sum of the four cells around every point, by their shares.
+
+    Args:
+        table: (S', heads, d) with borders.
+        places: (Q, heads, levels, points, 2).
+        weights: (Q, heads, levels, points).
+        sizes: (Q | 1, 1, levels, 1, 2), width and height of levels without borders.
+        begins: (Q | 1, 1, levels, 1) int32, where they begin in the table.
+    """
+    heads = table.shape[1]
+    inside = torch.minimum(places.clamp(min=-1), sizes)
+    corner = inside.floor()
+    share_x, share_y = (inside - corner).unbind(-1)
+    x, y = corner.to(torch.int32).unbind(-1)
+    across = sizes[..., 0].to(torch.int32) + 2
+    first = ((y + 1) * across + (x + 1) + begins) * heads
+    first = first + torch.arange(heads, device=first.device, dtype=torch.int32)[:, None, None]
+    below = across * heads
+    rows = torch.stack((first, first + heads, first + below, first + (below + heads)), dim=2)
+    low = weights * share_y
+    high = weights - low
+    low_right, high_right = low * share_x, high * share_x
+    shares = torch.stack((high - high_right, high_right, low - low_right, low_right), dim=2)
+    seen = F.embedding_bag(
+        rows.flatten(2).flatten(0, 1),
+        table.flatten(0, 1),
+        per_sample_weights=shares.flatten(2).flatten(0, 1).to(table.dtype),
+        mode="sum",
+    )
+    return seen.unflatten(0, (-1, heads))

@@ -1,0 +1,197 @@
+"""From a picture encoder to the levels of a pyramid: the stages of a Swin, or three scales of a ViT's last block.
+
+Source: Grounding DINO (arXiv 2303.05499) for the levels; ViTDet (Li et al. 2022, arXiv 2203.16527), sec. 3, for the simple
+feature pyramid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synoptic.models.deform_attn import Levels, Shape
+from synoptic.models.swin import Swin
+from synoptic.models.vit import ViT
+
+_GROUPS = 32  # of the norm on each level
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Pictures as a detector sees them, before any word is known.
+
+    Attributes:
+        tokens: (S, D) packed.
+        positions: (S, D) where and on which level they lie.
+        levels: how they lie.
+        shares: of each picture how much of the width and of the height of what the backbone saw it takes, the rest being
+            filled up; measured in cells of the finest level.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    levels: Levels
+    shares: tuple[tuple[float, float], ...]
+
+    def split(self) -> list[Pyramid]:
+        """Each picture by itself."""
+        counts = list(self.levels.counts)
+        parts = (self.tokens.split(counts), self.positions.split(counts), self.levels.shapes, self.shares)
+        return [Pyramid(a, b, Levels((shapes,)), (share,)) for a, b, shapes, share in zip(*parts, strict=True)]
+
+    def repeated(self, times: int) -> Pyramid:
+        """All pictures so many times, one round after the other."""
+        tokens, positions = self.tokens.repeat(times, 1), self.positions.repeat(times, 1)
+        return Pyramid(tokens, positions, Levels(self.levels.shapes * times), self.shares * times)
+
+
+class SimplePyramid(nn.Module):
+    """Maps of twice, once and half the resolution out of the one map that a ViT ends with.
+
+    Args:
+        width: channels of that map.
+        out: channels of all three.
+    """
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.finer = nn.ConvTranspose2d(width, width // 2, 2, 2)
+        widths = (width // 2, width, width)
+        self.narrow = nn.ModuleList(nn.Conv2d(each, out, 1, bias=False) for each in widths)
+        self.narrow_norms = nn.ModuleList(nn.LayerNorm(out, eps=1e-6) for _ in widths)
+        self.smooth = nn.ModuleList(nn.Conv2d(out, out, 3, padding=1, bias=False) for _ in widths)
+        self.smooth_norms = nn.ModuleList(nn.LayerNorm(out, eps=1e-6) for _ in widths)
+
+    def forward(self, plane: Tensor) -> list[Tensor]:  # (B, C, h, w) -> three, the finest first
+        scales = (self.finer(plane), plane, F.max_pool2d(plane, 2, ceil_mode=True))
+        narrow = [
+            _normed(norm, conv(scale)) for conv, norm, scale in zip(self.narrow, self.narrow_norms, scales, strict=True)
+        ]
+        return [_normed(norm, conv(each)) for conv, norm, each in zip(self.smooth, self.smooth_norms, narrow, strict=True)]
+
+
+def _normed(norm: nn.Module, plane: Tensor) -> Tensor:
+    """A norm over the channels of (B, C, h, w)."""
+    return norm(plane.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Neck(nn.Module):
+    """A backbone's maps as levels of one width, and coarser ones made of the last.
+
+    Args:
+        widths: channels of the maps.
+        width: channels D of the levels.
+        levels: how many there are to be, at least as many as maps.
+        temperature: of the sines that say where a token lies.
+    """
+
+    def __init__(self, widths: Sequence[int], width: int, levels: int, temperature: float):
+        super().__init__()
+        self.width, self.temperature = width, temperature
+        same = [nn.Conv2d(each, width, 1) for each in widths]
+        halved = [
+            nn.Conv2d(widths[-1] if not further else width, width, 3, 2, 1) for further in range(levels - len(widths))
+        ]
+        self.projections = nn.ModuleList([*same, *halved])
+        self.norms = nn.ModuleList(nn.GroupNorm(_GROUPS, width) for _ in range(levels))
+        self.level_embed = nn.Parameter(torch.randn(levels, width))
+        for layer in self.projections:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: Sequence[Sequence[Tensor]], shares: Sequence[tuple[float, float]]) -> Pyramid:
+        """Packs the levels of pictures.
+
+        Args:
+            maps: of each group of pictures of one size its maps, (B, C, h, w), the finest first.
+            shares: of each picture how much of the height and of the width it takes, the rest being filled up.
+        """
+        levels = [level for group in maps for level in self._pictures(group)]
+        cut = [[_cut(level, share) for level in picture] for picture, share in zip(levels, shares, strict=True)]
+        tokens = torch.cat([level.flatten(1).T for picture in cut for level in picture])
+        positions = [self._positions(place, level) for picture in cut for place, level in enumerate(picture)]
+        shapes = tuple(tuple((level.shape[1], level.shape[2]) for level in picture) for picture in cut)
+        finest = zip(cut, levels, strict=True)
+        taken = [(inner[0].shape[2] / outer[0].shape[2], inner[0].shape[1] / outer[0].shape[1]) for inner, outer in finest]
+        return Pyramid(tokens, torch.cat(positions), Levels(shapes), tuple(taken))
+
+    def _pictures(self, maps: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The levels (D, h, w) of each picture of a group."""
+        levels: list[Tensor] = []
+        for place, (layer, norm) in enumerate(zip(self.projections, self.norms, strict=True)):
+            beyond = place - len(maps)
+            source = maps[place] if beyond < 0 else maps[-1] if not beyond else levels[-1]
+            levels.append(norm(layer(source)))
+        return [list(picture) for picture in zip(*(level.unbind() for level in levels), strict=True)]
+
+    def _positions(self, place: int, level: Tensor) -> Tensor:
+        """(h * w, D) of a level (D, h, w)."""
+        _, height, width = level.shape
+        where = grid_positions((height, width), self.width, self.temperature, level.device)
+        return (where + self.level_embed[place]).to(level.dtype)
+
+
+def _cut(level: Tensor, share: tuple[float, float]) -> Tensor:
+    """What of a level (D, h, w) shows the picture, as nearest neighbours of its mask would say."""
+    height, width = (max(math.ceil(side * part - 1e-6), 1) for side, part in zip(level.shape[1:], share, strict=True))
+    return level[:, :height, :width]
+
+
+@lru_cache(maxsize=64)
+def grid_positions(shape: Shape, width: int, temperature: float, device: torch.device) -> Tensor:
+    """(h * w, D) float32, sines of where each cell of a grid lies: half of the channels say down, half across.
+
+    Source: DETR (Carion et al. 2020, arXiv 2005.12872), sec. 3.2; counted from 1 and divided by the side, as in its code.
+    """
+    half = width // 2
+    sides = [
+        torch.arange(1, side + 1, device=device, dtype=torch.float32) / (side + 1e-6) for side in shape
+    ]  # so that the last is at 1
+    down, across = (sines(side, half, temperature) for side in sides)
+    both = torch.cat((down[:, None].expand(-1, shape[1], -1), across[None].expand(shape[0], -1, -1)), -1)
+    return both.flatten(0, 1)
+
+
+def sines(values: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
+    """(..., D) float32 at least, sines and cosines of numbers by turns, of ever longer waves; the shortest is 1."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    powers = torch.arange(width, device=values.device, dtype=torch.float32).div(2, rounding_mode="floor") * 2 / width
+    angles = (values.to(wide) * (2 * math.pi))[..., None] / (temperature**powers)
+    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), -1).flatten(-2)
+
+
+def swin_maps(backbone: Swin, groups: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Of each group of (B, C, H, W) pictures the stages of a Swin, (B, C, h, w), the finest first."""
+    stages, counts = backbone.pyramid(groups), [len(group) for group in groups]
+    found: list[list[Tensor]] = [[] for _ in groups]
+    for tokens, grids in stages:
+        starts = [sum(counts[:place]) for place in range(len(counts))]
+        shapes = [(count, *grids[start]) for count, start in zip(counts, starts, strict=True)]
+        parts = tokens.split([count * height * width for count, height, width in shapes])
+        for place, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
+            found[place].append(part.unflatten(0, shape).permute(0, 3, 1, 2))
+    return found
+
+
+def vit_maps(backbone: ViT, pyramid: SimplePyramid, groups: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Of each group of (B, C, H, W) pictures three scales of a ViT's last block, (B, C, h, w), the finest first.
+
+    Sides that patches do not tile are filled up with the mean of the pixels.
+    """
+    filled = [_filled(group, backbone) for group in groups]
+    answers = backbone(filled)
+    return [pyramid(answer.patches.mT.unflatten(-1, answer.grid)) for answer in answers]
+
+
+def _filled(images: Tensor, backbone: ViT) -> Tensor:
+    down, across = (-side % backbone.stride for side in images.shape[2:])
+    if not (down or across):
+        return images
+    mean = images.new_tensor(backbone.config.mean)[:, None, None]
+    return F.pad(images - mean, (0, across, 0, down)) + mean
