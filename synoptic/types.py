@@ -13,7 +13,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-Mode = Literal["crop", "squash", "pad"]
+Mode = Literal["crop", "squash", "pad", "fit"]
 
 
 def present(value: T | None) -> T:
@@ -197,13 +197,15 @@ class Preprocess:
     Attributes:
         size: side in pixels.
         mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape; "pad" brings the
-            longer side to the size and fills up on the right and below.
+            longer side to the size and fills up on the right and below; "fit" brings the shorter side to it and keeps the
+            shape of the picture (detectors).
         bands: how many bands are read at their full depth (see `data.bands`); None reads 8-bit RGB.
         share: how much of that square, or of height and width of the whole picture, is taken about its centre, such as
             224 / 256; above 0, at most 1.
         interpolation: the filter with which pictures are resized.
         fill: what "pad" fills each band with, in what the model reads; nothing is 0. A model whose makers filled with
             zeros after normalisation has its mean here.
+        longest: of "fit", most pixels of the longer side; a longer picture is made as much smaller.
     """
 
     size: int
@@ -212,8 +214,11 @@ class Preprocess:
     share: float = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     fill: tuple[float, ...] = ()
+    longest: int | None = None
 
     def __post_init__(self) -> None:
+        if (self.longest is not None) != (self.mode == "fit") or (self.longest or self.size) < self.size:
+            raise ValueError(f"longest={self.longest} should be size={self.size} or more with mode=fit, and none else")
         if self.size < 1:
             raise ValueError(f"size={self.size} should be a number of pixels")
         if self.bands is not None and self.bands < 1:

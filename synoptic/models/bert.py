@@ -69,6 +69,10 @@ class Bert(nn.Module):
         )
         theirs._attn_implementation = "sdpa"
         self.bert: Any = BertModel(theirs, add_pooling_layer=False)
+        # Its tables of places are no weights, and nothing would fill them where networks are built without values.
+        places = torch.arange(config.positions, device="cpu")[None]
+        self.bert.embeddings.register_buffer("position_ids", places, persistent=False)
+        self.bert.embeddings.register_buffer("token_type_ids", torch.zeros_like(places), persistent=False)
         self.projection = nn.Linear(config.width, width)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)

@@ -27,8 +27,10 @@ from synoptic.models.grounding_layers import BoxHead, DecoderLayer, Fusion, Imag
 from synoptic.models.linear import Linear
 from synoptic.models.pyramid import Neck, Pyramid, SimplePyramid, sines, swin_maps, vit_maps
 from synoptic.models.swin import Swin, SwinConfig
-from synoptic.models.tokenizers import Tokenizer
+from synoptic.models.tokenizers import BERT_END, BERT_START, Tokenizer
 from synoptic.models.vit import ViT, ViTConfig
+
+STOPS = (BERT_START, BERT_END, ".", "?")  # tokens that end a phrase
 
 _NEVER = 1e-2  # an object's centre and sides lie at least so far from 0 and 1 to be proposed (Deformable DETR's code)
 _RARE = -math.log(99)  # what the class head of MM-Grounding-DINO begins with: one object in a hundred places
@@ -41,7 +43,7 @@ class GroundingDinoConfig:
     Attributes:
         backbone: that of the pictures.
         text: that of the words.
-        stops: ids that end a phrase: start and end of a text, full stop, question mark.
+        stops: ids of `STOPS`.
         context: most tokens of a prompt.
         width: channels D of all tokens.
         heads: of attention among tokens of pictures and among queries; that of words, and between words and pictures,
@@ -316,6 +318,16 @@ class GroundingDino(nn.Module):
     def channels(self) -> int:
         """Bands of the pictures."""
         return self.backbone.channels
+
+    @property
+    def width(self) -> int:
+        """Channels of all tokens."""
+        return self.config.width
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one token of the backbone's coarsest map to the next."""
+        return self.backbone.stride
 
     def forward(
         self,

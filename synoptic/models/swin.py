@@ -102,7 +102,8 @@ class Swin(nn.Module):
         self.normalize = Normalize(config.mean, config.std)
         self.patch_embed = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size)
         self.patch_norm = nn.LayerNorm(config.width, eps=_EPS)
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        last = max(sum(config.depths) - 1, 1)
+        rates = (config.drop_path * place / last for place in range(last + 1))
         self.stages = nn.ModuleList(
             Stage(config, width, heads, [next(rates) for _ in range(depth)])
             for width, heads, depth in zip(config.widths, config.heads, config.depths, strict=True)

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Engine
 from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+BERT_START, BERT_END, BERT_UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
 
 Cleaning = Literal["none", "clip", "siglip"]
 
@@ -111,6 +112,36 @@ class Tokenizer:
         engine.decoder = decoders.Sequence([decoders.Replace(_WORD_END, "Ġ"), decoders.ByteLevel()])
         engine.add_special_tokens([START, END])
         return cls(engine.to_str(), context, clean="clip")
+
+    @classmethod
+    def bert(cls, lines: Sequence[str], context: int = 512) -> Tokenizer:
+        """BERT's word pieces, without capitals and accents.
+
+        Args:
+            lines: of `vocab.txt`, a piece in each.
+            context: 512 of BERT itself.
+        Raises:
+            ValueError: pieces are there twice, or lack the signs that BERT needs.
+        """
+        pieces = [line.rstrip("\r\n") for line in lines]
+        pieces = pieces[: len(pieces) - (not pieces[-1])] if pieces else []
+        ids = {piece: place for place, piece in enumerate(pieces)}
+        if len(ids) < len(pieces) or BERT_UNKNOWN not in ids:
+            raise ValueError(f"BERT's vocabulary has different pieces, one a line, {BERT_UNKNOWN} among them")
+        engine = Engine(models.WordPiece(ids, unk_token=BERT_UNKNOWN))
+        engine.normalizer = normalizers.BertNormalizer(lowercase=True)
+        engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        engine.decoder = decoders.WordPiece()
+        return cls(engine.to_str(), context, start=BERT_START, end=BERT_END)
+
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """The id of each token of a text alone, and between which of its characters it lies."""
+        encoding = self._engine.encode(CLEANINGS[self._marks["clean"]](text), add_special_tokens=False)
+        return [(each, *place) for each, place in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, or None."""
+        return self._engine.token_to_id(token)
 
     def _id(self, token: str) -> int:
         found = self._engine.token_to_id(token)

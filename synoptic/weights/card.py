@@ -18,6 +18,7 @@ _MODES = {
     "crop": "the largest centred square",
     "squash": "the whole picture",
     "pad": "the whole picture, its longer side, filled up on the right and below",
+    "fit": "the whole picture, its shorter side",
 }
 CALLED = {
     "vit": "vision transformer",
@@ -27,6 +28,7 @@ CALLED = {
     "clip": "CLIP",
     "student": "student of several teachers",
     "sam": "SAM",
+    "grounding_dino": "Grounding DINO",
     "hub": "vision model of transformers",
 }
 _ORIGIN = ("origin", "from", "part", "architecture", "init")

@@ -52,12 +52,12 @@ def clip(**known: Any) -> Fields:
     def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
         act = _activation(known, header, options)
         if "image.pool.positions" in state:
-            tower = {"resnet": _resnet(_part(state, "image"))}
+            tower = {"resnet": _resnet(part_of(state, "image"))}
         else:
             fixed = {"pre_norm": True, "norm_eps": 1e-5, "mean": CLIP_MEAN, "std": CLIP_STD}
-            image = vit(**fixed)(_part(state, "image"), _part_header(header, "vision"), options)
+            image = vit(**fixed)(part_of(state, "image"), _part_header(header, "vision"), options)
             tower = {"image": image | {"activation": act}}
-        text = _text(_part(state, "text"), _part_header(header, "text"), options)
+        text = _text(part_of(state, "text"), _part_header(header, "text"), options)
         # OpenAI's code reads at the highest id, and so does transformers where the configuration says 2.
         end = _part_header(header, "text").get("eos_token_id", 2)
         end = text["vocabulary"] - 1 if end == 2 else end
@@ -73,8 +73,8 @@ def siglip(**known: Any) -> Fields:
         act = _activation(known, header, options)
         half = (0.5, 0.5, 0.5)
         fixed = {"pool": "attention", "mean": half, "std": half}
-        image = vit(**fixed)(_part(state, "image"), _part_header(header, "vision"), options)
-        text = _text(_part(state, "text"), _part_header(header, "text"), options)
+        image = vit(**fixed)(part_of(state, "image"), _part_header(header, "vision"), options)
+        text = _text(part_of(state, "text"), _part_header(header, "text"), options)
         # The token that fills rows ends them too; that which transformers calls the end is never read.
         end = _part_header(header, "text").get("pad_token_id")
         whole = {"causal": False, "read_at": "last", "activation": act, "end": 1 if end is None else end}
@@ -92,25 +92,25 @@ def sam(decoder_eps: float) -> Fields:
     """
 
     def fields(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
-        encoder, decoder = _part(state, "encoder"), _part(state, "decoder")
-        vision = _section(header, "vision_config") or header  # that of SamVisionModel is all vision
-        masks = _section(header, "mask_decoder_config")
-        _refuse(vision, use_abs_pos=True, use_rel_pos=True, qkv_bias=True, hidden_act="gelu")
-        _refuse(_section(header, "prompt_encoder_config"), hidden_act="gelu", layer_norm_eps=1e-6)
-        _refuse(masks, hidden_act="relu")
+        encoder, decoder = part_of(state, "encoder"), part_of(state, "decoder")
+        vision = section(header, "vision_config") or header  # that of SamVisionModel is all vision
+        masks = section(header, "mask_decoder_config")
+        refuse_other(vision, use_abs_pos=True, use_rel_pos=True, qkv_bias=True, hidden_act="gelu")
+        refuse_other(section(header, "prompt_encoder_config"), hidden_act="gelu", layer_norm_eps=1e-6)
+        refuse_other(masks, hidden_act="relu")
         both = {**vision, **header}
         said = {ours: both[theirs] for ours, theirs in _SAM_SAID.items() if both.get(theirs) is not None}
-        width, channels, patch, across = _shape(encoder, "patch_embed.weight", 4)
-        side = _side(_shape(encoder, "positions.table", 3)[1], patch, across)
+        width, channels, patch, across = shape_of(encoder, "patch_embed.weight", 4)
+        side = _side(shape_of(encoder, "positions.table", 3)[1], patch, across)
         shapes = {
             "patch_size": patch,
             "width": width,
             "depth": _depth(encoder),
-            "hidden": _shape(encoder, "blocks.0.mlp.fc1.weight", 2)[0],
+            "hidden": shape_of(encoder, "blocks.0.mlp.fc1.weight", 2)[0],
             "image_size": side * patch,
             "channels": channels,
-            "embedding": _shape(encoder, "neck.0.weight", 4)[0],
-            "heads": max(width // _shape(encoder, "blocks.0.attn.down", 2)[1], 1),
+            "embedding": shape_of(encoder, "neck.0.weight", 4)[0],
+            "heads": max(width // shape_of(encoder, "blocks.0.attn.down", 2)[1], 1),
             **_windows(encoder, side, vision, options),
         }
         given = {"heads": options.heads} if options.heads else {}
@@ -132,14 +132,15 @@ _SAM_SAID = {
 _SAM_DECODER_SAID = {"depth": "num_hidden_layers", "hidden": "mlp_dim", "norm_eps": "layer_norm_eps"}
 
 
-def _section(header: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section(header: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """One part of a config.json; nothing where it has none."""
     found = header.get(name) or {}
     if not isinstance(found, Mapping):
         raise ValueError(f"{name} in its config.json should hold keys and values, not {found!r}")
     return found
 
 
-def _refuse(said: Mapping[str, Any], **usual: Any) -> None:
+def refuse_other(said: Mapping[str, Any], **usual: Any) -> None:
     """Refuses what a config.json of transformers may say, and no released model does."""
     for key, value in usual.items():
         if said.get(key, value) != value:
@@ -151,7 +152,7 @@ def _windows(encoder: State, side: int, vision: Mapping[str, Any], options: Load
 
     Shapes do not tell where windows are as large as the trained grid: then all blocks are global, unless it is said.
     """
-    sides = [(_shape(encoder, f"blocks.{block}.attn.down", 2)[0] + 1) // 2 for block in range(_depth(encoder))]
+    sides = [(shape_of(encoder, f"blocks.{block}.attn.down", 2)[0] + 1) // 2 for block in range(_depth(encoder))]
     others = sorted({each for each in sides if each != side})
     if len(others) > 1:
         raise ValueError(f"its blocks attend in windows of several sizes ({', '.join(map(str, others))} patches)")
@@ -163,21 +164,21 @@ def _windows(encoder: State, side: int, vision: Mapping[str, Any], options: Load
 
 def _sam_decoder(state: State, said: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     """What the shapes of the weights tell of a SAM's prompt encoder and mask decoder."""
-    width = _shape(state, "masks.mask_tokens.weight", 2)[1]
+    width = shape_of(state, "masks.mask_tokens.weight", 2)[1]
     heads = options.decoder_heads or said.get("num_attention_heads")
     if heads is None and width != 256:
         told = "say how many its mask decoder has, decoder_heads=N (load.decoder_heads=N on the command line)"
         raise ValueError(f"8 heads belong to a mask decoder of 256 channels, and it has {width}; {told}")
     layers = [int(key.split(".")[3]) for key in state if key.startswith("masks.transformer.layers.")]
-    narrow = _shape(state, "masks.transformer.final_attn_token_to_image.q_proj.weight", 2)[0]
+    narrow = shape_of(state, "masks.transformer.final_attn_token_to_image.q_proj.weight", 2)[0]
     shapes = {
         "depth": 1 + max(layers, default=-1),
         "heads": heads or 8,
-        "hidden": _shape(state, "masks.transformer.layers.0.mlp.lin1.weight", 2)[0],
+        "hidden": shape_of(state, "masks.transformer.layers.0.mlp.lin1.weight", 2)[0],
         "downsample": max(width // narrow, 1),
-        "mask_channels": _shape(state, "prompts.mask_embed.conv2.weight", 4)[0],
-        "iou_hidden": _shape(state, "masks.iou_prediction_head.proj_in.weight", 2)[0],
-        "masks": _shape(state, "masks.mask_tokens.weight", 2)[0] - 1,
+        "mask_channels": shape_of(state, "prompts.mask_embed.conv2.weight", 4)[0],
+        "iou_hidden": shape_of(state, "masks.iou_prediction_head.proj_in.weight", 2)[0],
+        "masks": shape_of(state, "masks.mask_tokens.weight", 2)[0] - 1,
     }
     return shapes | {ours: said[theirs] for ours, theirs in _SAM_DECODER_SAID.items() if theirs in said}
 
@@ -190,7 +191,7 @@ def radio_vit(**known: Any) -> Fields:
         said = {ours: header[theirs] for ours, theirs in _SAID.items() if header.get(theirs) is not None}
         if "activation" in said:
             said["activation"] = _called(said["activation"])
-        args = _section(header, ARGUMENTS)
+        args = section(header, ARGUMENTS)
         both = {**args, **header}
         version, window = str(header.get("version", "")).lower(), both.get("vitdet_window_size")
         usual = _GLOBAL_BLOCKS_OF.get(version) or _GLOBAL_BLOCKS.get(shapes["depth"], 4)
@@ -222,7 +223,7 @@ _OF_THE_FOURTH = ("dino_v3", "sam3")  # teachers of C-RADIOv4 and of no release 
 
 
 def _align_corners(header: Mapping[str, Any]) -> bool:
-    teachers = _section(header, ARGUMENTS).get("teachers")
+    teachers = section(header, ARGUMENTS).get("teachers")
     names = [each.get("name") for each in teachers if isinstance(each, Mapping)] if isinstance(teachers, list) else []
     is_later = str(header.get("version", "")).lower().startswith(_BETWEEN_CENTRES)
     return not is_later and not any(name in names for name in _OF_THE_FOURTH)
@@ -238,11 +239,11 @@ def _global_blocks(args: Mapping[str, Any], depth: int) -> int | None:
 
 def radio_student(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     """The configuration of a RADIO with the heads of its teachers."""
-    backbone, tokens = radio_vit()(_part(state, "backbone"), header, options), header["radio"]
-    parts = _part(state, "adaptors")
+    backbone, tokens = radio_vit()(part_of(state, "backbone"), header, options), header["radio"]
+    parts = part_of(state, "adaptors")
     names = dict.fromkeys(key.partition(".")[0] for key in parts)
     found = [name for name in tokens.slots if name in names]
-    adaptors = {name: _adaptor(_part(parts, name), name, tokens.finer.get(name, 1)) for name in found}
+    adaptors = {name: _adaptor(part_of(parts, name), name, tokens.finer.get(name, 1)) for name in found}
     if lacking := [name for name in names if name not in adaptors]:
         raise ValueError(f"it does not say which token is that of {', '.join(lacking)}")
     slots, summary = {name: tokens.slots[name] for name in found}, tokens.summary
@@ -256,12 +257,12 @@ def radio_student(state: State, header: Mapping[str, Any], options: LoadOptions)
 
 def _adaptor(state: State, name: str, times: int) -> dict[str, Any]:
     """The heads of a teacher."""
-    if not (patches := _part(state, "patch_head")):
+    if not (patches := part_of(state, "patch_head")):
         raise ValueError(f"it has no head for the patches of {name}")
     form, out = _head(patches)
     if out % times**2:
         raise ValueError(f"the head for the patches of {name} answers {out} channels, no grid {times} times finer")
-    summary = _part(state, "summary_head")
+    summary = part_of(state, "summary_head")
     said = {"patches": out // times**2, "summary": None, "hidden": form.pop("hidden")}
     if summary:
         head, channels = _head(summary)
@@ -273,20 +274,20 @@ def _adaptor(state: State, name: str, times: int) -> dict[str, Any]:
 def _head(state: State) -> tuple[dict[str, Any], int]:
     """What the keys and shapes of a head tell of it, and how many channels it answers."""
     attends = "blocks.0.attn.qkv.weight" in state
-    mlp = _part(state, "mlp") if attends else state
-    hidden = _shape(mlp, "fc1.weight", 2)[0]
+    mlp = part_of(state, "mlp") if attends else state
+    hidden = shape_of(mlp, "fc1.weight", 2)[0]
     if "final.2.weight" not in mlp and not attends:
-        return {"form": "v1", "hidden": hidden}, _shape(mlp, "fc2.weight", 2)[0]
+        return {"form": "v1", "hidden": hidden}, shape_of(mlp, "fc2.weight", 2)[0]
     inner = 1 + max((int(key.split(".")[1]) for key in mlp if key.startswith("blocks.")), default=-1)
     form: dict[str, Any] = {"form": "attention" if attends else "v2", "hidden": hidden, "inner": inner}
     if attends and "blocks.0.attn.qkv.bias" not in state:
         form["qkv_bias"] = False
-    return form, _shape(mlp, "final.2.weight", 2)[0]
+    return form, shape_of(mlp, "final.2.weight", 2)[0]
 
 
 def plain_resnet(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     """The configuration of a plain ResNet."""
-    width, channels, *_ = _shape(state, "stem.0.weight", 4)
+    width, channels, *_ = shape_of(state, "stem.0.weight", 4)
     said = {ours: header[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in header}
     return {"blocks": _blocks(state), "width": width, "channels": channels, **said}
 
@@ -302,7 +303,8 @@ def is_plain(header: Mapping[str, Any]) -> bool:
     )
 
 
-def _part(state: State, name: str) -> State:
+def part_of(state: State, name: str) -> State:
+    """The tensors of one part of a model, by their keys in it."""
     return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
 
 
@@ -341,26 +343,26 @@ def _called(activation: Any) -> str:
 
 def _text(state: State, header: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     """What the shapes of a text tower's weights tell."""
-    vocabulary, width = _shape(state, "token_embedding.weight", 2)
+    vocabulary, width = shape_of(state, "token_embedding.weight", 2)
     heads = options.text_heads or header.get("num_attention_heads") or _usual_heads(width, "text_heads")
     said = {"norm_eps": header["layer_norm_eps"]} if header.get("layer_norm_eps") is not None else {}
     return {
         **said,
         "vocabulary": vocabulary,
-        "context": _shape(state, "positions", 2)[0],
+        "context": shape_of(state, "positions", 2)[0],
         "width": width,
         "depth": _depth(state),
         "heads": heads,
-        "hidden": _shape(state, "blocks.0.mlp.fc1.weight", 2)[0],
-        "embedding": _shape(state, "projection.weight", 2)[0],
+        "hidden": shape_of(state, "blocks.0.mlp.fc1.weight", 2)[0],
+        "embedding": shape_of(state, "projection.weight", 2)[0],
         "projection_bias": "projection.bias" in state,
     }
 
 
 def _resnet(state: State) -> dict[str, Any]:
     """What the shapes of a ResNet's weights tell; its heads are of 64 channels."""
-    width = _shape(state, "stem.6.weight", 4)[0]
-    cells = _shape(state, "pool.positions", 2)[0] - 1
+    width = shape_of(state, "stem.6.weight", 4)[0]
+    cells = shape_of(state, "pool.positions", 2)[0] - 1
     side = math.isqrt(max(cells, 0))
     if not side or side**2 != cells:
         raise ValueError(f"its {cells} positions make no square")
@@ -368,7 +370,7 @@ def _resnet(state: State) -> dict[str, Any]:
         "blocks": _blocks(state),
         "width": width,
         "heads": max(width * 32 // 64, 1),
-        "embedding": _shape(state, "pool.attn.proj.weight", 2)[0],
+        "embedding": shape_of(state, "pool.attn.proj.weight", 2)[0],
         "image_size": side * 32,
     }
 
@@ -385,12 +387,12 @@ def _shapes(state: State, cropped: bool = False) -> dict[str, Any]:
     Args:
         cropped: whether its positions are those of patches alone, cut out of a table (CPE).
     """
-    width, channels, patch, across = _shape(state, "patch_embed.weight", 4)
-    tokens = _shape(state, "summary_token", 3)[1] if "summary_token" in state else 0
-    cells = _shape(state, "positions.table", 3)[1] - (0 if cropped else tokens)
+    width, channels, patch, across = shape_of(state, "patch_embed.weight", 4)
+    tokens = shape_of(state, "summary_token", 3)[1] if "summary_token" in state else 0
+    cells = shape_of(state, "positions.table", 3)[1] - (0 if cropped else tokens)
     side = _side(cells, patch, across)
     gated = "blocks.0.mlp.w12.weight" in state
-    rows = _shape(state, "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight", 2)[0]
+    rows = shape_of(state, "blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight", 2)[0]
     return {
         "patch_size": patch,
         "width": width,
@@ -416,7 +418,8 @@ def _side(cells: int, patch: int, across: int) -> int:
     return side
 
 
-def _shape(state: State, key: str, dimensions: int) -> tuple[int, ...]:
+def shape_of(state: State, key: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor, which has so many dimensions."""
     if key not in state:
         raise ValueError(f"it has no {key} (by our names)")
     shape = tuple(state[key].shape)

@@ -32,12 +32,12 @@ from synoptic.files import read_bounded
 from synoptic.models.adaptors import Student, StudentConfig
 from synoptic.models.classifier import Classifier, ClassifierConfig
 from synoptic.models.clip import Clip, ClipConfig
+from synoptic.models.grounding_dino import GroundingDino, GroundingDinoConfig
 from synoptic.models.hub import HubBackbone
 from synoptic.models.hub_build import HubConfig
 from synoptic.models.plain_resnet import PlainResNet, PlainResNetConfig
 from synoptic.models.resnet import ResNet, ResNetConfig
 from synoptic.models.sam import Sam, SamConfig
-from synoptic.models.text import TextConfig
 from synoptic.models.tokenizers import Tokenizer
 from synoptic.models.vit import ViT, ViTConfig, tiled_sizes
 from synoptic.types import Preprocess
@@ -91,6 +91,9 @@ KINDS: dict[str, Kind] = {
     "clip": Kind(ClipConfig, Clip, lambda config, tokenizers: Clip(config, tokenizers.get(""))),
     "student": Kind(StudentConfig, Student, Student),
     "sam": Kind(SamConfig, Sam, lambda config, tokenizers: Sam(config)),
+    "grounding_dino": Kind(
+        GroundingDinoConfig, GroundingDino, lambda config, tokenizers: GroundingDino(config, tokenizers.get(""))
+    ),
     "hub": Kind(HubConfig, HubBackbone, lambda config, tokenizers: HubBackbone(config)),
 }
 
@@ -111,6 +114,14 @@ def text_towers(model: nn.Module) -> dict[str, Any]:
         return {"": model}
     adaptors = model.adaptors.items() if isinstance(model, Student) else ()
     return {name: adaptor for name, adaptor in adaptors if adaptor.text is not None}
+
+
+def tokenizers_of(model: nn.Module) -> dict[str, Tokenizer | None]:
+    """The tokenizers of a model's parts that read words, by adaptor, "" for the model itself; None for weights of others
+    that came without."""
+    if isinstance(model, GroundingDino):
+        return {"": model.tokenizer}
+    return {name: tower.tokenizer for name, tower in text_towers(model).items()}
 
 
 def save_folder(
@@ -246,7 +257,7 @@ def model_hash(model: Any, preprocess: Preprocess | None = None) -> str:
         model: of one of the `KINDS`.
         preprocess: what its pictures go through, where it is asked with pictures of any size.
     """
-    words = {name: tower.tokenizer.to_json() for name, tower in text_towers(model).items() if tower.tokenizer}
+    words = {name: each.to_json() for name, each in tokenizers_of(model).items() if each}
     seen = None if preprocess is None else to_dict(preprocess)
     decisive = [weights_hash(model), kind_of(model), to_dict(model.config), words, seen]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
@@ -271,8 +282,8 @@ def _is_ours(name: str) -> bool:
 
 def _write(folder: Path, model: Any, preprocess: Preprocess, record: Record) -> None:
     save_file(_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
-    for adaptor, tower in text_towers(model).items():
-        words = tower.tokenizer.to_json() if tower.tokenizer else NO_WORDS
+    for adaptor, tokenizer in tokenizers_of(model).items():
+        words = tokenizer.to_json() if tokenizer else NO_WORDS
         (folder / _tokenizer_file(adaptor)).write_text(f"{words}\n", encoding="utf-8")
     header = {
         "format": FORMAT,
@@ -366,12 +377,15 @@ def _mapping(header: Mapping[str, Any], key: str, path: Path) -> Mapping[str, An
     return value
 
 
-def _texts(config: Any) -> dict[str, TextConfig]:
-    """Configurations of the text towers by adaptor, "" for the model's own."""
-    if isinstance(config, ClipConfig):
-        return {"": config.text}
+def _texts(config: Any) -> dict[str, tuple[int, int, int]]:
+    """Vocabulary, end of a text and context of all that reads words, by adaptor, "" for the model's own."""
+    if isinstance(config, GroundingDinoConfig):
+        return {"": (config.text.vocabulary, config.stops[1], config.context)}
     adaptors = config.adaptors if isinstance(config, StudentConfig) else {}
-    return {name: part.text for name, part in adaptors.items() if part.text is not None}
+    towers = {name: part.text for name, part in adaptors.items() if part.text is not None}
+    if isinstance(config, ClipConfig):
+        towers = {"": config.text}
+    return {name: (text.vocabulary, text.end, text.context) for name, text in towers.items()}
 
 
 def _tokenizer_file(adaptor: str) -> str:
@@ -380,7 +394,7 @@ def _tokenizer_file(adaptor: str) -> str:
 
 def _read_tokenizers(folder: Path, config: Any) -> dict[str, Tokenizer]:
     tokenizers = {}
-    for adaptor, text in _texts(config).items():
+    for adaptor, (vocabulary, end, context) in _texts(config).items():
         path = folder / _tokenizer_file(adaptor)
         try:
             definition = read_bounded(path, LARGEST_TOKENIZER).decode("utf-8")
@@ -391,14 +405,14 @@ def _read_tokenizers(folder: Path, config: Any) -> dict[str, Tokenizer]:
             raise ValueError(f"{path}: cannot be read ({error.strerror}), so the weights folder is not whole") from None
         except Exception as error:  # the engine raises plain Exception on a definition that it cannot read
             raise ValueError(f"{path}: damaged tokenizer ({error})") from None
-        if (tokenizer.vocabulary, tokenizer.end) != (text.vocabulary, text.end):
+        if (tokenizer.vocabulary, tokenizer.end) != (vocabulary, end):
             raise ValueError(
                 f"{path}: {tokenizer.vocabulary} tokens, of which {tokenizer.end} ends a text, do not fit a text tower "
-                f"of {text.vocabulary} tokens ended by {text.end}"
+                f"of {vocabulary} tokens ended by {end}"
             )
-        if tokenizer.context > text.context:
+        if tokenizer.context > context:
             raise ValueError(
-                f"{path}: texts of up to {tokenizer.context} tokens do not fit a text tower that reads {text.context}"
+                f"{path}: texts of up to {tokenizer.context} tokens do not fit a text tower that reads {context}"
             )
         tokenizers[adaptor] = tokenizer
     return tokenizers

@@ -12,7 +12,9 @@ from torch import nn
 
 from synoptic.config import from_dict, load_json, nearest
 from synoptic.models.bounds import LARGEST
+from synoptic.models.grounding_dino import GroundingDinoConfig
 from synoptic.models.sam import SamConfig
+from synoptic.models.tokenizers import Tokenizer
 from synoptic.types import Preprocess
 from synoptic.weights import heads
 from synoptic.weights.checksums import file_state
@@ -22,7 +24,7 @@ from synoptic.weights.folder import FORMAT, KINDS, WEIGHTS, Record, shapes_alone
 from synoptic.weights.hub import load_hub
 from synoptic.weights.layouts import FORMATS, Format
 from synoptic.weights.options import LoadOptions
-from synoptic.weights.processors import preprocessing
+from synoptic.weights.processors import fitting, preprocessing
 from synoptic.weights.radio import is_packaged, refuse_hybrid
 from synoptic.weights.reading import (
     ARGUMENTS,
@@ -34,7 +36,7 @@ from synoptic.weights.reading import (
     read_whole,
     ready,
 )
-from synoptic.weights.words import find_tokenizer
+from synoptic.weights.words import find_tokenizer, find_word_pieces
 
 # What the weights are called in a folder of Hugging Face, the best first.
 FILES = (WEIGHTS, WEIGHTS + INDEX, "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
@@ -45,6 +47,7 @@ _OPTIONS = {
     "plain_resnet": ("linear_head",),
     "clip": ("heads", "text_heads", "activation", "vocabulary"),
     "sam": ("heads", "decoder_heads", "window", "global_blocks"),
+    "grounding_dino": ("heads", "text_heads", "vocabulary"),
 }
 
 # Kinds of models that transformers lets have any activation, and those that ours may have, by its names for them.
@@ -53,6 +56,7 @@ _ACTIVATIONS = {"gelu", "quick_gelu", "gelu_pytorch_tanh"}
 
 # Dictionaries of a file in which a network may lie, the best first; RADIO's makers take the averaged weights, too.
 _PARTS = ("", "teacher", "state_dict_ema", "state_dict", "model", "student")
+_WHOLE = ("transformer.level_embed", "level_embed")  # of detectors, a part of which is called backbone, too
 _USUAL_SIZE = 512  # pixels of the pictures for models that take any, where nothing tells it
 
 # What wrappers of modules (several devices, shards, recomputation, compilation) put into keys.
@@ -98,7 +102,7 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
     found = identify(parts, header, options, str(path))
     _check_options(found.format, options, str(path))
     kind = KINDS[found.format.kind]
-    words = find_tokenizer(place, found.config.text, options) if found.format.kind == "clip" else None
+    words = _words(place, found, options)
     with shapes_alone():
         model = kind.build(found.config, {"": words} if words else {})
     state = _kept(found.state, mapped=place.is_dir() or not is_written_in_place(file))
@@ -117,6 +121,13 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
     return classifier, preprocess, Record("classifier", name, _facts(found, options))
 
 
+def _words(place: Path, found: Identified, options: LoadOptions) -> Tokenizer | None:
+    """What turns words into ids, where a model reads any and its vocabulary is found."""
+    if found.format.kind == "grounding_dino":
+        return find_word_pieces(place, found.config, options)
+    return find_tokenizer(place, found.config.text, options) if found.format.kind == "clip" else None
+
+
 def prepared(config: Any, said: Description, size: int | None = None) -> Preprocess:
     """What pictures go through.
 
@@ -132,6 +143,9 @@ def prepared(config: Any, said: Description, size: int | None = None) -> Preproc
     if isinstance(config, SamConfig):
         bands = None if config.channels == 3 else config.channels
         return Preprocess(config.image_size, "pad", bands, interpolation="bilinear", fill=config.mean)
+    if isinstance(config, GroundingDinoConfig):
+        bands = None if config.backbone.channels == 3 else config.backbone.channels
+        return fitting(said.processor or {}, bands)
     usual = _size(config, said, size)
     if said.processor is None:
         return Preprocess(usual, "squash" if getattr(config, "bias", False) is True else "crop")
@@ -218,7 +232,7 @@ def networks(parts: Mapping[str, State], part: str | None, where: str) -> dict[s
     plain = {_CHUNK.sub("", _WRAPPERS.sub("", key)): tensor for key, tensor in parts[chosen].items()}
     if len(plain) < len(parts[chosen]):
         raise ValueError(f"{where}: several of its keys differ in nothing but the wrappers of modules")
-    if not any(key.startswith("backbone.") for key in plain):
+    if not any(key.startswith("backbone.") for key in plain) or any(mark in plain for mark in _WHOLE):
         return {"backbone": plain}
     found: dict[str, State] = {}
     for key, tensor in plain.items():

@@ -98,6 +98,9 @@ def processor(preprocess: Preprocess, mean: tuple[float, ...], std: tuple[float,
         padded = {"do_pad": True, "size": {"longest_edge": preprocess.size}, "pad_size": square}
         masks = {"mask_size": {"longest_edge": small}, "mask_pad_size": {"height": small, "width": small}}
         return {"image_processor_type": "SamImageProcessor", **usual, **padded, **masks}
+    if preprocess.mode == "fit":
+        size = {"shortest_edge": preprocess.size, "longest_edge": preprocess.longest}
+        return {"image_processor_type": "GroundingDinoImageProcessor", **usual, "size": size, "do_pad": True}
     crop = preprocess.mode == "crop"
     return {
         "image_processor_type": "CLIPImageProcessor",

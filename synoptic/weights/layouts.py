@@ -13,7 +13,17 @@ import torch
 
 from synoptic.config import to_dict
 from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
-from synoptic.weights import clip_tables, convert, headers, radio, radio_tables, resnet_tables, sam_tables
+from synoptic.weights import (
+    clip_tables,
+    convert,
+    grounding,
+    grounding_tables,
+    headers,
+    radio,
+    radio_tables,
+    resnet_tables,
+    sam_tables,
+)
 from synoptic.weights.convert import Table
 from synoptic.weights.fields import Fields, clip, is_plain, plain_resnet, radio_student, radio_vit, sam, siglip, vit
 from synoptic.weights.radio import Tidy
@@ -99,6 +109,8 @@ _CPE = {"stem": "patch", "position": "cpe", "pre_norm": False, "pool": "tokens",
 _TIMM = {**_CPE, "qkv_bias": True, "patch_bias": False, "mask_token": False}
 _INNER = {**_CPE, "patch_bias": True, "mask_token": True, "layer_scale": 1.0, "final_norm": True}
 _HEADS = {"heads": "heads"}
+_DETECTOR_HEADS = {"heads": "heads", "text_heads": "text.heads"}
+_DETECTOR = {"norm_eps": 1e-5, "temperature": 20.0, "context": 256, "backbone.norm_eps": 1e-5, "text.norm_eps": 1e-12}
 _TOWERS = {"heads": "image.heads", "text_heads": "text.heads"}
 
 
@@ -356,6 +368,50 @@ FORMATS = (
         finish=radio.finished(f"{radio_tables.HUB}model."),
         options=("window", "size"),
         normalizes=True,
+    ),
+    Format(
+        "Grounding DINO",
+        ("transformer.level_embed", "feat_map.weight", "backbone.0.patch_embed.proj.weight"),
+        grounding_tables.GROUNDING_DINO,
+        grounding.grounding_dino(1e-3, 1e-3),
+        kind="grounding_dino",
+        always={**_DETECTOR, "refine_eps": 1e-3, "head_eps": 1e-3, "scaled": False},
+        tidy=grounding.once,
+        finish=grounding.twice,
+        unsaid=_DETECTOR_HEADS,
+    ),
+    Format(
+        "MM-Grounding-DINO",
+        ("level_embed", "text_feat_map.weight", "neck.convs.0.conv.weight"),
+        grounding_tables.MM_GROUNDING_DINO,
+        grounding.grounding_dino(1e-3, 1e-5),
+        kind="grounding_dino",
+        always={**_DETECTOR, "refine_eps": 1e-3, "head_eps": 1e-5, "scaled": True, "shared_heads": False},
+        tidy=grounding.of_mmdetection,
+        finish=grounding.to_mmdetection,
+        unsaid=_DETECTOR_HEADS,
+    ),
+    Format(
+        "GroundingDinoForObjectDetection of transformers",
+        ("model.query_position_embeddings.weight", "model.text_projection.weight"),
+        grounding_tables.HUGGINGFACE_GROUNDING_DINO,
+        grounding.grounding_dino(1e-5, 1e-5),
+        "grounding-dino",
+        "grounding_dino",
+        always={"refine_eps": 1e-5, "head_eps": 1e-5, "scaled": False},
+        header=grounding.header("grounding-dino", "GroundingDinoForObjectDetection"),
+        tidy=grounding.once,
+    ),
+    Format(
+        "MMGroundingDinoForObjectDetection of transformers",
+        ("model.query_position_embeddings.weight", "model.encoder_output_class_embed.bias"),
+        grounding_tables.HUGGINGFACE_GROUNDING_DINO,
+        grounding.grounding_dino(1e-5, 1e-5),
+        "mm-grounding-dino",
+        "grounding_dino",
+        always={"refine_eps": 1e-5, "head_eps": 1e-5, "scaled": True},
+        header=grounding.header("mm-grounding-dino", "MMGroundingDinoForObjectDetection"),
+        tidy=grounding.once,
     ),
 )
 

@@ -42,6 +42,24 @@ def preprocessing(processor: Mapping[str, Any], image_size: int | None) -> Prepr
     )
 
 
+def fitting(processor: Mapping[str, Any], bands: int | None) -> Preprocess:
+    """How the image processor of a detector brings pictures to a size, keeping their shape.
+
+    Args:
+        processor: its values; none stands for 800 pixels, and 1,333 of the longer side at most (DETR and all after it).
+        bands: see Preprocess.
+    Raises:
+        ValueError: it does otherwise, or says what is no size.
+    """
+    size = processor.get("size") or {"shortest_edge": 800, "longest_edge": 1333}
+    if not isinstance(size, Mapping) or not {"shortest_edge", "longest_edge"} <= size.keys():
+        raise ValueError(f"its image processor says the size {size}, and detectors read a shortest and a longest edge here")
+    short, long = (_side(size[edge], None) for edge in ("shortest_edge", "longest_edge"))
+    if not short or not long or long < short or not processor.get("do_resize", True):
+        raise ValueError(f"its image processor says the size {size}, to which no picture can be brought")
+    return Preprocess(short, "fit", bands, interpolation="bilinear", longest=long)
+
+
 def _resized(processor: Mapping[str, Any], usual: int) -> tuple[int, bool]:
     """The side that pictures are resized to before they are cut, and whether it is their shorter one."""
     size = processor.get("size")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from synoptic.files import read_bounded
 from synoptic.models.clip import Towers
+from synoptic.models.grounding_dino import STOPS, GroundingDinoConfig
 from synoptic.models.text import TextConfig
-from synoptic.models.tokenizers import END, START, Tokenizer
+from synoptic.models.tokenizers import BERT_END, BERT_START, END, START, Tokenizer
 from synoptic.weights.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MERGES = "bpe_simple_vocab_16e6.txt"  # of OpenAI, which it packs with gzip
 LARGEST = 16_000_000  # bytes of an unpacked vocabulary; that of CLIP has 3.2 million
 LARGEST_TOKENIZER = 1 << 26  # bytes of a tokenizer.json; those of a quarter of a million tokens have 35 million
+VOCABULARY = "vocab.txt"  # of BERT
+_HUB_PREFIX = "hf:"
 _SIGLIP_END = "</s>"
 _HUB_FILE = "tokenizer.json"
 _HUB_CONFIG = "tokenizer_config.json"
@@ -68,6 +71,49 @@ def read_tokenizer(place: Path, context: int, towers: Towers) -> Tokenizer:
         raise ValueError(f"{place}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # the engine raises plain Exception on a definition that it cannot read
         raise ValueError(f"{place}: is no vocabulary ({error})") from None
+
+
+def find_word_pieces(path: Path, config: GroundingDinoConfig, options: LoadOptions) -> Tokenizer | None:
+    """BERT's tokenizer, which the options name, or which lies in a folder or beside a file; None where there is none.
+
+    Args:
+        path: the weights file, or the folder of Hugging Face.
+        config: of the detector that is to read its ids.
+        options: may name a `vocab.txt`, a `tokenizer.json`, or `hf:owner/name` of a model that has one.
+    Raises:
+        ValueError: a file is damaged, cannot be had, or does not fit the detector.
+    """
+    place = _pieces_place(path, options)
+    if place is None:
+        return None
+    try:
+        if place.suffix == ".json":
+            content = read_bounded(place, LARGEST_TOKENIZER).decode("utf-8")
+            ours = "tokenizer" in json.loads(content)
+            marks = {"start": BERT_START, "end": BERT_END}
+            found = Tokenizer.from_json(content) if ours else Tokenizer(content, config.context, **marks)
+        else:
+            found = Tokenizer.bert(read_bounded(place, LARGEST).decode("utf-8").split("\n"), config.context)
+    except OSError as error:
+        raise ValueError(f"{place}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # the engine raises plain Exception on a definition that it cannot read
+        raise ValueError(f"{place}: is no vocabulary of BERT ({error})") from None
+    stops = tuple(found.id_of(each) for each in STOPS)
+    if found.vocabulary != config.text.vocabulary or stops != config.stops:
+        told = f"{found.vocabulary:,} pieces with {', '.join(STOPS)} at {', '.join(map(str, stops))}"
+        wanted = f"{config.text.vocabulary:,} with these at {', '.join(map(str, config.stops))}"
+        raise ValueError(f"{place}: {told} do not fit a detector that reads {wanted}")
+    return found
+
+
+def _pieces_place(path: Path, options: LoadOptions) -> Path | None:
+    if options.vocabulary is not None and options.vocabulary.startswith(_HUB_PREFIX):
+        return fetch_tokenizer(options.vocabulary.removeprefix(_HUB_PREFIX))
+    if options.vocabulary is not None:
+        return Path(options.vocabulary).expanduser()
+    folder = path if path.is_dir() else path.parent
+    names = (_HUB_FILE, VOCABULARY) if path.is_dir() else (VOCABULARY,)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def fetch_tokenizer(repository: str) -> Path:

@@ -1,0 +1,133 @@
+"""What a detector found, and the forms in which others read it: COCO, YOLO, CSV, JSON, supervision, pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Form = Literal["json", "coco", "csv"]
+_DIGITS = 2  # of pixels, behind the point, in files
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects in one picture, the surest first.
+
+    Attributes:
+        boxes: (n, 4) float32 left, top, right, bottom in pixels of the original.
+        scores: (n,) float32 in [0, 1].
+        labels: (n,) int64, places in `names`.
+        names: of the classes that were asked for, in their order; of a sentence the phrases that were found.
+        size: height and width of the picture in pixels.
+        path: the picture's file, or "".
+        spans: of a sentence, for each object between which characters the words lie that name it.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    size: tuple[int, int]
+    path: str = ""
+    spans: tuple[tuple[tuple[int, int], ...], ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def found(self) -> list[str]:
+        """The name of each object."""
+        return [self.names[label] for label in self.labels]
+
+    def to_coco(self, image_id: int = 0, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Results as COCO's evaluation reads them: boxes are left, top, width, height.
+
+        Args:
+            image_id: of the picture.
+            category_ids: of the names, in their order; None counts them from 1.
+        """
+        ids = range(1, len(self.names) + 1) if category_ids is None else category_ids
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(ids[label]),
+                "bbox": [round(float(each), _DIGITS) for each in (left, top, right - left, bottom - top)],
+                "score": round(float(score), 5),
+            }
+            for (left, top, right, bottom), score, label in zip(self.boxes, self.scores, self.labels, strict=True)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        found = [
+            {
+                "label": int(label),
+                "name": self.names[label],
+                "score": round(float(score), 5),
+                "box": [round(float(each), _DIGITS) for each in box],
+                **({"spans": [list(span) for span in self.spans[place]]} if self.spans else {}),
+            }
+            for place, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True))
+        ]
+        return {"path": self.path, "height": self.size[0], "width": self.size[1], "objects": found}
+
+    def to_yolo(self) -> str:
+        """A line an object: label, then centre, width and height as shares of the picture, as YOLO's labels are."""
+        high, wide = self.size
+        left, top, right, bottom = (self.boxes / np.array([wide, high, wide, high])).T
+        columns = (self.labels, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return "".join(f"{label} {' '.join(f'{each:.6f}' for each in box)}\n" for label, *box in rows)
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections`, with names as `class_name`.
+
+        Raises:
+            ImportError: the package supervision is not installed.
+        """
+        from supervision import Detections as Theirs
+
+        return Theirs(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.labels,
+            data={"class_name": np.array(self.found, dtype=str)},
+        )
+
+
+def to_json(found: Iterable[Detections], facts: Mapping[str, Any] | None = None) -> str:
+    """One JSON of several pictures, with facts about how they were looked at."""
+    return json.dumps({**(facts or {}), "images": [each.to_dict() for each in found]}, indent=1, ensure_ascii=False)
+
+
+def to_coco(found: Iterable[Detections], names: Sequence[str]) -> str:
+    """A data set in COCO's form, with scores: pictures and names are counted from 1."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for each in found:
+        image = {"id": len(images) + 1, "file_name": each.path, "height": each.size[0], "width": each.size[1]}
+        images.append(image)
+        for result in each.to_coco(image["id"]):
+            area = round(result["bbox"][2] * result["bbox"][3], _DIGITS)
+            annotations.append({"id": len(annotations) + 1, **result, "area": area, "iscrowd": 0})
+    categories = [{"id": place + 1, "name": name} for place, name in enumerate(names)]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories}, ensure_ascii=False)
+
+
+def to_csv(found: Iterable[Detections]) -> str:
+    """A line an object."""
+    content = io.StringIO()
+    lines = csv.writer(content, lineterminator="\n")
+    lines.writerow(("path", "label", "name", "score", "left", "top", "right", "bottom"))
+    for each in found:
+        for box, score, label in zip(each.boxes, each.scores, each.labels, strict=True):
+            sides = [f"{side:.{_DIGITS}f}" for side in box]
+            lines.writerow((each.path, int(label), each.names[label], f"{score:.5f}", *sides))
+    return content.getvalue()
