@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from synoptic.cache import Cache
-from synoptic.config import nearest, to_dict
-from synoptic.detections import Detections
+from synoptic.config import to_dict
 from synoptic.models.grounding_dino import Found, GroundingDino, Words
 from synoptic.models.pyramid import Pyramid
 from synoptic.prompts import Chunk, Phrases, Sentence, Span, Vocabulary, sentence, vocabulary
@@ -25,24 +23,55 @@ VERSION = 1  # of phrases that are kept on disk; a change of the arithmetic need
 MANY = 200  # phrases, and more, take longer to read than the weights to hash that tell the kept ones
 MOST_KEPT = 20_000  # phrases in memory; 60 MB
 
-Thresholds = float | Sequence[float] | Mapping[str, float]
-Texts = str | Sequence[str] | Sequence[Sequence[str]]
-
 
 @dataclass(frozen=True)
 class Asked:
-    """What boxes are kept.
+    """What is kept of a picture.
 
     Attributes:
-        thresholds: of each class the lowest score; of a sentence one.
-        limit: most boxes of a picture.
+        thresholds: (c,) lowest score of each class; of a sentence a single one.
+        limit: most boxes.
         nms: share of their union that two boxes of one class have in common at most, lest the less sure one go; None
             keeps all.
     """
 
-    thresholds: np.ndarray
+    thresholds: Tensor
     limit: int
     nms: float | None
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Objects in one picture, the surest first.
+
+    Attributes:
+        corners: (n, 4) left, top, right, bottom.
+        scores: (n,).
+        labels: (n,) int64.
+    """
+
+    corners: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __getitem__(self, places: Tensor | slice) -> Boxes:
+        return Boxes(self.corners[places], self.scores[places], self.labels[places])
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """A detector's raw answer.
+
+    Attributes:
+        boxes: (B, Q, 4) cx, cy, w, h as shares of each picture.
+        logits: (B, Q, T) of every token of the prompts; those of tokens that a prompt does not have, and of queries that a
+            small picture does not have, are -inf.
+        tokens: ids of each prompt.
+    """
+
+    boxes: Tensor
+    logits: Tensor
+    tokens: tuple[tuple[int, ...], ...]
 
 
 class WordReader:
@@ -136,22 +165,49 @@ class Detector:
         found = self.model.ground(joined(pyramids), self.words.read(prompts)).last
         return Found(tuple(each.float() for each in found.boxes), tuple(each.float() for each in found.logits))
 
+    def grounding(self, images: Tensor | Sequence[Tensor], texts: Sequence[str]) -> Grounding:
+        """The raw answer to pictures (C, H, W) in [0, 1] and as many texts; see `VisionModel.ground`."""
+        if isinstance(texts, str) or len(texts) != len(images):
+            count = "one text was" if isinstance(texts, str) else f"{len(texts)} texts were"
+            raise ValueError(f"texts: {count} given for {len(images)} pictures; give a list with one for each")
+        if any(not image.is_floating_point() for image in images):
+            raise ValueError("expected pictures as floats in [0, 1]; divide bytes by 255")
+        prompts = [self.sentence(text).phrases for text in texts]
+        found = self.ground(self.see(list(images)), prompts)
+        queries, tokens = (max(each.shape[side] for each in found.logits) for side in (0, 1))
+        boxes = found.boxes[0].new_zeros(len(images), queries, 4)
+        logits = boxes.new_full((len(images), queries, tokens), -torch.inf)
+        for place, (some, scores) in enumerate(zip(found.boxes, found.logits, strict=True)):
+            boxes[place, : len(some)] = some
+            logits[place, : scores.shape[0], : scores.shape[1]] = scores
+        ids = tuple(tuple(each for phrase in prompt for each in phrase) for prompt in prompts)
+        return Grounding(boxes, logits, ids)
+
     def classes(
         self, pyramids: Sequence[Pyramid], wanted: Sequence[Vocabulary], asked: Sequence[Asked]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each picture (n, 4) boxes as shares of it, (n,) scores and (n,) classes, the surest first.
+    ) -> list[Boxes]:
+        """Objects in each picture, corners as shares of it, labels being places among the classes that are wanted of it.
 
         The score of a class is the mean probability of its tokens (the authors' evaluation on COCO). Prompts are asked one
-        after the other, each of all pictures that have so many; the picture is seen once.
+        after the other, each of all pictures that have so many; a picture is seen once.
         """
-        gathered: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in pyramids]
+        gathered: list[list[Boxes]] = [[] for _ in pyramids]
         for turn in range(max(len(each.chunks) for each in wanted)):
             places = [place for place, each in enumerate(wanted) if turn < len(each.chunks)]
             chunks = [wanted[place].chunks[turn] for place in places]
             found = self.ground([pyramids[place] for place in places], [chunk.phrases for chunk in chunks])
             for place, chunk, boxes, logits in zip(places, chunks, found.boxes, found.logits, strict=True):
-                gathered[place].append(_above(boxes, class_scores(logits, chunk), chunk, asked[place]))
-        return [_best(parts, each) for parts, each in zip(gathered, asked, strict=True)]
+                scores = class_scores(logits, chunk)
+                gathered[place].append(_above(corners_of(boxes), scores, chunk, asked[place]))
+        return [best_of(parts, each) for parts, each in zip(gathered, asked, strict=True)]
+
+    def phrases(
+        self, pyramids: Sequence[Pyramid], said: Sequence[Sentence], asked: Sequence[Asked], text_threshold: float
+    ) -> list[tuple[Boxes, list[tuple[Span, ...]]]]:
+        """Objects in each picture that fit words of its sentence, labels being places in the words that are told beside."""
+        found = self.ground(pyramids, [each.phrases for each in said])
+        each_picture = zip(found.boxes, found.logits, said, asked, strict=True)
+        return [_named(corners_of(boxes), *rest, text_threshold) for boxes, *rest in each_picture]
 
 
 def joined(pyramids: Sequence[Pyramid]) -> Pyramid:
@@ -175,67 +231,41 @@ def class_scores(logits: Tensor, chunk: Chunk) -> Tensor:
     return logits.sigmoid() @ member.to(logits)
 
 
-def _above(boxes: Tensor, scores: Tensor, chunk: Chunk, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, scores and classes at or above their thresholds; at most so many as are wanted in the end."""
+def corners_of(boxes: Tensor) -> Tensor:
+    """(n, 4) left, top, right, bottom of boxes cx, cy, w, h; both as shares of a picture, and within it."""
+    centres, sides = boxes[:, :2], boxes[:, 2:] / 2
+    return torch.cat((centres - sides, centres + sides), 1).clamp(0, 1)
+
+
+def _above(corners: Tensor, scores: Tensor, chunk: Chunk, asked: Asked) -> Boxes:
+    """(q, c) scores at or above their thresholds, with their boxes and classes; no more than can be wanted in the end."""
     classes = torch.tensor(chunk.classes, device=scores.device)
-    lowest = torch.from_numpy(asked.thresholds).to(scores)[classes]
-    kept = torch.where(scores >= lowest, scores, -1.0).flatten()
-    best = kept.topk(min(asked.limit, len(kept)) if asked.nms is None else len(kept))
-    sure = best.indices[best.values >= 0]
-    return boxes[sure // len(classes)], kept[sure], classes[sure % len(classes)]
+    lowest = asked.thresholds.to(scores)[classes]
+    sure = torch.where(scores >= lowest, scores, -1.0).flatten()
+    best = sure.topk(len(sure) if asked.nms is not None else min(asked.limit, len(sure)))
+    kept = best.indices[best.values >= 0]
+    return Boxes(corners[kept // len(classes)], sure[kept], classes[kept % len(classes)])
 
 
-def _best(parts: Sequence[tuple[Tensor, Tensor, Tensor]], asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
-    boxes, scores, classes = (torch.cat(each) for each in zip(*parts, strict=True))
-    order = scores.argsort(descending=True, stable=True)
-    boxes, scores, classes = boxes[order], scores[order], classes[order]
-    if asked.nms is not None:
-        kept = suppressed(boxes, classes, asked.nms)
-        boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
-    return boxes[: asked.limit], scores[: asked.limit], classes[: asked.limit]
-
-
-def suppressed(boxes: Tensor, classes: Tensor, most: float) -> Tensor:
-    """Places of (n, 4) boxes, the surest first, that share at most so much of their union with any surer one of their
-    class that stays."""
-    left_top, right_bottom = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
-    areas = (right_bottom - left_top).prod(1)
-    left = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    kept = []
-    for place in range(len(boxes)):
-        if not left[place]:
-            continue
-        kept.append(place)
-        common = torch.minimum(right_bottom[place], right_bottom) - torch.maximum(left_top[place], left_top)
-        common = common.clamp(min=0).prod(1)
-        shares = common / (areas[place] + areas - common).clamp(min=1e-12)
-        left &= (shares <= most) | (classes != classes[place])
-    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
-
-
-def named(
-    boxes: Tensor, logits: Tensor, said: Sentence, asked: Asked, text_threshold: float
-) -> tuple[Tensor, Tensor, list[tuple[Span, ...]]]:
-    """Of (q, 4) boxes and (q, n) logits of a sentence those that are sure enough, their scores, and the words that name
-    them: whole words, of the phrase that the surest word lies in.
-
-    Source: the authors' demo, where parts of words and of other phrases are taken along.
-    """
+def _named(
+    corners: Tensor, logits: Tensor, said: Sentence, asked: Asked, text_threshold: float
+) -> tuple[Boxes, list[tuple[Span, ...]]]:
+    """Whole words, of the phrase that the surest word of a box lies in, where the authors' demo takes parts of words and of
+    other phrases along."""
     speaks = torch.zeros(logits.shape[1], dtype=torch.bool)
     speaks[[token for words in said.words for word in words for token in word.tokens]] = True
     shares = logits.sigmoid().masked_fill(~speaks.to(logits.device), 0.0)
     scores, best = shares.max(1)
-    order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] >= float(asked.thresholds[0])]
-    if asked.nms is not None:
-        order = order[suppressed(boxes[order], torch.zeros_like(order), asked.nms)]
-    order = order[: asked.limit]
-    pairs = zip(shares[order].cpu(), best[order].tolist(), strict=True)
-    return boxes[order], scores[order], [_spans(said, row > text_threshold, place) for row, place in pairs]
+    sure = scores >= float(asked.thresholds[0])
+    pairs = zip((shares[sure] > text_threshold).cpu(), best[sure].tolist(), strict=True)
+    spans = [_spans(said, row, place) for row, place in pairs]
+    different = list(dict.fromkeys(spans))
+    labels = torch.tensor([different.index(each) for each in spans], dtype=torch.long, device=logits.device)
+    return best_of([Boxes(corners[sure], scores[sure], labels)], asked), different
 
 
 def _spans(said: Sentence, sure: Tensor, best: int) -> tuple[Span, ...]:
-    """Whole words of sure tokens in the phrase of the surest, those that follow each other as one span."""
+    """Between which characters the sure words lie, those that follow each other as one span."""
     found: list[Span] = []
     follows = False
     for word in said.phrase_of(best):
@@ -246,3 +276,29 @@ def _spans(said: Sentence, sure: Tensor, best: int) -> tuple[Span, ...]:
             found.append(word.span)
         follows = taken
     return tuple(found)
+
+
+def best_of(parts: Sequence[Boxes], asked: Asked) -> Boxes:
+    """The surest of what was found in several ways, without those that are the same object."""
+    whole = Boxes(*(torch.cat([getattr(part, name) for part in parts]) for name in ("corners", "scores", "labels")))
+    whole = whole[whole.scores.argsort(descending=True, stable=True)]
+    if asked.nms is not None:
+        whole = whole[suppressed(whole, asked.nms)]
+    return whole[: asked.limit]
+
+
+def suppressed(boxes: Boxes, most: float) -> Tensor:
+    """Places of boxes that share at most so much of their union with any surer one of their class that stays."""
+    left_top, right_bottom = boxes.corners[:, :2], boxes.corners[:, 2:]
+    areas = (right_bottom - left_top).prod(1)
+    left = torch.ones_like(boxes.labels, dtype=torch.bool)
+    kept = []
+    for place in range(len(left)):
+        if not left[place]:
+            continue
+        kept.append(place)
+        common = torch.minimum(right_bottom[place], right_bottom) - torch.maximum(left_top[place], left_top)
+        shared = common.clamp(min=0).prod(1)
+        overlap = shared / (areas[place] + areas - shared).clamp(min=torch.finfo(areas.dtype).tiny)
+        left &= (overlap <= most) | (boxes.labels != boxes.labels[place])
+    return torch.tensor(kept, dtype=torch.long, device=left.device)

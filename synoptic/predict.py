@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 from synoptic.config import from_dict
 from synoptic.data.inputs import Picture, Pictures, at_once, is_single, read_batches
 from synoptic.data.prompts import Labels, Templates, class_names, class_prompts
+from synoptic.detecting import DetectOptions, Finder, Texts, each_text
+from synoptic.detections import Detections
+from synoptic.detector import Detector, Grounding
 from synoptic.models.adaptors import Student
 from synoptic.models.classifier import Classifier
+from synoptic.models.grounding_dino import GroundingDino
 from synoptic.models.hub import HubBackbone
 from synoptic.models.linear import quicken
 from synoptic.models.sam import Sam
@@ -235,7 +240,7 @@ class VisionModel:
             ValueError: for something that is no picture, naming the file; and as by calling the model.
         """
         batches = read_batches(inputs, self.preprocess, at_once(self.preprocess.size, batch_size))
-        return _joined([_on_cpu(self(batch.images, adaptors=adaptors, window=window)) for batch in batches])
+        return Features.joined([self(batch.images, adaptors=adaptors, window=window).cpu() for batch in batches])
 
     def embed(self, inputs: Pictures, adaptor: str | None = None, batch_size: int = 64) -> np.ndarray:
         """One vector a picture, whose dot products are cosine similarities.
@@ -438,6 +443,57 @@ class VisionModel:
         """
         return self.segmenter(image).segment(points, boxes, labels, alternatives)
 
+    def detect(
+        self, inputs: Pictures, text: Texts, batch_size: int = 1, **options: Any
+    ) -> Detections | list[Detections]:
+        """What words name in pictures of any kind and size.
+
+        Args:
+            inputs: see `features`.
+            text: classes as "a cat. a dog." or as a list of names; or a list of such lists, one for each picture. With
+                `phrases=True` a sentence, or a list with one for each picture.
+            batch_size: how many pictures the network sees together.
+            options: see `DetectOptions`.
+        Returns:
+            Of a single picture its detections, of a folder, glob, stack or list of pictures those of each.
+        Raises:
+            ValueError: for a model that is no detector or came without a vocabulary, for something that is no picture, and
+                for texts and options that make no sense.
+        """
+        wanted = from_dict(DetectOptions, options, "detect")
+        found = list(self.finder(wanted).find(inputs, each_text(text, wanted.phrases), batch_size))
+        return found[0] if is_single(inputs) else found
+
+    def finder(self, options: DetectOptions) -> Finder:
+        """Looks for objects in one picture after the other; see `detect`.
+
+        Raises:
+            ValueError: for a model that is no detector, or came without a vocabulary.
+        """
+        return Finder(self._detector, self.preprocess, options)
+
+    @torch.no_grad()
+    def ground(self, images: Tensor | Sequence[Tensor], texts: Sequence[str]) -> Grounding:
+        """A detector's raw answer to pictures as they are, without resizing.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1], or a list of pictures (C, H, W) of any sizes.
+            texts: one for each, such as "a cat. a dog.".
+        Returns:
+            Boxes and logits on the model's device, float32.
+        Raises:
+            ValueError: for a model that is no detector or came without a vocabulary, for another number of texts, and for
+                texts that say nothing or too much.
+        """
+        return self._detector.grounding(images, texts)
+
+    @cached_property
+    def _detector(self) -> Detector:
+        """The part that finds what words name; it keeps the words that it has read."""
+        if not isinstance(self.model, GroundingDino):
+            raise ValueError(f"{self.name} finds no objects: take a Grounding DINO, its authors' file or a folder")
+        return Detector(self.model, self.name)
+
     def save(self, folder: str | Path) -> None:
         """Writes a weights folder that `load` reads; one that lies there already is replaced.
 
@@ -477,23 +533,3 @@ def _unit(vectors: Tensor) -> np.ndarray:
 
 def _answer(features: Features, adaptor: str | None) -> Features:
     return features if adaptor is None else features.adaptors[adaptor]
-
-
-def _on_cpu(features: Features) -> Features:
-    return Features(
-        features.patches.cpu(),
-        features.grid,
-        None if features.summary is None else features.summary.cpu(),
-        adaptors={name: _on_cpu(answer) for name, answer in features.adaptors.items()},
-    )
-
-
-def _joined(parts: Sequence[Features]) -> Features:
-    """Features of batches of equally large pictures as those of one batch."""
-    first = parts[0]
-    return Features(
-        torch.cat([part.patches for part in parts]),
-        first.grid,
-        None if first.summary is None else torch.cat([part.summary for part in parts if part.summary is not None]),
-        adaptors={name: _joined([part.adaptors[name] for part in parts]) for name in first.adaptors},
-    )

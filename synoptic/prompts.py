@@ -90,6 +90,8 @@ def vocabulary(names: str | Sequence[str], tokenizer: Tokenizer, context: int) -
     Raises:
         ValueError: there are none; one is empty, there twice, or longer than a prompt.
     """
+    if not isinstance(names, str | Sequence):
+        raise ValueError(f"text: expected names, got {_short(repr(names))}; give a list such as ['a cat', 'a dog']")
     given = [name for name in names.split(_STOP) if name.strip()] if isinstance(names, str) else list(names)
     if not given:
         raise ValueError(f"text={names!r}: names nothing to look for; give names such as 'a cat. a dog.'")

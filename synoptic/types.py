@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Literal, Protocol, TypeVar, runtime_checkable
@@ -43,16 +43,30 @@ class Features:
 
     def float(self) -> Features:
         """The same features in float32, or better (distances and statistics are never taken in half precision)."""
+        return self._changed(lambda tensor: tensor.to(torch.promote_types(tensor.dtype, torch.float32)))
 
-        def wide(tensor: Tensor) -> Tensor:
-            return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    def cpu(self) -> Features:
+        """The same features on the host."""
+        return self._changed(lambda tensor: tensor.cpu())
 
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Features:
         return Features(
-            patches=wide(self.patches),
+            patches=change(self.patches),
             grid=self.grid,
-            summary=None if self.summary is None else wide(self.summary),
-            layers=tuple(layer.float() for layer in self.layers),
-            adaptors={name: features.float() for name, features in self.adaptors.items()},
+            summary=None if self.summary is None else change(self.summary),
+            layers=tuple(layer._changed(change) for layer in self.layers),
+            adaptors={name: features._changed(change) for name, features in self.adaptors.items()},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Features]) -> Features:
+        """Features of batches of equally large pictures, without those of layers, as those of one batch."""
+        first = parts[0]
+        return cls(
+            torch.cat([part.patches for part in parts]),
+            first.grid,
+            None if first.summary is None else torch.cat([part.summary for part in parts if part.summary is not None]),
+            adaptors={name: cls.joined([part.adaptors[name] for part in parts]) for name in first.adaptors},
         )
 
 

@@ -75,6 +75,39 @@ def read_batches(
             pool.shutdown(cancel_futures=True)
 
 
+def read_each(
+    inputs: Pictures, bands: int | None = None, on_error: Callable[[str, str], None] | None = None
+) -> Iterator[tuple[Picture, Tensor]]:
+    """Pictures as they are, read a few ahead of their use: what they were given as, and (C, H, W) uint8, or float32.
+
+    Args:
+        inputs: see `VisionModel.features`.
+        bands: how many they have at full depth; None reads 8-bit RGB.
+        on_error: see `read_batches`.
+    Raises:
+        ValueError: for something that is no picture, naming the file.
+    """
+    items = iter(_listed(inputs))
+    with ThreadPoolExecutor(_READERS) as pool:
+
+        def submit(count: int) -> list[tuple[Picture, Future[Tensor]]]:
+            return [(item, pool.submit(_opened, item, bands)) for item in islice(items, count)]
+
+        pending = deque(submit(2 * _READERS))
+        try:
+            while pending:
+                item, future = pending.popleft()
+                pending.extend(submit(1))
+                try:
+                    yield item, future.result()
+                except PictureError as error:
+                    if on_error is None:
+                        raise
+                    on_error(error.path, error.reason)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def at_once(size: int, most: int = 64) -> int:
     """How many pictures of a side in pixels go through a network together: `most` of 224, of larger ones fewer, so that
     they have no more pixels."""
@@ -86,10 +119,15 @@ _Read = tuple[Tensor, tuple[int, int]]
 
 def _read(item: Picture, preprocess: Preprocess) -> _Read:
     """One picture: (C, S, S) as the model wants it, and its own size."""
-    image = _rgb(item) if preprocess.bands is None else _of_bands(item, preprocess.bands)
+    image = _opened(item, preprocess.bands)
     size = (image.shape[1], image.shape[2])
     seen = preprocess.size, preprocess.mode, preprocess.share, preprocess.interpolation, preprocess.fill
     return fit(image[None], torch.tensor([size]), *seen)[0], size
+
+
+def _opened(item: Picture, bands: int | None) -> Tensor:
+    """(C, H, W) uint8 or float32, at its own size."""
+    return _rgb(item) if bands is None else _of_bands(item, bands)
 
 
 def _gathered(

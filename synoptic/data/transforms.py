@@ -102,6 +102,32 @@ def inside(size: tuple[int, int], side: int) -> tuple[int, int]:
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
+def fitted_sides(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
+    """Height and width of a picture whose shorter side is brought to `short` pixels, or its longer one to `long` where it
+    would be longer, rounded as DETR's code does; from 1 to `long`."""
+    low, high = sorted(size)
+    side = round(long * low / high) if high / low * short > long else short
+    sides = [max(side, 1) if each == low else max(min(int(side * each / low), long), 1) for each in size]
+    return sides[0], sides[1]
+
+
+def fitted(image: Tensor, short: int, long: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """A picture brought to a size in its own shape.
+
+    Args:
+        image: (C, H, W) uint8 or float.
+        short, long: see `fitted_sides`.
+        interpolation: the filter.
+    Returns:
+        (C, height, width) float32; bytes become shares of 255, and are resized to the very bytes that Pillow makes.
+    """
+    sides = fitted_sides((image.shape[1], image.shape[2]), short, long)
+    if image.dtype == torch.uint8:
+        return _by_pillow(image, sides, interpolation)
+    box = torch.tensor([[0, 0, image.shape[2], image.shape[1]]])
+    return resized_crop(image[None], box, sides, interpolation=interpolation)[0]
+
+
 def _padded(images: Tensor, sizes: Tensor, size: int, interpolation: Interpolation, fill: Sequence[float]) -> Tensor:
     values = torch.tensor(fill or (0.0,), device=images.device).view(1, -1, 1, 1)
     result = values.expand(*images.shape[:2], size, size).clone()

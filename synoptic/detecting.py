@@ -1,0 +1,249 @@
+"""From pictures of any kind and size, and words, to detections: reading, cutting into parts, thresholds, names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synoptic.config import nearest
+from synoptic.data.inputs import Picture, Pictures, read_each
+from synoptic.data.transforms import fitted
+from synoptic.detections import Detections
+from synoptic.detector import Asked, Boxes, Detector, best_of
+from synoptic.prompts import Sentence, Vocabulary
+from synoptic.types import Preprocess
+
+Thresholds = float | Sequence[float] | Mapping[str, float]
+Texts = str | Sequence[str] | Sequence[Sequence[str]]
+
+THRESHOLD, TEXT_THRESHOLD = 0.3, 0.25  # between 0.35 of the authors' demo, for its highest token, and the means of several
+OF_PARTS = 0.5  # share of their union above which boxes of parts of a picture are the same object
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions:
+    """How a picture is looked at.
+
+    Attributes:
+        threshold: lowest score; one for all classes, one for each in their order, or by name, with 0.3 for all others.
+        limit: most objects of a picture.
+        nms: share of their union that two boxes of one class have in common at most, lest the less sure one go; None keeps
+            all, but of a picture in parts 0.5.
+        phrases: takes the text as a sentence and tells which of its words each object fits, in place of classes.
+        text_threshold: lowest probability of words beside the surest, with `phrases`.
+        tile: side in pixels of parts that a larger picture is cut into, each looked at by itself, beside the whole; None
+            looks at the whole alone.
+        overlap: share of a part that the next one shows, too.
+    """
+
+    threshold: Thresholds = THRESHOLD
+    limit: int = 300
+    nms: float | None = None
+    phrases: bool = False
+    text_threshold: float = TEXT_THRESHOLD
+    tile: int | None = None
+    overlap: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ValueError(f"limit={self.limit} should be 1 or more")
+        for name in ("nms", "text_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} should be from 0 to 1")
+        if self.tile is not None and self.tile < 32:
+            raise ValueError(f"tile={self.tile} should be 32 pixels or more")
+        if not 0 <= self.overlap <= 0.9:
+            raise ValueError(f"overlap={self.overlap} should be from 0 to 0.9")
+
+
+def each_text(text: Texts, phrases: bool) -> list[str | Sequence[str]]:
+    """One text or list of names for all pictures, or one for each."""
+    if isinstance(text, str):
+        return [text]
+    given: Any = list(text)
+    alike = all(isinstance(each, str) for each in given)
+    return given if phrases or not alike else [given]
+
+
+class Finder:
+    """Finds objects in pictures of any kind.
+
+    Args:
+        detector: what is asked.
+        preprocess: what its pictures go through.
+        options: how.
+    """
+
+    def __init__(self, detector: Detector, preprocess: Preprocess, options: DetectOptions):
+        self._detector, self._preprocess, self._options = detector, preprocess, options
+
+    def find(
+        self,
+        inputs: Pictures,
+        texts: Sequence[str | Sequence[str]],
+        batch_size: int = 1,
+        on_error: Callable[[str, str], None] | None = None,
+    ) -> Iterator[Detections]:
+        """Detections of one picture after the other.
+
+        Args:
+            inputs: see `VisionModel.features`.
+            texts: one for all pictures, or one for each.
+            batch_size: pictures that are looked at together.
+            on_error: told (path, reason) of every unreadable file, which is then left out; without it, that is an error.
+        Raises:
+            ValueError: for texts that name nothing, and for another number of them than of pictures.
+        """
+        wanted = [self._wanted(text) for text in texts]
+        pictures = read_each(inputs, self._preprocess.bands, on_error)
+        seen = 0
+        while batch := list(islice(pictures, batch_size)):
+            own = wanted * len(batch) if len(wanted) == 1 else wanted[seen : seen + len(batch)]
+            if len(own) < len(batch):
+                raise ValueError(f"text: {len(wanted)} texts were given, and there are more pictures; give one for each")
+            yield from self._of_batch(batch, own)
+            seen += len(batch)
+        if len(wanted) > 1 and seen < len(wanted):
+            raise ValueError(f"text: {len(wanted)} texts were given, and there are {seen} pictures; give one for each")
+
+    def _wanted(self, text: str | Sequence[str]) -> _Wanted:
+        options = self._options
+        nms = OF_PARTS if options.nms is None and options.tile is not None else options.nms
+        if options.phrases:
+            if not isinstance(text, str):
+                raise ValueError(f"text={text!r}: phrases are found in a sentence; give one text")
+            if not isinstance(options.threshold, int | float):
+                raise ValueError("threshold: phrases have no classes; give one number")
+            return _Wanted(self._detector.sentence(text), Asked(_lowest(options.threshold, ()), options.limit, nms))
+        classes = self._detector.vocabulary(text)
+        return _Wanted(classes, Asked(_lowest(options.threshold, classes.names), options.limit, nms))
+
+    def _of_batch(self, batch: Sequence[tuple[Picture, Tensor]], wanted: Sequence[_Wanted]) -> list[Detections]:
+        """Parts of all pictures go through the network as many at a time as there are pictures."""
+        boxes = [_parts(image, self._options) for _, image in batch]
+        parts = [(place, box) for place, each in enumerate(boxes) for box in each]
+        found: list[list[_Part]] = [[] for _ in batch]
+        for start in range(0, len(parts), len(batch)):
+            some = parts[start : start + len(batch)]
+            shown = [_cut(batch[place][1], box) for place, box in some]
+            preprocess = self._preprocess
+            sides = preprocess.size, preprocess.longest or preprocess.size, preprocess.interpolation
+            pyramids = self._detector.see([fitted(image, *sides) for image in shown])
+            answers = self._answers(pyramids, [wanted[place] for place, _ in some])
+            for (place, box), answer in zip(some, answers, strict=True):
+                found[place].append(_Part(box, *answer))
+        return [
+            _detections(item, image, each, parts) for (item, image), each, parts in zip(batch, wanted, found, strict=True)
+        ]
+
+    def _answers(self, pyramids: Any, wanted: Sequence[_Wanted]) -> list[tuple[Boxes, Spans]]:
+        asked = [each.asked for each in wanted]
+        if self._options.phrases:
+            said: Any = [each.said for each in wanted]
+            return self._detector.phrases(pyramids, said, asked, self._options.text_threshold)
+        classes: Any = [each.said for each in wanted]
+        return [(boxes, []) for boxes in self._detector.classes(pyramids, classes, asked)]
+
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Spans = list[tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    said: Vocabulary | Sentence
+    asked: Asked
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was found in a part of a picture, labels of sentences being places in its spans."""
+
+    box: Box
+    boxes: Boxes
+    spans: Spans
+
+
+def _lowest(threshold: Thresholds, names: Sequence[str]) -> Tensor:
+    """(c,) thresholds of classes, or (1,) of a sentence.
+
+    Raises:
+        ValueError: for numbers that are no scores, another count than of names, and names that are not asked for.
+    """
+    if isinstance(threshold, Mapping):
+        for name in threshold:
+            if name not in names:
+                raise ValueError(f"threshold: {name!r} is none of the names{nearest(name, names)}")
+        values = [threshold.get(name, THRESHOLD) for name in names]
+    elif isinstance(threshold, int | float):
+        values = [threshold] * max(len(names), 1)
+    else:
+        values = list(threshold)
+        if len(values) != len(names):
+            raise ValueError(f"threshold: {len(values)} values are given for {len(names)} names; give one for each")
+    if wrong := [value for value in values if not (isinstance(value, int | float) and 0 <= value <= 1)]:
+        raise ValueError(f"threshold={wrong[0]} should be from 0 to 1")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _parts(image: Tensor, options: DetectOptions) -> list[Box]:
+    """The whole picture, and of one that is larger than a tile its tiles."""
+    height, width = image.shape[1:]
+    whole = (0, 0, width, height)
+    side = options.tile
+    if side is None or max(height, width) <= side:
+        return [whole]
+    downs, acrosses = (_starts(length, side, options.overlap) for length in (height, width))
+    tiles = [(left, top, min(left + side, width), min(top + side, height)) for top in downs for left in acrosses]
+    return [whole, *tiles]
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    """Where tiles along a side begin: as few as overlap so far, evenly."""
+    if length <= side:
+        return [0]
+    count = math.ceil((length - side) / max(side * (1 - overlap), 1)) + 1
+    return [round(place * (length - side) / (count - 1)) for place in range(count)]
+
+
+def _cut(image: Tensor, box: Box) -> Tensor:
+    left, top, right, bottom = box
+    return image[:, top:bottom, left:right]
+
+
+def _detections(item: Picture, image: Tensor, wanted: _Wanted, parts: Sequence[_Part]) -> Detections:
+    """What was found in all parts of a picture, in its own pixels."""
+    spans = list(dict.fromkeys(span for part in parts for span in part.spans))
+    whole = best_of([_placed(part, spans) for part in parts], wanted.asked)
+    path = str(item) if isinstance(item, str | Path) else ""
+    labels = whole.labels.cpu().numpy()
+    arrays = whole.corners.float().cpu().numpy(), whole.scores.float().cpu().numpy(), labels
+    size = (image.shape[1], image.shape[2])
+    if isinstance(wanted.said, Vocabulary):
+        return Detections(*arrays, wanted.said.names, size, path)
+    text = wanted.said.text
+    found = tuple(spans[label] for label in labels.tolist())
+    names = [" ".join(text[begin:end] for begin, end in each) for each in found]
+    different = tuple(dict.fromkeys(names))
+    labels = np.array([different.index(name) for name in names], dtype=np.int64)
+    return Detections(*arrays[:2], labels, different, size, path, found)
+
+
+def _placed(part: _Part, spans: Spans) -> Boxes:
+    """Boxes of a part in pixels of the picture, with the labels of all parts."""
+    left, top, right, bottom = part.box
+    sides = part.boxes.corners.new_tensor((right - left, bottom - top) * 2)
+    corners = part.boxes.corners * sides + part.boxes.corners.new_tensor((left, top) * 2)
+    labels = part.boxes.labels
+    if part.spans:
+        labels = torch.tensor([spans.index(each) for each in part.spans], device=labels.device)[labels]
+    return Boxes(corners, part.boxes.scores, labels)
