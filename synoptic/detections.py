@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-Form = Literal["json", "coco", "csv"]
+if TYPE_CHECKING:
+    from PIL import Image
+
 _DIGITS = 2  # of pixels, behind the point, in files
 
 
@@ -45,6 +47,20 @@ class Detections:
     def found(self) -> list[str]:
         """The name of each object."""
         return [self.names[label] for label in self.labels]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], names: Sequence[str]) -> Detections:
+        """The way back of `to_dict`, which holds no names of classes that were not found."""
+        objects = values["objects"]
+        return cls(
+            np.array([each["box"] for each in objects], np.float32).reshape(-1, 4),
+            np.array([each["score"] for each in objects], np.float32),
+            np.array([each["label"] for each in objects], np.int64),
+            tuple(names),
+            (values["height"], values["width"]),
+            values["path"],
+            tuple(tuple((begin, end) for begin, end in each["spans"]) for each in objects if "spans" in each),
+        )
 
     def to_coco(self, image_id: int = 0, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Results as COCO's evaluation reads them: boxes are left, top, width, height.
@@ -85,6 +101,22 @@ class Detections:
         columns = (self.labels, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return "".join(f"{label} {' '.join(f'{each:.6f}' for each in box)}\n" for label, *box in rows)
+
+    def draw(self, picture: Image.Image | np.ndarray | str | Path | None = None) -> Image.Image:
+        """The picture with boxes, names and scores drawn on it.
+
+        Args:
+            picture: a Pillow picture, an array (H, W, 3) uint8, or a file; None reads the file that was looked at.
+        Raises:
+            ValueError: nothing says which file that was, it cannot be read, or it has another size.
+        """
+        from synoptic.data.pictures import read_picture
+        from synoptic.drawing import draw_boxes
+
+        place = self.path if picture is None else picture
+        if place == "":
+            raise ValueError("these objects are of a picture that was given without a file: give it to draw()")
+        return draw_boxes(read_picture(place) if isinstance(place, str | Path) else place, self)
 
     def to_supervision(self) -> Any:
         """`supervision.Detections`, with names as `class_name`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from PIL import Image, ImageDraw
 
 from synoptic.data.listing import expand
 from synoptic.data.pictures import read_picture
+from synoptic.drawing import colour_of
 from synoptic.files import check_file, write_atomically
 from synoptic.predict import VisionModel, load
 from synoptic.types import Segments
 
 TINT = 0.45  # of a mask's colour, over the picture
 LINE = 250  # pixels of a picture's longer side for one of a line's width
-GOLDEN = 0.618034  # of the circle of hues from one mask to the next: neighbours differ, however many there are
 
 Rows = Sequence[Sequence[float]]
 
@@ -79,7 +78,7 @@ def draw(
         points, boxes, labels: what was asked, in its pixels.
     """
     width = max(1, round(max(picture.shape[:2]) / LINE))
-    colours = [colour_of(number) for number in range(len(found.masks))]
+    colours = [np.array(colour_of(number), np.float32) for number in range(len(found.masks))]
     canvas = picture.astype(np.float32)
     for mask, colour in zip(found.masks, colours, strict=True):
         canvas[mask] += TINT * (colour - canvas[mask])
@@ -94,11 +93,6 @@ def draw(
         spot = (x - reach, y - reach, x + reach, y + reach)
         pen.ellipse(spot, fill="white" if label else "black", outline="black" if label else "white", width=width)
     return drawn
-
-
-def colour_of(number: int) -> np.ndarray:
-    """(3,) float32, the colour of the mask of a number, the first blue."""
-    return 255 * np.array(colorsys.hsv_to_rgb((0.58 + GOLDEN * number) % 1, 0.85, 1.0), np.float32)
 
 
 def outline(mask: np.ndarray, width: int) -> np.ndarray:

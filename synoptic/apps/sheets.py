@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from synoptic.drawing import font_of
 
 INK, GREY = (28, 30, 34), (112, 116, 124)
 TITLE, SMALL = 19, 13  # pixels of letters
@@ -112,7 +113,7 @@ def worded(text: str, side: int) -> np.ndarray:
     canvas = Image.new("RGB", (side, side), "white")
     draw, lines = ImageDraw.Draw(canvas), text.split("\n")
     for place, line in enumerate(lines):
-        draw.text((side - 4, (side - LINE * len(lines)) // 2 + LINE * place), line, INK, _font(SMALL), anchor="ra")
+        draw.text((side - 4, (side - LINE * len(lines)) // 2 + LINE * place), line, INK, font_of(SMALL), anchor="ra")
     return np.asarray(canvas)
 
 
@@ -144,7 +145,7 @@ def _place(
 def _explain(canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], legend: Legend) -> None:
     """A legend in one line."""
     left, top = corner
-    font, (height, width, _) = _font(SMALL), legend.bar.shape
+    font, (height, width, _) = font_of(SMALL), legend.bar.shape
     draw.text((left, top), legend.before, GREY, font, anchor="la")
     left += round(draw.textlength(legend.before, font)) + 8
     canvas.paste(Image.fromarray(legend.bar), (left, top + (SMALL + 4 - height) // 2))
@@ -153,7 +154,7 @@ def _explain(canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, 
 
 def _room(text: str, size: int) -> int:
     """How wide a text is in pixels."""
-    return math.ceil(_font(size).getlength(text))
+    return math.ceil(font_of(size).getlength(text))
 
 
 def _write(
@@ -166,15 +167,7 @@ def _write(
     keep: Literal["start", "end"] = "end",
 ) -> None:
     """Text in one line; of one that is too long its start, or its end, which tells the files of a folder apart."""
-    font, cut = _font(size), text
+    font, cut = font_of(size), text
     while draw.textlength(cut, font) > width and len(cut) > 1:
         cut = f"\N{HORIZONTAL ELLIPSIS}{cut[2:]}" if keep == "end" else f"{cut[:-2]}\N{HORIZONTAL ELLIPSIS}"
     draw.text(corner, cut, colour, font, anchor="la")
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
