@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from synoptic.detector import Asked, Boxes, Detector, best_of
 from synoptic.prompts import Sentence, Vocabulary
 from synoptic.types import Preprocess
 
-Thresholds = float | Sequence[float] | Mapping[str, float]
 Texts = str | Sequence[str] | Sequence[Sequence[str]]
 
-THRESHOLD, TEXT_THRESHOLD = 0.3, 0.25  # between 0.35 of the authors' demo, for its highest token, and the means of several
+THRESHOLD, TEXT_THRESHOLD = (
+    0.3,
+    0.25,
+)  # between 0.35 of the authors' demo, for its highest token, and the means of several
 OF_PARTS = 0.5  # share of their union above which boxes of parts of a picture are the same object
 
 
@@ -33,18 +35,20 @@ class DetectOptions:
     """How a picture is looked at.
 
     Attributes:
-        threshold: lowest score; one for all classes, one for each in their order, or by name, with 0.3 for all others.
+        threshold: lowest score, one for all classes.
+        thresholds: of single classes, by name.
         limit: most objects of a picture.
-        nms: share of their union that two boxes of one class have in common at most, lest the less sure one go; None keeps
-            all, but of a picture in parts 0.5.
+        nms: share of their union that two boxes of one class have in common at most, lest the less sure one go; None
+            keeps all, but of a picture in parts 0.5.
         phrases: takes the text as a sentence and tells which of its words each object fits, in place of classes.
         text_threshold: lowest probability of words beside the surest, with `phrases`.
-        tile: side in pixels of parts that a larger picture is cut into, each looked at by itself, beside the whole; None
-            looks at the whole alone.
+        tile: side in pixels of parts that a larger picture is cut into, each looked at by itself, beside the whole;
+            None looks at the whole alone.
         overlap: share of a part that the next one shows, too.
     """
 
-    threshold: Thresholds = THRESHOLD
+    threshold: float = THRESHOLD
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     limit: int = 300
     nms: float | None = None
     phrases: bool = False
@@ -55,10 +59,12 @@ class DetectOptions:
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise ValueError(f"limit={self.limit} should be 1 or more")
-        for name in ("nms", "text_threshold"):
-            value = getattr(self, name)
+        shares = {"threshold": self.threshold, "nms": self.nms, "text_threshold": self.text_threshold}
+        for name, value in {**shares, **{f"thresholds.{name}": each for name, each in self.thresholds.items()}}.items():
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} should be from 0 to 1")
+        if self.phrases and self.thresholds:
+            raise ValueError("thresholds: phrases have no classes; give one threshold")
         if self.tile is not None and self.tile < 32:
             raise ValueError(f"tile={self.tile} should be 32 pixels or more")
         if not 0 <= self.overlap <= 0.9:
@@ -86,6 +92,11 @@ class Finder:
     def __init__(self, detector: Detector, preprocess: Preprocess, options: DetectOptions):
         self._detector, self._preprocess, self._options = detector, preprocess, options
 
+    def names(self, text: str | Sequence[str]) -> tuple[str, ...]:
+        """The classes that a text names, in order; none of a sentence."""
+        wanted = self._wanted(text).said
+        return wanted.names if isinstance(wanted, Vocabulary) else ()
+
     def find(
         self,
         inputs: Pictures,
@@ -99,7 +110,8 @@ class Finder:
             inputs: see `VisionModel.features`.
             texts: one for all pictures, or one for each.
             batch_size: pictures that are looked at together.
-            on_error: told (path, reason) of every unreadable file, which is then left out; without it, that is an error.
+            on_error: told (path, reason) of every unreadable file, which is then left out; without it, that is an
+                error.
         Raises:
             ValueError: for texts that name nothing, and for another number of them than of pictures.
         """
@@ -109,7 +121,9 @@ class Finder:
         while batch := list(islice(pictures, batch_size)):
             own = wanted * len(batch) if len(wanted) == 1 else wanted[seen : seen + len(batch)]
             if len(own) < len(batch):
-                raise ValueError(f"text: {len(wanted)} texts were given, and there are more pictures; give one for each")
+                raise ValueError(
+                    f"text: {len(wanted)} texts were given, and there are more pictures; give one for each"
+                )
             yield from self._of_batch(batch, own)
             seen += len(batch)
         if len(wanted) > 1 and seen < len(wanted):
@@ -121,11 +135,9 @@ class Finder:
         if options.phrases:
             if not isinstance(text, str):
                 raise ValueError(f"text={text!r}: phrases are found in a sentence; give one text")
-            if not isinstance(options.threshold, int | float):
-                raise ValueError("threshold: phrases have no classes; give one number")
-            return _Wanted(self._detector.sentence(text), Asked(_lowest(options.threshold, ()), options.limit, nms))
+            return _Wanted(self._detector.sentence(text), Asked(torch.tensor([options.threshold]), options.limit, nms))
         classes = self._detector.vocabulary(text)
-        return _Wanted(classes, Asked(_lowest(options.threshold, classes.names), options.limit, nms))
+        return _Wanted(classes, Asked(_lowest(options, classes.names), options.limit, nms))
 
     def _of_batch(self, batch: Sequence[tuple[Picture, Tensor]], wanted: Sequence[_Wanted]) -> list[Detections]:
         """Parts of all pictures go through the network as many at a time as there are pictures."""
@@ -142,7 +154,8 @@ class Finder:
             for (place, box), answer in zip(some, answers, strict=True):
                 found[place].append(_Part(box, *answer))
         return [
-            _detections(item, image, each, parts) for (item, image), each, parts in zip(batch, wanted, found, strict=True)
+            _detections(item, image, each, parts)
+            for (item, image), each, parts in zip(batch, wanted, found, strict=True)
         ]
 
     def _answers(self, pyramids: Any, wanted: Sequence[_Wanted]) -> list[tuple[Boxes, Spans]]:
@@ -173,26 +186,16 @@ class _Part:
     spans: Spans
 
 
-def _lowest(threshold: Thresholds, names: Sequence[str]) -> Tensor:
-    """(c,) thresholds of classes, or (1,) of a sentence.
+def _lowest(options: DetectOptions, names: Sequence[str]) -> Tensor:
+    """(c,) thresholds of classes.
 
     Raises:
-        ValueError: for numbers that are no scores, another count than of names, and names that are not asked for.
+        ValueError: one is of a name that is not asked for.
     """
-    if isinstance(threshold, Mapping):
-        for name in threshold:
-            if name not in names:
-                raise ValueError(f"threshold: {name!r} is none of the names{nearest(name, names)}")
-        values = [threshold.get(name, THRESHOLD) for name in names]
-    elif isinstance(threshold, int | float):
-        values = [threshold] * max(len(names), 1)
-    else:
-        values = list(threshold)
-        if len(values) != len(names):
-            raise ValueError(f"threshold: {len(values)} values are given for {len(names)} names; give one for each")
-    if wrong := [value for value in values if not (isinstance(value, int | float) and 0 <= value <= 1)]:
-        raise ValueError(f"threshold={wrong[0]} should be from 0 to 1")
-    return torch.tensor(values, dtype=torch.float32)
+    for name in options.thresholds:
+        if name not in names:
+            raise ValueError(f"thresholds.{name}: is none of the names{nearest(name, names)}")
+    return torch.tensor([options.thresholds.get(name, options.threshold) for name in names])
 
 
 def _parts(image: Tensor, options: DetectOptions) -> list[Box]:

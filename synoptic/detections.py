@@ -50,12 +50,17 @@ class Detections:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], names: Sequence[str]) -> Detections:
-        """The way back of `to_dict`, which holds no names of classes that were not found."""
-        objects = values["objects"]
+        """The way back of `to_dict`, whose labels are places in the names of one picture.
+
+        Args:
+            values: as `to_dict` gives them.
+            names: of all classes; those that were found are among them.
+        """
+        objects, place = values["objects"], {name: number for number, name in enumerate(names)}
         return cls(
             np.array([each["box"] for each in objects], np.float32).reshape(-1, 4),
             np.array([each["score"] for each in objects], np.float32),
-            np.array([each["label"] for each in objects], np.int64),
+            np.array([place[each["name"]] for each in objects], np.int64),
             tuple(names),
             (values["height"], values["width"]),
             values["path"],
@@ -124,7 +129,7 @@ class Detections:
         Raises:
             ImportError: the package supervision is not installed.
         """
-        from supervision import Detections as Theirs
+        from supervision import Detections as Theirs  # type: ignore[import-not-found, unused-ignore]
 
         return Theirs(
             xyxy=self.boxes,
@@ -134,9 +139,16 @@ class Detections:
         )
 
 
-def to_json(found: Iterable[Detections], facts: Mapping[str, Any] | None = None) -> str:
-    """One JSON of several pictures, with facts about how they were looked at."""
-    return json.dumps({**(facts or {}), "images": [each.to_dict() for each in found]}, indent=1, ensure_ascii=False)
+def to_json(found: Sequence[Detections], names: Sequence[str], asked: Mapping[str, Any] | None = None) -> str:
+    """One JSON of several pictures, a line an object: what was asked, the names, and of each picture what was found."""
+    head = json.dumps({"asked": dict(asked or {}), "names": list(names)}, ensure_ascii=False)[1:-1]
+    pictures = []
+    for each in found:
+        values = each.to_dict()
+        objects = ",\n".join(f"  {json.dumps(one, ensure_ascii=False)}" for one in values.pop("objects"))
+        told = json.dumps(values, ensure_ascii=False)[1:-1]
+        pictures.append(f' {{{told}, "objects": [{f"{chr(10)}{objects}{chr(10)} " if objects else ""}]}}')
+    return f'{{{head}, "images": [\n{f",{chr(10)}".join(pictures)}\n]}}\n'
 
 
 def to_coco(found: Iterable[Detections], names: Sequence[str]) -> str:
@@ -144,9 +156,10 @@ def to_coco(found: Iterable[Detections], names: Sequence[str]) -> str:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for each in found:
-        image = {"id": len(images) + 1, "file_name": each.path, "height": each.size[0], "width": each.size[1]}
+        number = len(images) + 1
+        image = {"id": number, "file_name": each.path, "height": each.size[0], "width": each.size[1]}
         images.append(image)
-        for result in each.to_coco(image["id"]):
+        for result in each.to_coco(number):
             area = round(result["bbox"][2] * result["bbox"][3], _DIGITS)
             annotations.append({"id": len(annotations) + 1, **result, "area": area, "iscrowd": 0})
     categories = [{"id": place + 1, "name": name} for place, name in enumerate(names)]

@@ -1,4 +1,5 @@
-"""Finding what words name in pictures: prompts packed and read once, boxes gathered over prompts and parts of a picture."""
+"""Finding what words name in pictures: prompts packed and read once, boxes gathered over prompts and parts of a
+picture."""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ class Grounding:
 
     Attributes:
         boxes: (B, Q, 4) cx, cy, w, h as shares of each picture.
-        logits: (B, Q, T) of every token of the prompts; those of tokens that a prompt does not have, and of queries that a
-            small picture does not have, are -inf.
+        logits: (B, Q, T) of every token of the prompts; those of tokens that a prompt does not have, and of queries
+            that a small picture does not have, are -inf.
         tokens: ids of each prompt.
     """
 
@@ -77,8 +78,8 @@ class Grounding:
 class WordReader:
     """A detector's words, each phrase of which is read once, whatever prompts it stands in.
 
-    Phrases do not see each other before they meet a picture, so what is kept of one serves every prompt. Many are kept on
-    disk, too, by all that decides them.
+    Phrases do not see each other before they meet a picture, so what is kept of one serves every prompt. Many are kept
+    on disk, too, by all that decides them.
     """
 
     def __init__(self, model: GroundingDino):
@@ -152,8 +153,8 @@ class Detector:
 
     @torch.no_grad()
     def see(self, images: Sequence[Tensor]) -> list[Pyramid]:
-        """What pictures (C, H, W) in [0, 1] show, each by itself; those of one size that follow each other are looked at
-        together."""
+        """What pictures (C, H, W) in [0, 1] show, each by itself; those of one size that follow each other are looked
+        at together."""
         first = next(self.model.parameters())
         placed = [image.to(first.device, first.dtype) for image in images]
         groups = [torch.stack(list(alike)) for _, alike in groupby(placed, key=lambda image: image.shape)]
@@ -183,13 +184,12 @@ class Detector:
         ids = tuple(tuple(each for phrase in prompt for each in phrase) for prompt in prompts)
         return Grounding(boxes, logits, ids)
 
-    def classes(
-        self, pyramids: Sequence[Pyramid], wanted: Sequence[Vocabulary], asked: Sequence[Asked]
-    ) -> list[Boxes]:
-        """Objects in each picture, corners as shares of it, labels being places among the classes that are wanted of it.
+    def classes(self, pyramids: Sequence[Pyramid], wanted: Sequence[Vocabulary], asked: Sequence[Asked]) -> list[Boxes]:
+        """Objects in each picture, corners as shares of it, labels being places among the classes that are wanted of
+        it.
 
-        The score of a class is the mean probability of its tokens (the authors' evaluation on COCO). Prompts are asked one
-        after the other, each of all pictures that have so many; a picture is seen once.
+        The score of a class is the mean probability of its tokens (the authors' evaluation on COCO). Prompts are asked
+        one after the other, each of all pictures that have so many; a picture is seen once.
         """
         gathered: list[list[Boxes]] = [[] for _ in pyramids]
         for turn in range(max(len(each.chunks) for each in wanted)):
@@ -204,10 +204,11 @@ class Detector:
     def phrases(
         self, pyramids: Sequence[Pyramid], said: Sequence[Sentence], asked: Sequence[Asked], text_threshold: float
     ) -> list[tuple[Boxes, list[tuple[Span, ...]]]]:
-        """Objects in each picture that fit words of its sentence, labels being places in the words that are told beside."""
+        """Objects in each picture that fit words of its sentence, labels being places in the words that are told
+        beside."""
         found = self.ground(pyramids, [each.phrases for each in said])
-        each_picture = zip(found.boxes, found.logits, said, asked, strict=True)
-        return [_named(corners_of(boxes), *rest, text_threshold) for boxes, *rest in each_picture]
+        pictures = zip(found.boxes, found.logits, said, asked, strict=True)
+        return [_named(corners_of(boxes), logits, text, kept, text_threshold) for boxes, logits, text, kept in pictures]
 
 
 def joined(pyramids: Sequence[Pyramid]) -> Pyramid:
@@ -238,7 +239,8 @@ def corners_of(boxes: Tensor) -> Tensor:
 
 
 def _above(corners: Tensor, scores: Tensor, chunk: Chunk, asked: Asked) -> Boxes:
-    """(q, c) scores at or above their thresholds, with their boxes and classes; no more than can be wanted in the end."""
+    """(q, c) scores at or above their thresholds, with their boxes and classes; no more than can be wanted in the
+    end."""
     classes = torch.tensor(chunk.classes, device=scores.device)
     lowest = asked.thresholds.to(scores)[classes]
     sure = torch.where(scores >= lowest, scores, -1.0).flatten()
@@ -250,8 +252,8 @@ def _above(corners: Tensor, scores: Tensor, chunk: Chunk, asked: Asked) -> Boxes
 def _named(
     corners: Tensor, logits: Tensor, said: Sentence, asked: Asked, text_threshold: float
 ) -> tuple[Boxes, list[tuple[Span, ...]]]:
-    """Whole words, of the phrase that the surest word of a box lies in, where the authors' demo takes parts of words and of
-    other phrases along."""
+    """Whole words, of the phrase that the surest word of a box lies in, where the authors' demo takes parts of words
+    and of other phrases along."""
     speaks = torch.zeros(logits.shape[1], dtype=torch.bool)
     speaks[[token for words in said.words for word in words for token in word.tokens]] = True
     shares = logits.sigmoid().masked_fill(~speaks.to(logits.device), 0.0)

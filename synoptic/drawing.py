@@ -40,7 +40,9 @@ def draw_boxes(picture: Image.Image | np.ndarray, found: Detections) -> Image.Im
     drawn = drawn.convert("RGB")
     if (drawn.height, drawn.width) != tuple(found.size):
         told = f"{found.size[1]} x {found.size[0]}"
-        raise ValueError(f"the picture is of {drawn.width} x {drawn.height} pixels, and these objects are of one of {told}")
+        raise ValueError(
+            f"the picture is of {drawn.width} x {drawn.height} pixels, and these objects are of one of {told}"
+        )
     pen, longer = ImageDraw.Draw(drawn), max(drawn.size)
     width = max(2, round(longer / _LINE))
     font = font_of(min(max(round(longer / _LETTERS), _SMALLEST), _LARGEST))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ from synoptic.models.classifier import Classifier
 from synoptic.models.grounding_dino import GroundingDino
 from synoptic.models.hub import HubBackbone
 from synoptic.models.linear import quicken
-from synoptic.models.sam import Sam
 from synoptic.models.vit import ViT
-from synoptic.segmenter import Numbers, Segmenter
-from synoptic.text_encoder import TextEncoder
+from synoptic.segmenter import Numbers, Segmenter, open_segmenter
+from synoptic.text_encoder import TextEncoder, encoder_of
 from synoptic.types import Features, Preprocess, Segments
 from synoptic.weights import zoo
 from synoptic.weights.folder import save_folder, text_towers
@@ -410,18 +408,7 @@ class VisionModel:
         Raises:
             ValueError: for no picture or several, and for a model that is no SAM, or one without its decoder.
         """
-        if not isinstance(self.model, Sam):
-            raise ValueError(f"{self.name} cannot segment: take a SAM, its makers' file or a folder of SamModel")
-        if self.model.decoder is None:
-            raise ValueError(
-                f"{self.name} is the image encoder of a SAM alone, and cannot segment: take the whole model"
-            )
-        config = self.model.config
-        shape = Preprocess(config.image_size, "pad", self.preprocess.bands, interpolation="bilinear", fill=config.mean)
-        batch, *others = islice(read_batches(image, shape, batch_size=1), 2)
-        if others:
-            raise ValueError("several pictures were given, and masks are asked of one: take one after the other")
-        return Segmenter(self.model, self._placed(batch.images), batch.sizes[0])
+        return open_segmenter(self.model, image, self.preprocess.bands, self._placed, self.name)
 
     def segment(
         self,
@@ -457,19 +444,15 @@ class VisionModel:
         Returns:
             Of a single picture its detections, of a folder, glob, stack or list of pictures those of each.
         Raises:
-            ValueError: for a model that is no detector or came without a vocabulary, for something that is no picture, and
-                for texts and options that make no sense.
+            ValueError: for a model that is no detector or came without a vocabulary, for something that is no picture,
+                for texts that name nothing or too much, and options that make no sense.
         """
         wanted = from_dict(DetectOptions, options, "detect")
         found = list(self.finder(wanted).find(inputs, each_text(text, wanted.phrases), batch_size))
         return found[0] if is_single(inputs) else found
 
     def finder(self, options: DetectOptions) -> Finder:
-        """Looks for objects in one picture after the other; see `detect`.
-
-        Raises:
-            ValueError: for a model that is no detector, or came without a vocabulary.
-        """
+        """Looks for objects in one picture after the other; raises as `detect` does."""
         return Finder(self._detector, self.preprocess, options)
 
     @torch.no_grad()
@@ -482,8 +465,7 @@ class VisionModel:
         Returns:
             Boxes and logits on the model's device, float32.
         Raises:
-            ValueError: for a model that is no detector or came without a vocabulary, for another number of texts, and for
-                texts that say nothing or too much.
+            ValueError: as `detect`, and for another number of texts.
         """
         return self._detector.grounding(images, texts)
 
@@ -515,16 +497,7 @@ class VisionModel:
 
     def _words(self, adaptor: str | None) -> TextEncoder:
         """The part that encodes words; of a student that of the adaptor, None standing for the only one that does."""
-        towers = text_towers(self.model)
-        if not towers:
-            raise ValueError(f"{self.name} knows no words: take a CLIP, or a student of a CLIP")
-        if adaptor is None and len(towers) == 1:
-            adaptor = next(iter(towers))
-        if adaptor not in towers:
-            wrong = "knows words in several spaces" if adaptor is None else f"knows no words as {adaptor!r}"
-            names = ", ".join(filter(None, towers))
-            raise ValueError(f"{self.name} {wrong}; {f'choose adaptor= from {names}' if names else 'take no adaptor='}")
-        return TextEncoder(towers[adaptor], adaptor or None, self.name)
+        return encoder_of(self.model, adaptor, self.name)
 
 
 def _unit(vectors: Tensor) -> np.ndarray:

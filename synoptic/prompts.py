@@ -142,15 +142,22 @@ def sentence(text: str, tokenizer: Tokenizer, context: int) -> Sentence:
 
 
 def _check(given: Sequence[str], rows: Sequence[Sequence[int]], room: int, tokenizer: Tokenizer) -> None:
-    unknown, seen = tokenizer.id_of(BERT_UNKNOWN), {}
+    unknown = tokenizer.id_of(BERT_UNKNOWN)
+    seen: dict[tuple[int, ...], str] = {}
     for name, row in zip(given, rows, strict=True):
         if not row:
             raise ValueError(f"text: the name {name!r} has no signs that the model reads; give words")
         if len(row) > room:
-            raise ValueError(f"text: {_short(name)!r} has {len(row)} tokens, more than the {room} of a prompt; say it shorter")
+            raise ValueError(
+                f"text: {_short(name)!r} has {len(row)} tokens, more than the {room} of a prompt; say it shorter"
+            )
         first = seen.setdefault(tuple(row), name)
         if first is not name:
-            same = f"{name.strip()!r} is there twice" if first == name else f"{first!r} and {name!r} are the same to the model"
+            same = (
+                f"{name.strip()!r} is there twice"
+                if first == name
+                else f"{first!r} and {name!r} are the same to the model"
+            )
             raise ValueError(f"text: {same}; name each class once")
         if all(each == unknown for each in row):
             log.warning("text: the model knows no part of %r, and finds anything or nothing by it", name)
@@ -177,7 +184,9 @@ def _cleaned(name: str) -> str:
         ValueError: nothing is left of it.
     """
     if not isinstance(name, str):
-        raise ValueError(f"text: expected names, got {_short(repr(name))}; give a list of them, such as ['a cat', 'a dog']")
+        raise ValueError(
+            f"text: expected names, got {_short(repr(name))}; give a list of them, such as ['a cat', 'a dog']"
+        )
     found = _ASIDE.sub(" ", _CUTTING.sub(" ", name)).strip()
     if not found:
         raise ValueError(f"text: the name {name!r} has no letters; give words")

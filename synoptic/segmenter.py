@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from synoptic.data.inputs import Picture, read_batches
 from synoptic.data.transforms import inside
 from synoptic.models.sam import Sam, upscaled
-from synoptic.types import Segments, present
+from synoptic.types import Preprocess, Segments, present
 
 Numbers = Sequence[Any] | np.ndarray | Tensor
 
@@ -46,6 +47,32 @@ class Prompt:
     def is_ambiguous(self) -> bool:
         """Whether it may mean a thing, a part of it, or what it is a part of."""
         return self.kind == (1, False)
+
+
+def open_segmenter(
+    model: Any, image: Picture, bands: int | None, placed: Callable[[Tensor], Tensor], name: str
+) -> Segmenter:
+    """One picture that will be asked for many masks; see `VisionModel.segmenter`.
+
+    Args:
+        model: a SAM, or anything that is refused.
+        image: of any kind.
+        bands: how many it has at full depth; None reads 8-bit RGB.
+        placed: brings pictures to where the model computes.
+        name: of the model, for errors.
+    Raises:
+        ValueError: for no picture or several, and for a model that is no SAM, or one without its decoder.
+    """
+    if not isinstance(model, Sam):
+        raise ValueError(f"{name} cannot segment: take a SAM, its makers' file or a folder of SamModel")
+    if model.decoder is None:
+        raise ValueError(f"{name} is the image encoder of a SAM alone, and cannot segment: take the whole model")
+    config = model.config
+    shape = Preprocess(config.image_size, "pad", bands, interpolation="bilinear", fill=config.mean)
+    batch, *others = islice(read_batches(image, shape, batch_size=1), 2)
+    if others:
+        raise ValueError("several pictures were given, and masks are asked of one: take one after the other")
+    return Segmenter(model, placed(batch.images), batch.sizes[0])
 
 
 class Segmenter:

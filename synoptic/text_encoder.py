@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from synoptic.cache import Cache
 from synoptic.config import to_dict
 from synoptic.models.tokenizers import Tokenizer
-from synoptic.weights.folder import weights_hash
+from synoptic.weights.folder import text_towers, weights_hash
 from synoptic.weights.words import MERGES
 from synoptic.zeroshot import class_embeddings
 
@@ -107,6 +107,28 @@ class TextEncoder:
             cut += _cut(self.tokenizer, chunk, tokens)
             vectors.append(F.normalize(self.tower.encode_text(tokens).float(), dim=-1).cpu())
         return torch.cat(vectors), cut
+
+
+def encoder_of(model: Any, adaptor: str | None, name: str) -> TextEncoder:
+    """The part of a model that knows words.
+
+    Args:
+        model: any.
+        adaptor: of a student, the teacher whose words are wanted; None stands for the only one that knows any.
+        name: of the model, for messages.
+    Raises:
+        ValueError: it knows no words, or knows them in several spaces and none is chosen.
+    """
+    towers = text_towers(model)
+    if not towers:
+        raise ValueError(f"{name} knows no words: take a CLIP, or a student of a CLIP")
+    if adaptor is None and len(towers) == 1:
+        adaptor = next(iter(towers))
+    if adaptor not in towers:
+        wrong = "knows words in several spaces" if adaptor is None else f"knows no words as {adaptor!r}"
+        names = ", ".join(filter(None, towers))
+        raise ValueError(f"{name} {wrong}; {f'choose adaptor= from {names}' if names else 'take no adaptor='}")
+    return TextEncoder(towers[adaptor], adaptor or None, name)
 
 
 @cache  # a run asks about the same captions at every evaluation

@@ -211,8 +211,8 @@ class Preprocess:
     Attributes:
         size: side in pixels.
         mode: "crop" takes the largest centred square, "squash" the whole picture whatever its shape; "pad" brings the
-            longer side to the size and fills up on the right and below; "fit" brings the shorter side to it and keeps the
-            shape of the picture (detectors).
+            longer side to the size and fills up on the right and below; "fit" brings the shorter side to it and keeps
+            the shape of the picture (detectors).
         bands: how many bands are read at their full depth (see `data.bands`); None reads 8-bit RGB.
         share: how much of that square, or of height and width of the whole picture, is taken about its centre, such as
             224 / 256; above 0, at most 1.

@@ -12,6 +12,7 @@ from rich.console import Console
 import synoptic
 from synoptic.apps.arguments import Verb, print_help, split, two_columns
 from synoptic.apps.bars import fetching_bars
+from synoptic.apps.finding import DETECT
 from synoptic.apps.piloting import PILOT
 from synoptic.apps.segmenting import SEGMENT
 from synoptic.apps.training import Train
@@ -22,7 +23,9 @@ from synoptic.machine import is_out_of_memory
 DONE, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 VERBOSE = "--verbose"  # lists what a mistake's one line only counts, such as all keys that a file lacks
 
-VERBS: dict[str, Verb] = {verb.name: verb for verb in (SIMPLE_VERBS[0], Train(), *SIMPLE_VERBS[1:], SEGMENT, PILOT)}
+VERBS: dict[str, Verb] = {
+    verb.name: verb for verb in (SIMPLE_VERBS[0], Train(), *SIMPLE_VERBS[1:], DETECT, SEGMENT, PILOT)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,10 +15,12 @@ Source: Deformable DETR, sec. 4.1 (Zhu et al. 2021, arXiv 2010.04159).
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -26,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synoptic.models.linear import Linear
+
+log = logging.getLogger(__name__)
 
 Shape = tuple[int, int]  # cells down and across
 Path = Literal["auto", "grid_sample", "gather", "compiled"]
@@ -142,9 +146,11 @@ class DeformableAttention(nn.Module):
         return centres[:, None, :, None] + offsets
 
     def _path(self) -> Path:
-        if self.path != "auto":
-            return self.path
-        return "grid_sample" if torch.is_grad_enabled() else "gather"
+        if self.path == "auto":
+            return "grid_sample" if torch.is_grad_enabled() else "gather"
+        if self.path == "compiled" and not can_compile():
+            return "gather"
+        return self.path
 
 
 def sample(
@@ -209,6 +215,25 @@ def _bordered(values: Tensor, at: Levels) -> tuple[Tensor, list[list[int]]]:
     beyond = at.shapes[-1][-1][1] + 4  # cells with no weight that a point on the last border looks at, too
     parts.append(values.new_zeros(beyond, parts[-1].shape[1]))
     return torch.cat(parts).unflatten(-1, values.shape[1:]), starts
+
+
+Look = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@cache
+def can_compile() -> bool:
+    """Whether PyTorch's compiler finds what it needs; tells once where it does not."""
+    if torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++", "cl"))):
+        return True
+    log.warning(
+        "no C++ compiler (g++) is found, so points of deformable attention are read by embedding_bag, not compiled"
+    )
+    return False
+
+
+@cache
+def _compiled() -> Look:
+    return torch.compile(_look, dynamic=True)
 
 
 def _look(table: Tensor, places: Tensor, weights: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:

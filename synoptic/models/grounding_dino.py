@@ -91,7 +91,9 @@ class GroundingDinoConfig:
         maps = len(self.backbone.stages) if isinstance(self.backbone, SwinConfig) else 3
         check_sizes(self, "levels", least=maps, most=maps + 4)
         if self.heads % 2 or self.width % self.heads or self.hidden % self.heads or self.width % 32:
-            raise ValueError(f"heads={self.heads} should be even and divide width={self.width}, a multiple of 32, and hidden")
+            raise ValueError(
+                f"heads={self.heads} should be even and divide width={self.width}, a multiple of 32, and hidden"
+            )
         if not (0 < self.refine_eps < 0.5 and 0 < self.head_eps < 0.5):
             raise ValueError(f"refine_eps={self.refine_eps} and head_eps={self.head_eps} should lie between 0 and 0.5")
         if not (self.norm_eps > 0 and self.temperature > 0 and 0 <= self.drop_path < 1):
@@ -157,8 +159,8 @@ class Grounded:
 
 
 def phrases_of(ids: Sequence[int], stops: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """A prompt's ids cut into phrases, each with the stop that ends it; what no stop ends but the text's own is cut into
-    single tokens (the authors' code).
+    """A prompt's ids cut into phrases, each with the stop that ends it; what no stop ends but the text's own is cut
+    into single tokens (the authors' code).
 
     Args:
         ids: from the start to the end of a text.
@@ -166,11 +168,11 @@ def phrases_of(ids: Sequence[int], stops: Sequence[int]) -> tuple[tuple[int, ...
     """
     phrases: list[tuple[int, ...]] = []
     begin, last = 0, len(ids) - 1
-    for place, each in enumerate(ids):
-        if each in stops and place < last:
+    for place, token in enumerate(ids):
+        if token in stops and place < last:
             phrases.append(tuple(ids[begin : place + 1]))
             begin = place + 1
-    return (*phrases, *((each,) for each in ids[begin:]))
+    return (*phrases, *((token,) for token in ids[begin:]))
 
 
 class Select(nn.Module):
@@ -424,13 +426,15 @@ def centres(shapes: Sequence[Shape], like: Tensor) -> Tensor:
     found = []
     for shape in shapes:
         down, across = ((torch.arange(side, device=like.device, dtype=dtype) + 0.5) / side for side in shape)
-        found.append(torch.stack((across.expand(len(down), -1), down[:, None].expand(-1, len(across))), -1).flatten(0, 1))
+        found.append(
+            torch.stack((across.expand(len(down), -1), down[:, None].expand(-1, len(across))), -1).flatten(0, 1)
+        )
     return torch.cat(found)
 
 
 def proposed(shapes: Sequence[Shape], like: Tensor) -> Tensor:
-    """(N, 4) boxes as logits, one in each cell, a twentieth of the picture wide in the finest level and twice as wide in
-    each coarser one; infinite where one comes too near to the border.
+    """(N, 4) boxes as logits, one in each cell, a twentieth of the picture wide in the finest level and twice as wide
+    in each coarser one; infinite where one comes too near to the border.
 
     Source: Deformable DETR, appendix A.4 (arXiv 2010.04159), and its code.
     """

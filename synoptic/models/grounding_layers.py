@@ -1,4 +1,5 @@
-"""The layers of Grounding DINO: how pictures and words are fused, how each looks at itself, and how queries look at both.
+"""The layers of Grounding DINO: how pictures and words are fused, how each looks at itself, and how queries look at
+both.
 
 Tokens are packed, picture after picture, without padding: those of pictures (S, D), of words (T, D), of queries (Q, D).
 Everything but attention is applied to all at once.
@@ -62,10 +63,11 @@ class Attention(nn.Module):
             F.linear(tokens, weight, bias).unflatten(-1, (self.heads, -1)).transpose(0, 1)
             for tokens, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
         ]
+        wanted: Sequence[Tensor | None] = masks or [None] * len(counts)
         rows = (part.split(list(count), 1) for part, count in zip(parts, (counts, key_counts, key_counts), strict=True))
         mixed = [
             F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)[0]
-            for query, key, value, mask in zip(*rows, masks or [None] * len(counts), strict=True)
+            for query, key, value, mask in zip(*rows, wanted, strict=True)
         ]
         return self.proj(torch.cat(mixed, 1).transpose(0, 1).flatten(1))
 
@@ -85,8 +87,10 @@ class FeedForward(nn.Module):
 class Fusion(nn.Module):
     """Pictures look at words and words at pictures, by one matrix of scores; both go on from their normalised tokens.
 
-    The layers that carry a picture's tokens into the space where scores are taken, and what they found back, are applied
-    to the words instead: (x Q) k^T = x (Q k^T), and (a v) O = a (v O). Of a picture there are ten thousands of tokens, of
+    The layers that carry a picture's tokens into the space where scores are taken, and what they found back, are
+    applied
+    to the words instead: (x Q) k^T = x (Q k^T), and (a v) O = a (v O). Of a picture there are ten thousands of tokens,
+        of
     words a few, and the space is four times as wide as the tokens: the same numbers for a fraction of the arithmetic.
 
     Args:
@@ -109,7 +113,14 @@ class Fusion(nn.Module):
         self.text_out = Linear(inner, width)
         self.image_scale = nn.Parameter(torch.full((width,), _FUSED))
         self.text_scale = nn.Parameter(torch.full((width,), _FUSED))
-        for layer in (self.image_query, self.text_key, self.image_value, self.text_value, self.image_out, self.text_out):
+        for layer in (
+            self.image_query,
+            self.text_key,
+            self.image_value,
+            self.text_value,
+            self.image_out,
+            self.text_out,
+        ):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -135,8 +146,8 @@ class Fusion(nn.Module):
         return torch.addmm(image, of_words, said * keeps[0]), text + heard * keeps[1]
 
     def _words(self, text: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """What scores of a picture's tokens are made with, (heads * n, D) and (heads * n,), and what words add to tokens
-        that look at them, (heads * n, D)."""
+        """What scores of a picture's tokens are made with, (heads * n, D) and (heads * n,), and what words add to
+        tokens that look at them, (heads * n, D)."""
         keys = self._parted(self.text_key(text).T).mT * (self.text_key.out_features // self.heads) ** -0.5
         weights, bias = (self._parted(each) for each in (self.image_query.weight, self.image_query.bias))
         values = self._parted(self.text_value(text).T).mT  # (heads, n, inner / heads)
@@ -228,9 +239,10 @@ class BoxHead(nn.ModuleList):
     """Three linear layers with ReLU between them; the last begins with zeros, so that boxes stay where they are."""
 
     def __init__(self, width: int):
-        super().__init__(Linear(width, out) for out in (width, width, 4))
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+        last = Linear(width, 4)
+        super().__init__((Linear(width, width), Linear(width, width), last))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, queries: Tensor) -> Tensor:  # (Q, D) -> (Q, 4)
         for layer in list(self)[:-1]:

@@ -1,7 +1,7 @@
 """From a picture encoder to the levels of a pyramid: the stages of a Swin, or three scales of a ViT's last block.
 
-Source: Grounding DINO (arXiv 2303.05499) for the levels; ViTDet (Li et al. 2022, arXiv 2203.16527), sec. 3, for the simple
-feature pyramid.
+Source: Grounding DINO (arXiv 2303.05499) for the levels; ViTDet (Li et al. 2022, arXiv 2203.16527), sec. 3, for the
+simple feature pyramid.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Pyramid:
         tokens: (S, D) packed.
         positions: (S, D) where and on which level they lie.
         levels: how they lie.
-        shares: of each picture how much of the width and of the height of what the backbone saw it takes, the rest being
-            filled up; measured in cells of the finest level.
+        shares: of each picture how much of the width and of the height of what the backbone saw it takes, the rest
+            being filled up; measured in cells of the finest level.
     """
 
     tokens: Tensor
@@ -73,7 +73,9 @@ class SimplePyramid(nn.Module):
         narrow = [
             _normed(norm, conv(scale)) for conv, norm, scale in zip(self.narrow, self.narrow_norms, scales, strict=True)
         ]
-        return [_normed(norm, conv(each)) for conv, norm, each in zip(self.smooth, self.smooth_norms, narrow, strict=True)]
+        return [
+            _normed(norm, conv(each)) for conv, norm, each in zip(self.smooth, self.smooth_norms, narrow, strict=True)
+        ]
 
 
 def _normed(norm: nn.Module, plane: Tensor) -> Tensor:
@@ -94,16 +96,17 @@ class Neck(nn.Module):
     def __init__(self, widths: Sequence[int], width: int, levels: int, temperature: float):
         super().__init__()
         self.width, self.temperature = width, temperature
-        same = [nn.Conv2d(each, width, 1) for each in widths]
+        same: list[nn.Conv2d] = [nn.Conv2d(each, width, 1) for each in widths]
         halved = [
             nn.Conv2d(widths[-1] if not further else width, width, 3, 2, 1) for further in range(levels - len(widths))
         ]
         self.projections = nn.ModuleList([*same, *halved])
         self.norms = nn.ModuleList(nn.GroupNorm(_GROUPS, width) for _ in range(levels))
         self.level_embed = nn.Parameter(torch.randn(levels, width))
-        for layer in self.projections:
+        for layer in (*same, *halved):
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, maps: Sequence[Sequence[Tensor]], shares: Sequence[tuple[float, float]]) -> Pyramid:
         """Packs the levels of pictures.
@@ -118,7 +121,9 @@ class Neck(nn.Module):
         positions = [self._positions(place, level) for picture in cut for place, level in enumerate(picture)]
         shapes = tuple(tuple((level.shape[1], level.shape[2]) for level in picture) for picture in cut)
         finest = zip(cut, levels, strict=True)
-        taken = [(inner[0].shape[2] / outer[0].shape[2], inner[0].shape[1] / outer[0].shape[1]) for inner, outer in finest]
+        taken = [
+            (inner[0].shape[2] / outer[0].shape[2], inner[0].shape[1] / outer[0].shape[1]) for inner, outer in finest
+        ]
         return Pyramid(tokens, torch.cat(positions), Levels(shapes), tuple(taken))
 
     def _pictures(self, maps: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -147,7 +152,8 @@ def _cut(level: Tensor, share: tuple[float, float]) -> Tensor:
 def grid_positions(shape: Shape, width: int, temperature: float, device: torch.device) -> Tensor:
     """(h * w, D) float32, sines of where each cell of a grid lies: half of the channels say down, half across.
 
-    Source: DETR (Carion et al. 2020, arXiv 2005.12872), sec. 3.2; counted from 1 and divided by the side, as in its code.
+    Source: DETR (Carion et al. 2020, arXiv 2005.12872), sec. 3.2; counted from 1 and divided by the side, as in its
+        code.
     """
     half = width // 2
     sides = [

@@ -1,11 +1,11 @@
 """Swin Transformer: attention in windows that are shifted from block to block, on a pyramid of stages.
 
 Pictures of any sizes are packed: their patches are one tensor (T, C), picture after picture, row by row. Tables of rows
-say which patches make a window, and which four are merged into one. So nothing is computed for what fills up windows that
-reach beyond a picture, but for what other patches see there.
+say which patches make a window, and which four are merged into one. So nothing is computed for what fills up windows
+that reach beyond a picture, but for what other patches see there.
 
-Source: Liu et al. 2021 (arXiv 2103.14030); any size of picture and a norm on each stage that is answered with, as in its
-authors' code for detection.
+Source: Liu et al. 2021 (arXiv 2103.14030); any size of picture and a norm on each stage that is answered with, as in
+its authors' code for detection.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class SwinConfig:
         if not len(self.mean) == len(self.std) == self.channels or not all(each > 0 for each in self.std):
             raise ValueError(f"channels={self.channels} needs as many values in mean={self.mean} and std={self.std}")
         if not (self.norm_eps > 0 and 0 <= self.drop_path < 1):
-            raise ValueError(f"norm_eps={self.norm_eps} should be above 0, drop_path={self.drop_path} from 0 to below 1")
+            raise ValueError(
+                f"norm_eps={self.norm_eps} should be above 0, drop_path={self.drop_path} from 0 to below 1"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -109,7 +111,9 @@ class Swin(nn.Module):
             for width, heads, depth in zip(config.widths, config.heads, config.depths, strict=True)
         )
         self.merges = nn.ModuleList(Merge(width) for width in config.widths[:-1])
-        self.norms = nn.ModuleDict({str(stage): nn.LayerNorm(config.widths[stage], eps=_EPS) for stage in config.stages})
+        self.norms = nn.ModuleDict(
+            {str(stage): nn.LayerNorm(config.widths[stage], eps=_EPS) for stage in config.stages}
+        )
         self.apply(init_linear)
 
     def forward(self, images: Tensor, masks: Tensor | None = None, layers: Sequence[int] = ()) -> Features:

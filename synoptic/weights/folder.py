@@ -117,8 +117,8 @@ def text_towers(model: nn.Module) -> dict[str, Any]:
 
 
 def tokenizers_of(model: nn.Module) -> dict[str, Tokenizer | None]:
-    """The tokenizers of a model's parts that read words, by adaptor, "" for the model itself; None for weights of others
-    that came without."""
+    """The tokenizers of a model's parts that read words, by adaptor, "" for the model itself; None for weights of
+    others that came without."""
     if isinstance(model, GroundingDino):
         return {"": model.tokenizer}
     return {name: tower.tokenizer for name, tower in text_towers(model).items()}

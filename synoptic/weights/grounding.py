@@ -1,5 +1,5 @@
-"""What files of Grounding DINO say beside the names of their tensors: heads that stand in several places, layers that are
-counted otherwise, and the configuration that shapes and config.json tell."""
+"""What files of Grounding DINO say beside the names of their tensors: heads that stand in several places, layers that
+are counted otherwise, and the configuration that shapes and config.json tell."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def twice(state: State, config: GroundingDinoConfig) -> State:
 
 
 def of_mmdetection(state: State, header: Values, options: LoadOptions) -> tuple[State, Values]:
-    """Maps that are made of others counted on behind them, and the branch of the encoder's head, which stands behind those
-    of the decoder's layers, by a name of its own."""
+    """Maps that are made of others counted on behind them, and the branch of the encoder's head, which stands behind
+    those of the decoder's layers, by a name of its own."""
     maps = len({key.split(".")[2] for key in state if key.startswith("neck.convs.")})
     depth = len({key.split(".")[2] for key in state if key.startswith("decoder.layers.")})
     found: State = {}
@@ -177,7 +177,9 @@ def _swin(state: State, header: Values) -> dict[str, Any]:
     depths = [_count(state, f"stages.{stage}.") for stage in range(_count(state, "stages."))]
     tables = [shape_of(state, f"stages.{stage}.0.attn.distances", 2) for stage in range(len(depths))]
     side = round(tables[0][0] ** 0.5) if tables else 0
-    statistics = {ours: header[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in header}
+    statistics = {
+        ours: header[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in header
+    }
     kept = {"norm_eps": "layer_norm_eps", "drop_path": "drop_path_rate"}
     return {
         "width": width,
@@ -187,7 +189,9 @@ def _swin(state: State, header: Values) -> dict[str, Any]:
         "hidden": shape_of(state, "stages.0.0.mlp.fc1.weight", 2)[0] // width,
         "patch_size": patch,
         "channels": channels,
-        "stages": sorted(int(key.split(".")[1]) for key in state if key.startswith("norms.") and key.endswith("weight")),
+        "stages": sorted(
+            int(key.split(".")[1]) for key in state if key.startswith("norms.") and key.endswith("weight")
+        ),
         **{ours: said[theirs] for ours, theirs in kept.items() if theirs in said},
         **statistics,
     }
@@ -221,7 +225,12 @@ def header(kind: str, name: str) -> Callable[[GroundingDinoConfig], dict[str, An
             raise ValueError("its backbone is a ViT, and theirs a Swin Transformer")
         stages = [f"stage{stage + 1}" for stage in swin.stages]
         backbone = {
-            **{"model_type": "swin", "embed_dim": swin.width, "depths": list(swin.depths), "num_heads": list(swin.heads)},
+            **{
+                "model_type": "swin",
+                "embed_dim": swin.width,
+                "depths": list(swin.depths),
+                "num_heads": list(swin.heads),
+            },
             **{"window_size": swin.window, "mlp_ratio": float(swin.hidden), "patch_size": swin.patch_size},
             **{"num_channels": swin.channels, "out_features": stages, "layer_norm_eps": swin.norm_eps},
             **{"out_indices": [stage + 1 for stage in swin.stages], "drop_path_rate": swin.drop_path},

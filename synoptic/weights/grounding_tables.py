@@ -98,8 +98,8 @@ GROUNDING_DINO = Table(
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Channels of the four patches that are merged, patch after patch, where mmdetection has them channel after channel and
-    the patches line by line."""
+    """Channels of the four patches that are merged, patch after patch, where mmdetection has them channel after channel
+    and the patches line by line."""
     (tensor,) = parts
     four = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)
     return four[..., _COLUMNS, :].flatten(-2)
@@ -220,9 +220,7 @@ HUGGINGFACE_GROUNDING_DINO = Table(
         *_attention_of_transformers(f"{_WORDS}.attn", f"{_PHRASES_THERE}.self_attn"),
         *_renamed(_WORDS, _PHRASES_THERE, {**_FULLY, "norm1": "layer_norm_before", "norm2": "layer_norm_after"}),
         *_kept(f"{_IMAGE}.attn", f"{_DEFORMABLE_THERE}.self_attn", "{part}.{p}"),
-        *_renamed(
-            _IMAGE, _DEFORMABLE_THERE, {**_FULLY, "norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"}
-        ),
+        *_renamed(_IMAGE, _DEFORMABLE_THERE, {**_FULLY, "norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"}),
         *_renamed("select", "model", {"memory": "enc_output", "norm": "enc_output_norm"}),
         same("select.box.{i}.{p}", "model.encoder_output_bbox_embed.layers.{i}.{p}"),
         same("select.score.bias", "model.encoder_output_class_embed.bias"),

@@ -53,7 +53,9 @@ def fitting(processor: Mapping[str, Any], bands: int | None) -> Preprocess:
     """
     size = processor.get("size") or {"shortest_edge": 800, "longest_edge": 1333}
     if not isinstance(size, Mapping) or not {"shortest_edge", "longest_edge"} <= size.keys():
-        raise ValueError(f"its image processor says the size {size}, and detectors read a shortest and a longest edge here")
+        raise ValueError(
+            f"its image processor says the size {size}, and detectors read a shortest and a longest edge here"
+        )
     short, long = (_side(size[edge], None) for edge in ("shortest_edge", "longest_edge"))
     if not short or not long or long < short or not processor.get("do_resize", True):
         raise ValueError(f"its image processor says the size {size}, to which no picture can be brought")

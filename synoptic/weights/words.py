@@ -90,8 +90,7 @@ def find_word_pieces(path: Path, config: GroundingDinoConfig, options: LoadOptio
         if place.suffix == ".json":
             content = read_bounded(place, LARGEST_TOKENIZER).decode("utf-8")
             ours = "tokenizer" in json.loads(content)
-            marks = {"start": BERT_START, "end": BERT_END}
-            found = Tokenizer.from_json(content) if ours else Tokenizer(content, config.context, **marks)
+            found = Tokenizer.from_json(content) if ours else _of_bert(content, config.context)
         else:
             found = Tokenizer.bert(read_bounded(place, LARGEST).decode("utf-8").split("\n"), config.context)
     except OSError as error:
@@ -104,6 +103,10 @@ def find_word_pieces(path: Path, config: GroundingDinoConfig, options: LoadOptio
         wanted = f"{config.text.vocabulary:,} with these at {', '.join(map(str, config.stops))}"
         raise ValueError(f"{place}: {told} do not fit a detector that reads {wanted}")
     return found
+
+
+def _of_bert(definition: str, context: int) -> Tokenizer:
+    return Tokenizer(definition, context, start=BERT_START, end=BERT_END)
 
 
 def _pieces_place(path: Path, options: LoadOptions) -> Path | None:

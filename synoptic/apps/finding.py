@@ -1,0 +1,184 @@
+"""The verb `detect`: what words name in pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveInt
+
+from synoptic.apps.arguments import OptionsVerb
+from synoptic.apps.bars import bar
+from synoptic.apps.typed import tell_left_out, typed_file, typed_path
+from synoptic.weights.options import LoadOptions
+
+if TYPE_CHECKING:
+    from synoptic.apps.detection_files import Journal
+    from synoptic.detecting import Finder
+    from synoptic.detections import Detections
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectVerbOptions:
+    """Finds what words name in pictures, for a Grounding DINO; without out= it tells a line an object.
+
+    Attributes:
+        images: a file, folder (any depth), glob or `.txt` list.
+        model: a name from `synoptic models`, or a weights file or folder.
+        text: what to look for: names with full stops between them, as in "a cat. a remote control."; or a .txt file
+            with a name a line; with phrases=true a sentence.
+        threshold: lowest score of an object, from 0 to 1.
+        thresholds: lowest scores of single classes, as in thresholds.cat=0.5.
+        limit: most objects of a picture.
+        nms: share of their union that two boxes of one class have in common at most, lest the less sure one go; None
+            keeps all, but of a picture in parts 0.5.
+        phrases: takes the text as a sentence, and tells which of its words each object fits.
+        text_threshold: lowest probability of words beside the surest, with phrases=true.
+        tile: side in pixels of parts that a larger picture is cut into, each looked at by itself, beside the whole.
+        overlap: share of a part that the next one shows, too.
+        batch: pictures that are looked at together.
+        precision: of the computation; bf16 is faster, and scores differ in the third digit.
+        out: what was found in all pictures, in one .json or .csv file; with form=yolo a folder of .txt files. The same
+            command goes on where it was stopped.
+        form: of `out`: json holds all, coco is a data set as COCO's tools read it; None goes by the ending.
+        draw: folder for the pictures with boxes and names drawn on them.
+        overwrite: throws away what another command has begun in `out`.
+        load: what a weights file of other makers does not say itself.
+    """
+
+    images: str
+    model: str
+    text: str
+    threshold: float = 0.3
+    thresholds: dict[str, float] = field(default_factory=dict)
+    limit: PositiveInt = 300
+    nms: float | None = None
+    phrases: bool = False
+    text_threshold: float = 0.25
+    tile: PositiveInt | None = None
+    overlap: float = 0.2
+    batch: PositiveInt = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    out: str | None = None
+    form: Literal["json", "coco", "csv", "yolo"] | None = None
+    draw: str | None = None
+    overwrite: bool = False
+    load: LoadOptions = field(default_factory=LoadOptions)
+
+
+def detect(options: DetectVerbOptions) -> None:
+    """What words name in pictures: boxes, classes, scores."""
+    from synoptic.apps.detection_files import Journal, form_of
+    from synoptic.data.listing import list_images
+
+    out = typed_file(options.out)
+    if out is None and options.form is not None:
+        raise ValueError(f"form={options.form} decides nothing without out=; leave it out, or say out=FILE")
+    form = None if out is None else form_of(out, options.form)
+    paths = list_images(options.images)
+    text = _text(options)
+    finder, names = _finder(options, text)
+    facts = {key: value for key, value in asdict(options).items() if key not in ("out", "form", "draw", "overwrite")}
+    with nullcontext() if out is None else Journal(out, {**facts, "text": text}, options.overwrite) as journal:
+        left_out = _look(finder, text, paths, options, journal)
+        if out is not None and form is not None and journal is not None:
+            _write(out, form, paths, names, facts, journal)
+            print(out)
+    tell_left_out(left_out)
+
+
+DETECT = OptionsVerb(detect, DetectVerbOptions, "images")
+
+
+def _text(options: DetectVerbOptions) -> str | list[str]:
+    """A text, or names from a file."""
+    from synoptic.data.listing import expand
+
+    path = expand(options.text)
+    if path.suffix != ".txt":
+        return options.text
+    if not path.is_file():
+        raise ValueError(f"text={options.text}: no such file; give a .txt file with a name a line, or the names")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(lines) if options.phrases else [line.strip() for line in lines if line.strip()]
+
+
+def _finder(options: DetectVerbOptions, text: str | list[str]) -> tuple[Finder, tuple[str, ...]]:
+    """What looks for the text, and the names of its classes; mistakes in what was typed show before the model is
+    loaded, if they can."""
+    import torch
+
+    from synoptic.config import from_dict
+    from synoptic.detecting import DetectOptions
+    from synoptic.predict import load
+
+    given = {each.name: getattr(options, each.name) for each in fields(DetectOptions)}
+    look = from_dict(DetectOptions, given, "detect")
+    vision = load(options.model, **asdict(options.load))
+    if options.precision == "bf16":
+        vision.model.to(torch.bfloat16)
+    finder = vision.finder(look)
+    return finder, finder.names(text)
+
+
+def _look(
+    finder: Finder, text: str | list[str], paths: Sequence[Path], options: DetectVerbOptions, journal: Journal | None
+) -> int:
+    """Looks at what is not in the journal; says how many pictures of all could not be read."""
+    from synoptic.apps.detection_files import beneath
+
+    places = dict(zip(map(str, paths), beneath(paths, ".jpg"), strict=True)) if options.draw else {}
+    left = [path for path in paths if journal is None or path not in journal]
+    broken: dict[str, str] = {}
+
+    def skip(path: str, reason: str) -> None:
+        broken[path] = reason
+        if journal is not None:
+            journal.skip(path, reason)
+
+    with bar("detecting") as advance:
+        done = len(paths) - len(left)
+        for found in finder.find(left, [text], options.batch, skip) if left else ():
+            if options.draw is not None:
+                _draw(found, typed_path(options.draw) / places[found.path])
+            if journal is None:
+                _tell(found)
+            else:
+                journal.add(found)
+            done += 1
+            advance(done + len(broken), len(paths))
+    return len(broken)
+
+
+def _write(
+    out: Path, form: Any, paths: Sequence[Path], names: Sequence[str], facts: dict[str, Any], journal: Journal
+) -> None:
+    """What the journal holds of all pictures, as it was asked for."""
+    from synoptic.apps.detection_files import write
+    from synoptic.detections import Detections
+
+    entries = [entry for entry in journal.entries(paths) if "error" not in entry]
+    phrases = dict.fromkeys(each["name"] for entry in entries for each in entry["objects"])
+    every = names or tuple(phrases)
+    write(out, form, [Detections.from_dict(entry, every) for entry in entries], every, facts)
+    journal.remove()
+
+
+def _draw(found: Detections, place: Path) -> None:
+    from synoptic.files import write_atomically
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, lambda file: found.draw().save(file, "JPEG", quality=92))
+
+
+def _tell(found: Detections) -> None:
+    """A line an object, and one for a picture in which there is none."""
+    for name, score, box in zip(found.found, found.scores, found.boxes, strict=True):
+        print(f"{found.path}\t{name}\t{score:.3f}\t{' '.join(f'{side:.0f}' for side in box)}")
+    if not len(found):
+        print(f"{found.path}\tnothing found")
