@@ -1,0 +1,319 @@
+"""Grounding DINO answers as its authors' code was recorded to, and as transformers does, stage by stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import assert_equal, normalised
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    BertConfig as TheirBertConfig,
+)
+from transformers import (
+    GroundingDinoConfig as TheirConfig,
+)
+from transformers import (
+    GroundingDinoForObjectDetection,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
+)
+from transformers import SwinConfig as TheirSwinConfig
+
+from synoptic.models.deform_attn import Path as Way
+from synoptic.models.grounding_dino import Grounded, GroundingDino, phrases_of, proposed
+from synoptic.models.pyramid import grid_positions
+from synoptic.models.vit import IMAGENET_MEAN
+from synoptic.weights import formats
+from synoptic.weights.convert import misfits
+from synoptic.weights.folder import KINDS, shapes_alone
+from synoptic.weights.options import LoadOptions
+from synoptic.weights.writing import convert
+
+CASES = [
+    *(("names", size) for size in ("72x96", "76x60", "64x80")),
+    *(("sentence", size) for size in ("72x96", "76x60")),
+    ("mixed", "72x96"),
+]
+PADDED = (88, 80)
+WAYS: tuple[Way, ...] = ("grid_sample", "gather")
+
+
+@pytest.fixture(scope="module")
+def record(fixtures_dir: Path) -> dict[str, Tensor]:
+    return load_file(fixtures_dir / "grounding_dino" / "io.safetensors")
+
+
+@pytest.fixture
+def model(fixtures_dir: Path) -> GroundingDino:
+    options = LoadOptions(heads=4, text_heads=2)
+    loaded = formats.load(fixtures_dir / "grounding_dino" / "weights.pth", options)[0]
+    assert isinstance(loaded, GroundingDino)
+    return loaded
+
+
+def ids_of(record: Mapping[str, Tensor], caption: str, size: str) -> list[int]:
+    return record[f"{caption}/{size}/input_ids"][0].tolist()
+
+
+def grounded(model: GroundingDino, record: Mapping[str, Tensor], caption: str, size: str, **options: Any) -> Grounded:
+    images = record[f"image/{size}"].to(next(model.parameters()).dtype)
+    with torch.no_grad():
+        return model([images], [ids_of(record, caption, size)], every=True, **options)
+
+
+def filled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures on a larger canvas, which is zero behind the normalisation."""
+    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
+    return F.pad(images - mean, (0, size[1] - images.shape[3], 0, size[0] - images.shape[2])) + mean
+
+
+@pytest.mark.parametrize(("caption", "size"), CASES)
+def test_prompts_are_cut_and_masked_as_recorded(
+    model: GroundingDino, record: dict[str, Tensor], caption: str, size: str
+) -> None:
+    ids = ids_of(record, caption, size)
+    phrases = phrases_of(ids, model.config.stops)
+    assert [each for phrase in phrases for each in phrase] == ids
+    places = [place for phrase in phrases for place in range(len(phrase))]
+    assert places == record[f"{caption}/{size}/position_ids"][0].tolist()
+    number = torch.arange(len(phrases)).repeat_interleave(torch.tensor([len(phrase) for phrase in phrases]))
+    assert torch.equal((number[:, None] == number).byte(), record[f"{caption}/{size}/text_self_attention_masks"][0])
+    with torch.no_grad():
+        assert_equal(model.read([ids]).tokens, record[f"{caption}/{size}/encoded_text"][0])
+
+
+def test_the_tokenizer_reads_the_captions_as_recorded(
+    model: GroundingDino, record: dict[str, Tensor], fixtures_dir: Path
+) -> None:
+    captions = json.loads((fixtures_dir / "grounding_dino" / "captions.json").read_text())
+    words = model.tokenizer
+    assert words is not None
+    for caption, size in CASES:
+        ids = [words.start, *words.encode([captions[caption]])[0], words.end]
+        assert ids == ids_of(record, caption, size)
+
+
+def test_a_picture_is_seen_as_recorded(model: GroundingDino, record: dict[str, Tensor]) -> None:
+    size, case = "76x60", "names/76x60"
+    images = record[f"image/{size}"]
+    with torch.no_grad():
+        stages = model.backbone(images, layers=(1, 2, 3)).layers
+        pyramid = model.see([images])
+    for place, stage in enumerate(stages):
+        assert_equal(stage.patches.mT.unflatten(-1, stage.grid), record[f"{case}/backbone{place}"])
+    shapes = pyramid.levels.shapes[0]
+    last = pyramid.tokens[-shapes[-1][0] * shapes[-1][1] :]
+    assert_equal(last.T.unflatten(-1, shapes[-1])[None], record[f"{case}/src3"])
+    for level in (0, 3):
+        places = grid_positions(shapes[level], model.config.width, model.config.temperature, images.device)
+        assert_equal(places.T.unflatten(-1, shapes[level])[None], record[f"{case}/pos{level}"])
+
+
+def test_the_first_fusion_is_as_recorded(model: GroundingDino, record: dict[str, Tensor]) -> None:
+    found: list[tuple[Tensor, Tensor]] = []
+    model.fusions[0].register_forward_hook(lambda layer, given, answer: found.append(answer))
+    grounded(model, record, "names", "76x60")
+    assert_equal(found[0][0], record["names/76x60/fusion0_image"][0])
+    assert_equal(found[0][1], record["names/76x60/fusion0_text"][0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("caption", "size"), CASES)
+def test_all_that_was_recorded_is_answered(
+    model: GroundingDino, record: dict[str, Tensor], caption: str, size: str, way: Way
+) -> None:
+    model.look_by(way)
+    assert_recorded(grounded(model, record, caption, size), record, f"{caption}/{size}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_picture_on_a_larger_canvas_is_answered_as_recorded(
+    model: GroundingDino, record: dict[str, Tensor], way: Way
+) -> None:
+    model.look_by(way)
+    case, images = f"names_padded_to_{PADDED[0]}x{PADDED[1]}/76x60", record["image/76x60"]
+    ids = record[f"{case}/input_ids"][0].tolist()
+    with torch.no_grad():
+        answer = model([filled(images, PADDED)], [ids], sizes=[(76, 60)], every=True)
+    assert_recorded(answer, record, case)
+
+
+def assert_recorded(answer: Grounded, record: Mapping[str, Tensor], case: str) -> None:
+    answers = {
+        "memory": answer.image,
+        "memory_text": answer.text,
+        "enc_selected_boxes": answer.selected.boxes[0],
+        "hs": torch.stack(answer.states),
+        "pred_boxes": answer.last.boxes[0],
+        "pred_logits": answer.last.logits[0],
+    }
+    told = {name: record[f"{case}/{name}"] for name in answers if f"{case}/{name}" in record}
+    assert {"memory_text", "enc_selected_boxes", "pred_boxes", "pred_logits"} <= told.keys()
+    for name, tensor in told.items():
+        assert_equal(answers[name], tensor.reshape(answers[name].shape))
+
+
+def test_places_are_chosen_as_recorded(model: GroundingDino, record: dict[str, Tensor]) -> None:
+    answer = grounded(model, record, "names", "76x60")
+    (shapes,) = model.see([record["image/76x60"]]).levels.shapes
+    proposals = proposed(shapes, answer.image).sigmoid()
+    wanted = record["names/76x60/init_box_proposal"][0]
+    distances = torch.cdist(wanted, proposals)
+    assert distances.min(1).values.max() < 1e-6
+    chosen = proposals[distances.argmin(1)]
+    assert_equal(chosen, wanted)
+
+
+@pytest.mark.parametrize("size", ["76x60", "72x96"])
+def test_it_answers_as_recorded_in_float64(model: GroundingDino, record: dict[str, Tensor], size: str) -> None:
+    """The authors' codes of places are of float32 there, too, which leaves 1e-7."""
+    answer = grounded(model.double(), record, "names", size)
+    for name, tensor in (("pred_boxes", answer.last.boxes[0]), ("pred_logits", answer.last.logits[0])):
+        wanted = record[f"names/{size}/{name}_f64"][0]
+        torch.testing.assert_close(tensor, wanted, rtol=0, atol=2e-7 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_of_other_sizes_and_prompts_equals_one_by_one(
+    model: GroundingDino, record: dict[str, Tensor], way: Way
+) -> None:
+    model.look_by(way)
+    cases = [("names", "72x96"), ("sentence", "76x60"), ("mixed", "72x96"), ("names", "64x80")]
+    images = [record[f"image/{size}"] for _, size in cases]
+    with torch.no_grad():
+        together = model(images, [ids_of(record, *case) for case in cases]).last
+    for place, case in enumerate(cases):
+        alone = grounded(model, record, *case).last
+        assert_equal(together.boxes[place], alone.boxes[0])
+        assert_equal(together.logits[place], alone.logits[0])
+
+
+def test_the_manifests_of_releases_leave_no_key_over(fixtures_dir: Path) -> None:
+    manifest = json.loads((fixtures_dir / "grounding_dino" / "manifest.json").read_text())
+    assert len(manifest) == 2
+    for name, shapes in manifest.items():
+        state = {key: torch.empty(shape or (1,), device="meta") for key, shape in shapes.items()}
+        found = formats.identify({"model": state}, {}, LoadOptions(), name)
+        with shapes_alone():
+            built = KINDS["grounding_dino"].build(found.config, {})
+        assert not any(misfits(built, found.state).values())
+        assert found.config.backbone.window == (7 if "swint" in name else 12)
+
+
+SEED = 4  # with which none of the three models of transformers takes a place that is filled up for a query
+PROMPTS = ([101, 500, 600, 1012, 700, 1012, 102], [101, 800, 1012, 900, 901, 902, 1012, 1000, 1029, 102])
+INSIDE = (80, 100)  # of the second picture
+
+
+def their_model(kind: str, **options: Any) -> Any:
+    """A tiny random model of transformers."""
+    swin = TheirSwinConfig(
+        embed_dim=24,
+        depths=[1, 1, 2, 1],
+        num_heads=[2, 2, 4, 4],
+        window_size=4,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    bert = TheirBertConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=2000
+    )
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "num_queries": 20}
+    for part in ("encoder", "decoder"):
+        sizes |= {f"{part}_ffn_dim": 64, f"{part}_attention_heads": 4}
+    torch.manual_seed(SEED)
+    scaled = kind == "scaled"
+    config: Any = (MMGroundingDinoConfig if scaled else TheirConfig)(
+        backbone_config=swin, text_config=bert, **sizes, **options
+    )
+    model = (MMGroundingDinoForObjectDetection if scaled else GroundingDinoForObjectDetection)(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+OWN_HEADS = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
+
+
+@pytest.fixture(scope="module", params=["plain", "scaled", "own_heads"])
+def theirs(request: pytest.FixtureRequest) -> Any:
+    return their_model(
+        "plain" if request.param == "plain" else "scaled", **(OWN_HEADS if request.param == "own_heads" else {})
+    )
+
+
+@pytest.fixture
+def folder(theirs: Any, tmp_path: Path) -> Path:
+    theirs.save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def their_answers(model: Any, images: Tensor) -> Any:
+    """Of two pictures, the second of which is smaller, with their prompts."""
+    longest = max(map(len, PROMPTS))
+    ids, mask = torch.zeros(2, longest, dtype=torch.long), torch.zeros(2, longest, dtype=torch.long)
+    for place, prompt in enumerate(PROMPTS):
+        ids[place, : len(prompt)], mask[place, : len(prompt)] = torch.tensor(prompt), 1
+    inside = torch.ones(images.shape[0], *images.shape[2:], dtype=torch.long)
+    inside[1, INSIDE[0] :], inside[1, :, INSIDE[1] :] = 0, 0
+    with torch.no_grad():
+        return model(
+            pixel_values=normalised(images) * inside[:, None],
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_mask=inside,
+            output_hidden_states=True,
+        )
+
+
+def test_a_folder_answers_as_transformers_does(theirs: Any, folder: Path) -> None:
+    """Every layer, of a batch of two sizes and two prompts."""
+    torch.manual_seed(1)
+    images = torch.rand(2, 3, 96, 128)
+    images[1] = filled(images[1:, :, : INSIDE[0], : INSIDE[1]], (96, 128))[0]
+    wanted = their_answers(theirs, images)
+    ours: Any = formats.load(folder, LoadOptions())[0]
+    with torch.no_grad():
+        found = ours([images], PROMPTS, sizes=[(96, 128), INSIDE], every=True)
+    text = found.text.split(list(map(len, PROMPTS)))
+    for place, prompt in enumerate(PROMPTS):
+        assert_equal(text[place], wanted.encoder_last_hidden_state_text[place, : len(prompt)])
+        assert_equal(found.selected.boxes[place], wanted.init_reference_points[place])
+        for layer, states in enumerate(found.states):
+            assert_equal(states.split([20, 20])[place], wanted.intermediate_hidden_states[place, layer])
+        assert_equal(found.last.boxes[place], wanted.pred_boxes[place])
+        assert_equal(found.last.logits[place], wanted.logits[place, :, : len(prompt)])
+
+
+def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
+    yield from load_file(path / "model.safetensors").items()
+
+
+def test_a_folder_is_written_back_bit_by_bit(theirs: Any, folder: Path, tmp_path: Path) -> None:
+    done = convert(folder, "huggingface", tmp_path / "ours")
+    written, before = dict(tensors_in(done.out)), dict(tensors_in(folder))
+    unused = {key for key in before if ".swin.layernorm." in key}
+    assert written.keys() == before.keys() - unused
+    assert all(torch.equal(tensor, before[key]) for key, tensor in written.items())
+    again = type(theirs).from_pretrained(done.out).eval()
+    images = torch.rand(2, 3, 64, 96)
+    assert torch.equal(their_answers(again, images).logits, their_answers(theirs, images).logits)
+
+
+def test_the_authors_file_is_written_back_bit_by_bit(fixtures_dir: Path, tmp_path: Path) -> None:
+    path = fixtures_dir / "grounding_dino" / "weights.pth"
+    options = LoadOptions(heads=4, text_heads=2)
+    done = convert(path, "official", tmp_path / "back.pth", options)
+    written = torch.load(done.out, weights_only=True)
+    before = torch.load(path, weights_only=True)["model"]
+    unsaid = {"label_enc.weight", "bert.embeddings.position_ids", "bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    before = {key.removeprefix("module."): tensor for key, tensor in before.items()}
+    assert written.keys() == before.keys() - unsaid
+    assert all(torch.equal(tensor, before[key]) for key, tensor in written.items())
+    assert any("load.heads=4" in note for note in done.notes)
