@@ -169,11 +169,12 @@ def sample(
         (Q, heads * d) in the type of the values.
     """
     if path == "grid_sample":
-        return _through_grids(values, places, weights.to(values.dtype), counts, at)
+        return _through_grids(values, places, weights, counts, at).to(values.dtype)
     return _through_rows(values, places, weights, counts, at, _compiled() if path == "compiled" else _look)
 
 
 def _through_grids(values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels) -> Tensor:
+    values = values.to(places.dtype)  # half precision has too few places for where points lie
     answers = []
     pictures = zip(places.split(list(counts)), weights.split(list(counts)), at.shapes, at.starts, strict=True)
     for its_places, its_weights, shapes, starts in pictures:
@@ -182,7 +183,7 @@ def _through_grids(values: Tensor, places: Tensor, weights: Tensor, counts: Sequ
             plane = values[start : start + height * width].permute(1, 2, 0).unflatten(-1, (height, width))
             sides = its_places.new_tensor((width, height))
             grid = ((2 * its_places[:, :, level] + 1) / sides - 1).transpose(0, 1)  # (heads, Q, points, 2) in [-1, 1]
-            found = F.grid_sample(plane, grid.to(plane.dtype), align_corners=False)  # (heads, d, Q, points)
+            found = F.grid_sample(plane, grid, align_corners=False)  # (heads, d, Q, points)
             seen = seen + (found * its_weights[:, :, level].transpose(0, 1)[:, None]).sum(-1)
         assert isinstance(seen, Tensor)
         answers.append(seen.permute(2, 0, 1).flatten(1))

@@ -11,6 +11,7 @@ residuals begin as in its authors' code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from synoptic.models.deform_attn import DeformableAttention, Levels
 from synoptic.models.linear import Linear
 
 Counts = Sequence[int]  # tokens of each picture
+_RELU = nn.ReLU()
 _FUSED = 1e-4  # what the fused part of a token begins with (its authors' code)
 
 
@@ -78,10 +80,11 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1 = Linear(width, hidden)
+        self.act = nn.ReLU()
         self.fc2 = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(self.fc1(tokens).relu_())
+        return self.fc2(self.fc1.activated(tokens, self.act))
 
 
 class Fusion(nn.Module):
@@ -245,6 +248,5 @@ class BoxHead(nn.ModuleList):
         nn.init.zeros_(last.bias)
 
     def forward(self, queries: Tensor) -> Tensor:  # (Q, D) -> (Q, 4)
-        for layer in list(self)[:-1]:
-            queries = layer(queries).relu()
-        return self[-1](queries)
+        first, second, last = cast("tuple[Linear, ...]", tuple(self))
+        return last(second.activated(first.activated(queries, _RELU), _RELU))

@@ -122,7 +122,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(tokens)))
+        return self.fc2(self.fc1.activated(tokens, self.act))
 
 
 class SwiGLU(nn.Module):

@@ -25,15 +25,28 @@ class Linear(nn.Linear):
     reordered: Reordered | None = None
 
     def forward(self, input: Tensor) -> Tensor:
+        quick = self._quickly(input, "none", "")
+        return super().forward(input) if quick is None else quick
+
+    def activated(self, input: Tensor, act: nn.Module) -> Tensor:
+        """act(self(input)), in one step where oneDNN takes it, which spares writing and reading what lies between."""
+        named = _activation(act)
+        quick = None if named is None else self._quickly(input, *named)
+        return act(self(input)) if quick is None else quick
+
+    def _quickly(self, input: Tensor, activation: str, form: str) -> Tensor | None:
+        """What oneDNN makes of an input, an activation behind it; None where it does not take the two, or should
+        not."""
         if torch.is_grad_enabled() or _watched():
-            return super().forward(input)
+            return None
         weight, bias = self._parameters.get("weight"), self._parameters.get("bias")  # modules look attributes up slowly
         if weight is None:  # computed with every call, as by weight normalisation
-            return super().forward(input)
+            return None
         copy = None if self.reordered is None or self.training else self.reordered.of(weight, bias)
         if (copy is None and not (weight.dtype == torch.float32 and _taken(weight, bias))) or not _fits(input, weight):
-            return super().forward(input)
-        return torch.ops.mkldnn._linear_pointwise(input, weight if copy is None else copy, bias, "none", [], "")
+            return None
+        chosen = weight if copy is None else copy
+        return torch.ops.mkldnn._linear_pointwise(input, chosen, bias, activation, [], form)
 
     def train(self, mode: bool = True) -> Linear:
         if mode and self.reordered is not None:
@@ -87,6 +100,13 @@ class Reordered:
 
     def __reduce__(self) -> tuple[type[Reordered], tuple[()]]:
         return Reordered, ()
+
+
+def _activation(act: nn.Module) -> tuple[str, str] | None:
+    """An activation by oneDNN's name for it and for its form; None for others."""
+    if isinstance(act, nn.ReLU):
+        return "relu", ""
+    return ("gelu", act.approximate) if isinstance(act, nn.GELU) else None
 
 
 def _same(tensor: Tensor | None, other: Tensor | None) -> bool:
