@@ -110,8 +110,10 @@ def main() -> None:
     torch.set_num_threads(2)
     rows = measure(options.device, options.pairs)
     name = "deform_attn" if options.device == "cpu" else f"deform_attn_{options.device}"
-    claim = "three ways to read points agree; gather is faster than grid_sample without gradients, compiled faster
-    again" common.finish(name, {"rows": rows}, claim, failures(rows, options.device))
+    claim = (
+        "three ways to read points agree; without gradients gather is faster than grid_sample, compiled faster again"
+    )
+    common.finish(name, {"rows": rows}, claim, failures(rows, options.device))
 
 
 if __name__ == "__main__":

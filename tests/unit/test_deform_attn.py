@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: three ways to read points agree, with gradients, on packed pictures, at extremes."""
+"""Multi-scale deformable attention: ways to read points agree, with gradients, on packed pictures, at extremes."""
 
 from __future__ import annotations
 
