@@ -395,11 +395,16 @@ def _over_defaults(kind: type, values: Mapping[str, Any], defaults: Any = MISSIN
     for item in fields(kind):
         default = _default(item) if defaults is MISSING else getattr(defaults, item.name)
         given = values.get(item.name, MISSING)
-        if is_dataclass(default) and isinstance(given, Mapping):
+        if is_dataclass(default) and isinstance(given, Mapping) and _has_all(type(default), given):
             result[item.name] = _over_defaults(type(default), given, default)
         elif given is MISSING and defaults is not MISSING:
             result[item.name] = default
     return result
+
+
+def _has_all(kind: type, values: Mapping[str, Any]) -> bool:
+    """Whether a configuration has all these keys; one that has not may be another one that stands in its place."""
+    return not values.keys() - {item.name for item in fields(kind)}
 
 
 def _explain(kind: type, error: ValidationError) -> str:

@@ -151,14 +151,14 @@ def _check(given: Sequence[str], rows: Sequence[Sequence[int]], room: int, token
             raise ValueError(
                 f"text: {_short(name)!r} has {len(row)} tokens, more than the {room} of a prompt; say it shorter"
             )
-        first = seen.setdefault(tuple(row), name)
-        if first is not name:
-            same = (
+        if (first := seen.get(tuple(row))) is not None:
+            twice = (
                 f"{name.strip()!r} is there twice"
                 if first == name
                 else f"{first!r} and {name!r} are the same to the model"
             )
-            raise ValueError(f"text: {same}; name each class once")
+            raise ValueError(f"text: {twice}; name each class once")
+        seen[tuple(row)] = name
         if all(each == unknown for each in row):
             log.warning("text: the model knows no part of %r, and finds anything or nothing by it", name)
 

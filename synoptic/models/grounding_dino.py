@@ -327,6 +327,11 @@ class GroundingDino(nn.Module):
         return self.config.width
 
     @property
+    def summary_width(self) -> None:
+        """It has no summary of a picture."""
+        return None
+
+    @property
     def stride(self) -> int:
         """Pixels from one token of the backbone's coarsest map to the next."""
         return self.backbone.stride

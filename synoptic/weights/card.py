@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from synoptic.models.adaptors import Student
+from synoptic.models.grounding_dino import GroundingDino
 from synoptic.models.sam import Sam
 from synoptic.types import Preprocess
 
@@ -18,7 +19,6 @@ _MODES = {
     "crop": "the largest centred square",
     "squash": "the whole picture",
     "pad": "the whole picture, its longer side, filled up on the right and below",
-    "fit": "the whole picture, its shorter side",
 }
 CALLED = {
     "vit": "vision transformer",
@@ -36,8 +36,11 @@ _DATA = ("data", "images")
 _METRICS = "scores"
 _LICENCE = "licence"
 
-_HEAD = """A {kind} of {parameters:.1f} M parameters for synoptic (`pip install synoptic-vision`). It reads pictures of
-{size} x {size} pixels ({mode}) in patches of {patch}, and any other size that these patches tile.
+_SQUARES = """pictures of
+{size} x {size} pixels ({mode}) in patches of {patch}, and any other size that these patches tile."""
+_SHAPES = """pictures of
+any shape, their shorter side brought to {size} pixels, the longer one to {longest} at most."""
+_HEAD = """A {kind} of {parameters:.1f} M parameters for synoptic (`pip install synoptic-vision`). It reads {pictures}
 
 ```python
 import synoptic
@@ -89,9 +92,7 @@ def _sections(model: Any, preprocess: Preprocess, kind: str, trained: Mapping[st
         _HEAD.format(
             kind=CALLED[kind],
             parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-            size=preprocess.size,
-            mode=_MODES[preprocess.mode],
-            patch=model.stride,
+            pictures=_pictures(model, preprocess),
             example=_example(model),
         ),
     )
@@ -107,8 +108,16 @@ def _sections(model: Any, preprocess: Preprocess, kind: str, trained: Mapping[st
     yield "How it was made", _list(facts, [key for key in facts if key not in told]) or "Not told."
 
 
+def _pictures(model: Any, preprocess: Preprocess) -> str:
+    if preprocess.mode == "fit":
+        return _SHAPES.format(size=preprocess.size, longest=preprocess.longest)
+    return _SQUARES.format(size=preprocess.size, mode=_MODES[preprocess.mode], patch=model.stride)
+
+
 def _example(model: Any) -> str:
     """What the model is most used for, as a line of Python."""
+    if isinstance(model, GroundingDino):
+        return 'model.detect("a.jpg", "a cat. a dog.")  # boxes (n, 4) in pixels, scores (n,), labels (n,)'
     if model.summary_width:
         return f'model.embed(["a.jpg"])  # (1, {model.summary_width}) float32, L2-normalised'
     if _segments(model):
