@@ -121,9 +121,15 @@ class WordReader:
 
     def _forget_if_changed(self) -> None:
         """Lets go of what other weights made."""
-        state = tuple((id(each), each._version, each.device, each.dtype) for each in self._model.text.parameters())
+        state = tuple(map(_state_of, self._model.text.parameters()))
         if state != self._state:
             self._kept, self._state = {}, state
+
+
+def _state_of(weight: Tensor) -> tuple[Any, ...]:
+    """What changes when a weight does; of those that were made in inference mode nothing counts the changes."""
+    version = 0 if weight.is_inference() else weight._version
+    return id(weight), weight.data_ptr(), version, weight.device, weight.dtype
 
 
 class Detector:

@@ -149,6 +149,7 @@ def _cut(level: Tensor, share: tuple[float, float]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that trainings may use what inference has made
 def grid_positions(shape: Shape, width: int, temperature: float, device: torch.device) -> Tensor:
     """(h * w, D) float32, sines of where each cell of a grid lies: half of the channels say down, half across.
 

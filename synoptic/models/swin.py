@@ -289,6 +289,7 @@ class Windows:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # so that trainings may use what inference has made
 def windows_of(grids: tuple[Grid, ...], window: int, shift: int, device: torch.device) -> Windows:
     """How pictures of some grids are cut into windows, those of one kind side by side."""
     kinds = tuple(product((False, True), (False, True))) if shift else ((False, False),)
@@ -330,6 +331,7 @@ def _apart(kind: tuple[bool, bool], window: int, shift: int, device: torch.devic
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # so that trainings may use what inference has made
 def distances(window: int, device: torch.device) -> Tensor:
     """(window**2, window**2), for each query and key the row of a table that stands for the way between them."""
     places = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
@@ -338,6 +340,7 @@ def distances(window: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # so that trainings may use what inference has made
 def merged_rows(grids: tuple[Grid, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """(4 T',) rows of the four that are merged, upper left, lower left, upper right, lower right; and which of them lie
     beyond a picture, or None."""
