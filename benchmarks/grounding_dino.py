@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
 from transformers.utils.logging import disable_progress_bar
 
-from synoptic.detector import WordReader
+from synoptic.detection.detector import WordReader
 from synoptic.models.grounding_dino import GroundingDino
 from synoptic.models.linear import quicken
 from synoptic.weights import formats
@@ -130,8 +130,8 @@ def timed(name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: 
 
 
 def equal(ours: Ours, theirs: Any) -> float:
-    """The largest difference of pictures and words after the encoder, of their largest value. Of thousands of places some
-    are as good as each other to rounding, and taken in another order; beyond that tests compare (in float64)."""
+    """The largest difference of pictures and words after the encoder, of their largest value. Of thousands of places
+    some are as good as each other to rounding, and taken in another order; beyond that tests compare (in float64)."""
     found = ours.model.ground(ours.model.see([ours.images]), ours.reader.read([ONE]))
     (its,) = their_answers(theirs, ours.images, [ONE])
     pairs = (

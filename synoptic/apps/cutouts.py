@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from synoptic.data.listing import expand
 from synoptic.data.pictures import read_picture
-from synoptic.drawing import colour_of
+from synoptic.detection.drawing import colour_of
 from synoptic.files import check_file, write_atomically
 from synoptic.predict import VisionModel, load
 from synoptic.types import Segments

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
-from synoptic.detections import Detections, to_coco, to_csv, to_json
+from synoptic.detection.detections import Detections, to_coco, to_csv, to_json
 from synoptic.files import check_file, write_atomically, write_text
 
 Form = Literal["json", "coco", "csv", "yolo"]

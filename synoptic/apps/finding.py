@@ -17,8 +17,8 @@ from synoptic.weights.options import LoadOptions
 
 if TYPE_CHECKING:
     from synoptic.apps.detection_files import Journal
-    from synoptic.detecting import Finder
-    from synoptic.detections import Detections
+    from synoptic.detection.detections import Detections
+    from synoptic.detection.finder import Finder
 
 Progress = Callable[[int, int], None]
 
@@ -114,7 +114,7 @@ def _finder(options: DetectVerbOptions, text: str | list[str]) -> tuple[Finder, 
     import torch
 
     from synoptic.config import from_dict
-    from synoptic.detecting import DetectOptions
+    from synoptic.detection.finder import DetectOptions
     from synoptic.predict import load
 
     given = {each.name: getattr(options, each.name) for each in fields(DetectOptions)}
@@ -160,7 +160,7 @@ def _write(
 ) -> None:
     """What the journal holds of all pictures, as it was asked for."""
     from synoptic.apps.detection_files import write
-    from synoptic.detections import Detections
+    from synoptic.detection.detections import Detections
 
     entries = [entry for entry in journal.entries(paths) if "error" not in entry]
     phrases = dict.fromkeys(each["name"] for entry in entries for each in entry["objects"])

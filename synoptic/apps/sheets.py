@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from synoptic.drawing import font_of
+from synoptic.detection.drawing import font_of
 
 INK, GREY = (28, 30, 34), (112, 116, 124)
 TITLE, SMALL = 19, 13  # pixels of letters

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from small_detectors import small_detector, small_network
 
-from synoptic import detector
-from synoptic.detecting import DetectOptions, Finder
-from synoptic.detections import Detections
-from synoptic.detector import Asked, Boxes, Detector, best_of, class_scores, suppressed
+from synoptic.detection import detector
+from synoptic.detection.detections import Detections
+from synoptic.detection.detector import Asked, Boxes, Detector, best_of, class_scores, suppressed
+from synoptic.detection.finder import DetectOptions, Finder
+from synoptic.detection.prompts import vocabulary
 from synoptic.predict import VisionModel
-from synoptic.prompts import vocabulary
 
 NAMES = ["cat", "red car", "the sofa", "lamp"]
 ALL: dict[str, Any] = {"threshold": 0.0, "limit": 1000}
@@ -206,7 +206,7 @@ def test_parts_find_what_they_show_at_its_place(model: VisionModel) -> None:
 
 
 def test_parts_cover_the_picture_and_overlap() -> None:
-    from synoptic.detecting import _parts
+    from synoptic.detection.finder import _parts
 
     image = torch.zeros(3, 100, 250)
     whole, *tiles = _parts(image, DetectOptions(tile=64, overlap=0.25))

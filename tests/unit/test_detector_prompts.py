@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_detectors import PIECES, WORDS
 
+from synoptic.detection.prompts import sentence, vocabulary
 from synoptic.models.tokenizers import Tokenizer
-from synoptic.prompts import sentence, vocabulary
 
 TOKENIZER = Tokenizer.bert(PIECES, 64)
 START, END, STOP = (PIECES.index(sign) for sign in ("[CLS]", "[SEP]", "."))

@@ -30,7 +30,12 @@ MAY_IMPORT = {
     "zeroshot": (),
     "text_encoder": ("models", "weights", "config", "cache", "zeroshot"),
     "segmenter": ("models", "types", "data"),
-    "predict": ("models", "weights", "types", "config", "data", "text_encoder", "zeroshot", "segmenter"),
+    "speaking": ("data", "text_encoder", "types", "weights", "zeroshot"),
+    "detection": ("models", "weights", "types", "config", "data", "cache"),
+    "predict": (
+        *("models", "weights", "types", "config", "data"),
+        *("text_encoder", "zeroshot", "segmenter", "speaking", "detection"),
+    ),
     "methods": ("models", "losses", "types", "config", "data", "machine"),
     "methods.teachers": ("models", "losses", "types", "config", "data", "weights", "predict"),
     "methods.start": ("models", "weights", "predict"),

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from synoptic.cache import Cache
 from synoptic.config import to_dict
+from synoptic.detection.prompts import Chunk, Phrases, Sentence, Span, Vocabulary, sentence, vocabulary
 from synoptic.models.grounding_dino import Found, GroundingDino, Words
 from synoptic.models.pyramid import Pyramid
-from synoptic.prompts import Chunk, Phrases, Sentence, Span, Vocabulary, sentence, vocabulary
 from synoptic.weights.folder import weights_hash
 
 VERSION = 1  # of phrases that are kept on disk; a change of the arithmetic needs the next one

@@ -16,9 +16,9 @@ from torch import Tensor
 from synoptic.config import nearest
 from synoptic.data.inputs import Picture, Pictures, read_each
 from synoptic.data.transforms import fitted
-from synoptic.detections import Detections
-from synoptic.detector import Asked, Boxes, Detector, best_of
-from synoptic.prompts import Sentence, Vocabulary
+from synoptic.detection.detections import Detections
+from synoptic.detection.detector import Asked, Boxes, Detector, best_of
+from synoptic.detection.prompts import Sentence, Vocabulary
 from synoptic.types import Preprocess
 
 Texts = str | Sequence[str] | Sequence[Sequence[str]]

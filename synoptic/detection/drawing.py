@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from synoptic.detections import Detections
+    from synoptic.detection.detections import Detections
 
 GOLDEN = 0.618034  # of the circle of hues from one colour to the next: neighbours differ, however many there are
 _LINE = 300  # pixels of a picture's longer side for one of a line's width

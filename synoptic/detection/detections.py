@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ class Detections:
             ValueError: nothing says which file that was, it cannot be read, or it has another size.
         """
         from synoptic.data.pictures import read_picture
-        from synoptic.drawing import draw_boxes
+        from synoptic.detection.drawing import draw_boxes
 
         place = self.path if picture is None else picture
         if place == "":
@@ -124,19 +125,17 @@ class Detections:
         return draw_boxes(read_picture(place) if isinstance(place, str | Path) else place, self)
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections`, with names as `class_name`.
+        """`supervision.Detections`, with the names as `class_name`.
 
         Raises:
-            ImportError: the package supervision is not installed.
+            ValueError: the package supervision is not installed.
         """
-        from supervision import Detections as Theirs  # type: ignore[import-not-found, unused-ignore]
-
-        return Theirs(
-            xyxy=self.boxes,
-            confidence=self.scores,
-            class_id=self.labels,
-            data={"class_name": np.array(self.found, dtype=str)},
-        )
+        try:
+            theirs = import_module("supervision").Detections
+        except ImportError as error:
+            raise ValueError(f"supervision cannot be imported ({error}): pip install supervision") from None
+        names = np.array(self.found, dtype=str)
+        return theirs(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": names})
 
 
 def to_json(found: Sequence[Detections], names: Sequence[str], asked: Mapping[str, Any] | None = None) -> str:

@@ -1,0 +1,1 @@
+"""Finding what words name in pictures: prompts in, boxes with names out."""
