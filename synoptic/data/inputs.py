@@ -58,6 +58,8 @@ def read_batches(
     Raises:
         ValueError: for something that is no picture, naming the file.
     """
+    if preprocess.mode == "fit":
+        raise ValueError("the model is a detector, and answers with boxes: take detect")
     chunks = iter(_chunks(_listed(inputs), batch_size))
     with ThreadPoolExecutor(_READERS) as pool:
 

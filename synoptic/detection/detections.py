@@ -119,10 +119,10 @@ class Detections:
         from synoptic.data.pictures import read_picture
         from synoptic.detection.drawing import draw_boxes
 
-        place = self.path if picture is None else picture
-        if place == "":
+        if picture is None and not self.path:
             raise ValueError("these objects are of a picture that was given without a file: give it to draw()")
-        return draw_boxes(read_picture(place) if isinstance(place, str | Path) else place, self)
+        shown = self.path if picture is None else picture
+        return draw_boxes(read_picture(shown) if isinstance(shown, str | Path) else shown, self)
 
     def to_supervision(self) -> Any:
         """`supervision.Detections`, with the names as `class_name`.

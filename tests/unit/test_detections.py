@@ -62,7 +62,7 @@ def test_a_data_set_is_read_by_coco_s_own_code(tmp_path: Path) -> None:
 
 
 def test_lines_of_yolo_are_shares_of_the_picture() -> None:
-    assert FOUND.to_yolo() == "1 0.200000 0.500000 0.200000 0.500000\n0 0.497500 0.495313 0.995000 0.990625\n"
+    assert FOUND.to_yolo() == "1 0.200000 0.500000 0.200000 0.500000\n0 0.497500 0.495312 0.995000 0.990625\n"
 
 
 def test_a_table_has_a_line_an_object() -> None:

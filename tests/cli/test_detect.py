@@ -1,0 +1,216 @@
+"""`synoptic detect`, as it is typed: forms, drawings, going on where it was stopped, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import synoptic
+from synoptic.apps import detection_files
+from synoptic.apps.cli import main
+from synoptic.detection.finder import Finder
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small detector in a weights folder."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+    from small_detectors import small_detector
+
+    folder = tmp_path_factory.mktemp("detector") / "weights"
+    small_detector().save(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three pictures of two shapes, one of them in a folder of its own, and a file that is none."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, size in (("a.jpg", (60, 90)), ("b.png", (60, 90)), ("more/a.jpg", (80, 40))):
+        Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_text("junk")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
+    code = main(["detect", *map(str, words)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_without_a_file_it_tells_a_line_an_object(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path
+) -> None:
+    code, out, err = run(
+        capsys, pictures / "a.jpg", f"model={detector}", "text=a cat. red car.", "threshold=0", "limit=3"
+    )
+    assert code == 0
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert len(rows) == 3
+    assert {row[1] for row in rows} <= {"a cat", "red car"}
+    assert all(len(row[3].split()) == 4 for row in rows)
+    code, out, _ = run(capsys, pictures / "a.jpg", f"model={detector}", "text=a cat", "threshold=1")
+    assert (code, out) == (0, f"{pictures / 'a.jpg'}\tnothing found\n")
+
+
+def test_a_folder_becomes_one_json_and_broken_files_are_told(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "found.json"
+    words = [pictures, f"model={detector}", "text=a cat. red car.", "threshold=0", "limit=4", f"out={out}", "batch=2"]
+    code, said, err = run(capsys, *words, f"draw={tmp_path / 'drawn'}")
+    assert code == 0
+    assert said == f"{out}\n"
+    assert "left out 1 unreadable picture" in err
+    told = json.loads(out.read_text())
+    assert [Path(each["path"]).relative_to(pictures).as_posix() for each in told["images"]] == [
+        "a.jpg",
+        "b.png",
+        "more/a.jpg",
+    ]
+    assert all(len(each["objects"]) == 4 for each in told["images"])
+    assert told["names"] == ["a cat", "red car"]
+    drawn = sorted(path.relative_to(tmp_path / "drawn").as_posix() for path in (tmp_path / "drawn").rglob("*.jpg"))
+    assert drawn == ["a.jpg", "b.jpg", "more/a.jpg"]
+    assert Image.open(tmp_path / "drawn" / "more" / "a.jpg").size == (40, 80)
+    assert not list(tmp_path.glob(".*journal"))
+    model = synoptic.load(detector)
+    alone: Any = model.detect(pictures / "a.jpg", "a cat. red car.", threshold=0.0, limit=4)
+    scores = [each["score"] for each in told["images"][0]["objects"]]
+    np.testing.assert_allclose(scores, alone.scores, atol=1e-4)
+
+
+def test_other_forms(capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path) -> None:
+    words = [pictures, f"model={detector}", "text=a cat. red car.", "threshold=0", "limit=2"]
+    assert run(capsys, *words, f"out={tmp_path / 'x.csv'}")[0] == 0
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 7
+    assert run(capsys, *words, f"out={tmp_path / 'x.json'}", "form=coco")[0] == 0
+    coco = json.loads((tmp_path / "x.json").read_text())
+    assert (len(coco["images"]), len(coco["annotations"]), len(coco["categories"])) == (3, 6, 2)
+    assert run(capsys, *words, f"out={tmp_path / 'labels'}", "form=yolo")[0] == 0
+    assert (tmp_path / "labels" / "classes.txt").read_text() == "a cat\nred car\n"
+    assert len((tmp_path / "labels" / "more" / "a.txt").read_text().splitlines()) == 2
+
+
+def test_names_from_a_file_and_a_sentence(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("a cat\n\nred car\n")
+    words = [pictures / "a.jpg", f"model={detector}", "threshold=0", "limit=2", f"out={tmp_path / 'x.json'}"]
+    assert run(capsys, *words, f"text={tmp_path / 'names.txt'}")[0] == 0
+    assert json.loads((tmp_path / "x.json").read_text())["names"] == ["a cat", "red car"]
+    assert run(capsys, *words, "text=two cats on the sofa.", "phrases=true")[0] == 0
+    told = json.loads((tmp_path / "x.json").read_text())
+    objects = told["images"][0]["objects"]
+    assert [each["name"] for each in objects] == [told["names"][each["label"]] for each in objects]
+    assert all("spans" in each for each in objects)
+
+
+def test_a_stopped_command_goes_on(
+    capsys: pytest.CaptureFixture[str],
+    detector: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [pictures, f"model={detector}", "text=a cat. red car.", "threshold=0", "limit=4"]
+    assert run(capsys, *words, f"out={tmp_path / 'whole.json'}")[0] == 0
+    add, found = detection_files.Journal.add, []
+
+    def stopped(self: Any, what: Any) -> None:
+        if found:
+            raise KeyboardInterrupt
+        found.append(what.path)
+        add(self, what)
+
+    out = tmp_path / "parts.json"
+    monkeypatch.setattr(detection_files.Journal, "add", stopped)
+    assert run(capsys, *words, f"out={out}")[0] == 130
+    assert not out.exists()
+    journal = tmp_path / ".parts.json.journal"
+    with journal.open("ab") as file:
+        file.write(b'{"path": "cut')  # as a kill in the middle of a line leaves it
+    monkeypatch.setattr(detection_files.Journal, "add", add)
+    looked_at: list[str] = []
+    find = Finder.find
+
+    def watched(self: Finder, inputs: Any, *rest: Any) -> Any:
+        looked_at.extend(map(str, inputs))
+        return find(self, inputs, *rest)
+
+    monkeypatch.setattr(Finder, "find", watched)
+    code, _, err = run(capsys, *words, f"out={out}")
+    assert code == 0
+    assert found[0] not in looked_at
+    assert "left out 1 unreadable picture" in err
+    assert json.loads(out.read_text())["images"] == json.loads((tmp_path / "whole.json").read_text())["images"]
+    assert not journal.exists()
+
+
+def test_what_another_command_has_begun_is_not_mixed_in(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, words = tmp_path / "x.json", [pictures, f"model={detector}", "threshold=0"]
+    write = detection_files.write
+    monkeypatch.setattr(detection_files, "write", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(capsys, *words, "text=a cat", f"out={out}")[0] == 130
+    monkeypatch.setattr(detection_files, "write", write)
+    code, _, err = run(capsys, *words, "text=red car", f"out={out}")
+    assert code == 2
+    assert "another command has begun" in err
+    assert run(capsys, *words, "text=red car", f"out={out}", "overwrite=true")[0] == 0
+    assert json.loads(out.read_text())["names"] == ["red car"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["text=..."], "names nothing to look for"),
+        (["text=a cat. a cat."], "'a cat' is there twice"),
+        (["text=a cat", "form=coco"], "form=coco decides nothing without out="),
+        (["text=a cat", "out=x.txt"], "ends in .json or .csv"),
+        (["text=a cat", "out=x.csv", "form=json"], "form=json is written into a .json file"),
+        (["text=a cat", "threshold=2"], "threshold=2.0 should be from 0 to 1"),
+        (["text=a cat", "thresholds.dog=0.5"], "thresholds.dog: is none of the names"),
+        (["text=nowhere.txt"], "no such file"),
+        (["text=a cat", "tile=3"], "tile=3 should be 32"),
+        (["text=a cat", "limit=0"], "limit=0"),
+        ([], "text"),
+    ],
+)
+def test_mistakes_are_one_line(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, words: list[str], told: str
+) -> None:
+    code, _, err = run(capsys, pictures, f"model={detector}", *words)
+    assert code == 2
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_no_detector_and_no_picture(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+) -> None:
+    code, _, err = run(capsys, pictures, "model=vit_nano8", "text=a cat")
+    assert (code, "finds no objects" in err) == (2, True)
+    code, _, err = run(capsys, pictures / "broken.jpg", f"model={detector}", "text=a cat")
+    assert code == 0
+    assert "left out 1 unreadable picture" in err
+    shutil.rmtree(pictures)
+    code, _, err = run(capsys, pictures, f"model={detector}", "text=a cat")
+    assert (code, "does not exist" in err) == (2, True)
+
+
+def test_what_a_detector_is_not_is_said(capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path) -> None:
+    code = main(["embed", str(pictures / "a.jpg"), f"model={detector}", f"out={pictures / 'x.parquet'}"])
+    assert code == 2
+    assert "is a detector, and answers with boxes" in capsys.readouterr().err
