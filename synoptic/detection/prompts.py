@@ -152,12 +152,9 @@ def _check(given: Sequence[str], rows: Sequence[Sequence[int]], room: int, token
                 f"text: {_short(name)!r} has {len(row)} tokens, more than the {room} of a prompt; say it shorter"
             )
         if (first := seen.get(tuple(row))) is not None:
-            twice = (
-                f"{name.strip()!r} is there twice"
-                if first == name
-                else f"{first!r} and {name!r} are the same to the model"
-            )
-            raise ValueError(f"text: {twice}; name each class once")
+            alike = first.strip() == name.strip()
+            told = f"{name.strip()!r} is there twice" if alike else f"{first!r} and {name!r} are the same to the model"
+            raise ValueError(f"text: {told}; name each class once")
         seen[tuple(row)] = name
         if all(each == unknown for each in row):
             log.warning("text: the model knows no part of %r, and finds anything or nothing by it", name)

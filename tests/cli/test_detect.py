@@ -51,7 +51,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]
 def test_without_a_file_it_tells_a_line_an_object(
     capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path
 ) -> None:
-    code, out, err = run(
+    code, out, _ = run(
         capsys, pictures / "a.jpg", f"model={detector}", "text=a cat. red car.", "threshold=0", "limit=3"
     )
     assert code == 0
