@@ -20,7 +20,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Literal
 
 import torch
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synoptic.models.linear import Linear
+from synoptic.models.parts import COUNT, in_parts
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Levels:
         return torch.tensor([[shape[::-1] for shape in picture] for picture in self.shapes], dtype=dtype, device=device)
 
 
-def each(values: Tensor, counts: Sequence[int]) -> Tensor:
+def of_queries(values: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows (B, ...) of pictures for each of their queries, (Q, ...); those of a single picture stay one row."""
     if len(counts) == 1:
         return values
@@ -125,13 +126,22 @@ class DeformableAttention(nn.Module):
         Returns:
             (Q, D).
         """
+        look = self.looking(tokens, at, counts)
+        return in_parts(look, queries, references, *look.around, count=look.together)
+
+    def looking(self, tokens: Tensor, at: Levels, counts: Sequence[int]) -> Looking:
+        """Everything before the first query: what is left is (queries, references, *`around`) -> (Q, D), of which some
+        may go after the others, `together` at most; see `parts.in_parts`."""
         values = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
-        sizes = each(at.sizes(queries.device), counts)
+        return Looking(self, _reader(values, at, counts, self._path()))
+
+    def ask(self, reader: Reader, queries: Tensor, references: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
+        """(Q, D) of (Q, D) queries and their references; sizes and begins are those of the reader's `around`."""
         places = self._places(self.sampling_offsets(queries), references, sizes)
         weights = self.attention_weights(queries).unflatten(-1, (self.heads, -1))
         weights = weights.softmax(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
         weights = weights.unflatten(-1, (self.levels, self.points))
-        return self.output_proj(sample(values, places, weights, counts, at, self._path()))
+        return self.output_proj(reader.read(places, weights, sizes, begins))
 
     def _places(self, offsets: Tensor, references: Tensor, sizes: Tensor) -> Tensor:
         """(Q, heads, levels, points, 2), x and y in cells from the centre of a level's first: float32 at least, since a
@@ -153,6 +163,43 @@ class DeformableAttention(nn.Module):
         return self.path
 
 
+@dataclass(frozen=True, eq=False)
+class Looking:
+    """Attention whose values are there already, see `DeformableAttention.looking`."""
+
+    attention: DeformableAttention
+    reader: Reader
+
+    @property
+    def around(self) -> tuple[Tensor, Tensor]:
+        """What belongs to each query, see Reader."""
+        return self.reader.around
+
+    @property
+    def together(self) -> int:
+        """How many queries may be asked at once at most."""
+        return self.reader.together
+
+    def __call__(self, queries: Tensor, references: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
+        return self.attention.ask(self.reader, queries, references, sizes, begins)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """How the values of some pictures are read.
+
+    Attributes:
+        read: (places, weights, sizes, begins) -> (Q, heads * d).
+        around: of each query (Q, levels, 2) width and height of the levels of its picture, and (Q, levels) int32 where
+            they begin.
+        together: how many queries may be asked at once at most.
+    """
+
+    read: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    around: tuple[Tensor, Tensor]
+    together: int
+
+
 def sample(
     values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels, path: Path = "grid_sample"
 ) -> Tensor:
@@ -168,9 +215,31 @@ def sample(
     Returns:
         (Q, heads * d) in the type of the values.
     """
+    reader = _reader(values, at, counts, path)
+    rows = [reader.read(*part) for part in zip(*_split(reader, places, weights, *reader.around), strict=True)]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _split(reader: Reader, *rows: Tensor) -> list[tuple[Tensor, ...]]:
+    return [each.split(min(reader.together, len(each))) for each in rows]
+
+
+def _reader(values: Tensor, at: Levels, counts: Sequence[int], path: Path) -> Reader:
+    """How values (S, heads, d) are read by that many queries of each picture."""
+    count = sum(counts)
+    sizes = of_queries(at.sizes(values.device), counts).expand(count, -1, -1)
     if path == "grid_sample":
-        return _through_grids(values, places, weights, counts, at).to(values.dtype)
-    return _through_rows(values, places, weights, counts, at, _compiled() if path == "compiled" else _look)
+        begins = torch.zeros_like(sizes[..., 0], dtype=torch.int32)
+
+        def read(places: Tensor, weights: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
+            return _through_grids(values, places, weights, counts, at).to(values.dtype)
+
+        return Reader(read, (sizes, begins), max(count, 1))
+    table, starts = _bordered(values, at)
+    begins = of_queries(torch.tensor(starts, device=values.device, dtype=torch.int32), counts).expand(count, -1)
+    look = _compiled() if path == "compiled" else _look
+    is_fast = values.device.type != "cpu" or torch.is_grad_enabled()  # or has no cache to stay in
+    return Reader(partial(look, table), (sizes, begins), max(count, 1) if is_fast else COUNT)
 
 
 def _through_grids(values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels) -> Tensor:
@@ -190,32 +259,24 @@ def _through_grids(values: Tensor, places: Tensor, weights: Tensor, counts: Sequ
     return torch.cat(answers)
 
 
-def _through_rows(
-    values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels, look: Look
-) -> Tensor:
-    table, starts = _bordered(values, at)
-    sizes = each(at.sizes(values.device, places.dtype), counts)  # (Q | 1, levels, 2)
-    begins = each(torch.tensor(starts, device=values.device, dtype=torch.int32), counts)
-    return look(table, places, weights, sizes[:, None, :, None], begins[:, None, :, None]).flatten(1)
-
-
 def _bordered(values: Tensor, at: Levels) -> tuple[Tensor, list[list[int]]]:
     """(S', heads, d) values with a cell of zeros around every level, and where the levels of each picture begin.
 
     A point that lies outside is moved onto the border, and so needs neither a mask nor an index that is looked after.
     """
-    parts, starts, start = [], [], 0
+    cells = sum((height + 2) * (width + 2) for shapes in at.shapes for height, width in shapes)
+    beyond = at.shapes[-1][-1][1] + 4  # cells with no weight that a point on the last border looks at, too
+    table = values.new_zeros(cells + beyond, *values.shape[1:])
+    starts, start = [], 0
     for shapes, firsts in zip(at.shapes, at.starts, strict=True):
         begins = []
         for (height, width), first in zip(shapes, firsts, strict=True):
-            plane = values[first : first + height * width].flatten(1).unflatten(0, (height, width))
-            parts.append(F.pad(plane, (0, 0, 1, 1, 1, 1)).flatten(0, 1))
             begins.append(start)
-            start += len(parts[-1])
+            room = table[start : start + (height + 2) * (width + 2)].unflatten(0, (height + 2, width + 2))
+            room[1:-1, 1:-1] = values[first : first + height * width].unflatten(0, (height, width))
+            start += (height + 2) * (width + 2)
         starts.append(begins)
-    beyond = at.shapes[-1][-1][1] + 4  # cells with no weight that a point on the last border looks at, too
-    parts.append(values.new_zeros(beyond, parts[-1].shape[1]))
-    return torch.cat(parts).unflatten(-1, values.shape[1:]), starts
+    return table, starts
 
 
 Look = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -238,16 +299,17 @@ def _compiled() -> Look:
 
 
 def _look(table: Tensor, places: Tensor, weights: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
-    """(Q, heads, d), the sum of the four cells around every point, by their shares.
+    """(Q, heads * d), the sum of the four cells around every point, by their shares.
 
     Args:
         table: (S', heads, d) with borders.
         places: (Q, heads, levels, points, 2).
         weights: (Q, heads, levels, points).
-        sizes: (Q | 1, 1, levels, 1, 2), width and height of levels without borders.
-        begins: (Q | 1, 1, levels, 1) int32, where they begin in the table.
+        sizes: (Q, levels, 2), width and height of levels without borders.
+        begins: (Q, levels) int32, where they begin in the table.
     """
     heads = table.shape[1]
+    sizes, begins = sizes[:, None, :, None].to(places.dtype), begins[:, None, :, None]
     inside = torch.minimum(places.clamp(min=-1), sizes)
     corner = inside.floor()
     share_x, share_y = (inside - corner).unbind(-1)
@@ -267,4 +329,4 @@ def _look(table: Tensor, places: Tensor, weights: Tensor, sizes: Tensor, begins:
         per_sample_weights=shares.flatten(2).flatten(0, 1).to(table.dtype),
         mode="sum",
     )
-    return seen.unflatten(0, (-1, heads))
+    return seen.unflatten(0, (-1, heads)).flatten(1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from synoptic.models.bert import Bert, BertConfig
 from synoptic.models.bounds import MOST_BLOCKS, check_sizes
-from synoptic.models.deform_attn import Levels, Path, Shape, each
+from synoptic.models.deform_attn import Levels, Path, Shape, of_queries
 from synoptic.models.grounding_layers import BoxHead, DecoderLayer, Fusion, ImageLayer, TextLayer
 from synoptic.models.linear import Linear
 from synoptic.models.pyramid import Neck, Pyramid, SimplePyramid, sines, swin_maps, vit_maps
@@ -254,7 +254,7 @@ class Decoder(nn.Module):
         """
         found, states = [], []
         image, levels = pyramid.tokens, pyramid.levels
-        shares = each(references.new_tensor(pyramid.shares), counts).repeat(1, 2)  # (Q | 1, 4)
+        shares = of_queries(references.new_tensor(pyramid.shares), counts).repeat(1, 2)  # (Q | 1, 4)
         for place, layer in enumerate(self.layers):
             where = self.place(box_sines(references * shares, self.config.width // 2).to(queries.dtype))
             queries = layer(queries, where, references, counts, text, text_counts, image, levels)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from synoptic.models.deform_attn import DeformableAttention, Levels
 from synoptic.models.linear import Linear
+from synoptic.models.parts import in_parts
 
 Counts = Sequence[int]  # tokens of each picture
 _RELU = nn.ReLU()
@@ -200,8 +201,13 @@ class ImageLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
 
     def forward(self, image: Tensor, positions: Tensor, references: Tensor, at: Levels) -> Tensor:
-        image = self.norm1(image + self.attn(image + positions, references, at.counts, image, at))
-        return self.norm2(image + self.mlp(image))
+        look = self.attn.looking(image, at, at.counts)
+
+        def layer(tokens: Tensor, places: Tensor, *around: Tensor) -> Tensor:
+            tokens = self.norm1(tokens + look(tokens + places, *around))
+            return self.norm2(tokens + self.mlp(tokens))
+
+        return in_parts(layer, image, positions, references, *look.around, count=look.together)
 
 
 class DecoderLayer(nn.Module):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from synoptic.models.bounds import MOST_BLOCKS, check_sizes
 from synoptic.models.layers import Mlp, Normalize, init_linear
 from synoptic.models.linear import Linear
+from synoptic.models.parts import in_parts
 from synoptic.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from synoptic.types import Features
 
@@ -197,7 +198,9 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, grids: tuple[Grid, ...]) -> Tensor:
         tokens = tokens + self._kept(self.attn(self.norm1(tokens), grids), grids)
-        return tokens + self._kept(self.mlp(self.norm2(tokens)), grids)
+        if self.training and self.drop_path:
+            return tokens + self._kept(self.mlp(self.norm2(tokens)), grids)
+        return in_parts(lambda part: part + self.mlp(self.norm2(part)), tokens)
 
     def _kept(self, branch: Tensor, grids: tuple[Grid, ...]) -> Tensor:
         """A branch without some of the pictures while training, the others scaled so that its expectation stays."""

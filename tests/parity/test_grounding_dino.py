@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from synoptic.models.grounding_dino import Grounded, GroundingDino, phrases_of, 
 from synoptic.models.pyramid import grid_positions
 from synoptic.models.vit import IMAGENET_MEAN
 from synoptic.weights import formats
-from synoptic.weights.convert import misfits
+from synoptic.weights.convert import from_ours, misfits
 from synoptic.weights.folder import KINDS, shapes_alone
+from synoptic.weights.layouts import FORMATS
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.writing import convert
 
@@ -317,3 +319,136 @@ def test_the_authors_file_is_written_back_bit_by_bit(fixtures_dir: Path, tmp_pat
     assert written.keys() == before.keys() - unsaid
     assert all(torch.equal(tensor, before[key]) for key, tensor in written.items())
     assert any("load.heads=4" in note for note in done.notes)
+
+
+def mmdetection_state(model: GroundingDino) -> dict[str, Tensor]:
+    """A scaled model with heads of its own a layer as mmdetection names it, by its own table, and what its files have
+    beside."""
+    form = next(form for form in FORMATS if form.name == "MM-Grounding-DINO")
+    state = form.finish(from_ours(model.state_dict(), form.table), model.config)
+    beside = {"dn_query_generator.label_embedding.weight": torch.zeros(256, model.config.width)}
+    return (
+        state
+        | beside
+        | {"language_model.language_backbone.body.model.embeddings.position_ids": torch.arange(512)[None]}
+    )
+
+
+@pytest.fixture
+def of_mmdetection(tmp_path: Path) -> tuple[GroundingDino, Path]:
+    """A model and its file, whose keys are those of mmdetection."""
+    folder = tmp_path / "theirs"
+    their_model("scaled", **OWN_HEADS).save_pretrained(folder)
+    model = formats.load(folder, LoadOptions())[0]
+    assert isinstance(model, GroundingDino)
+    path = tmp_path / "mm.pth"
+    torch.save({"state_dict": mmdetection_state(model), "meta": {"epoch": 30}}, path)
+    return model, path
+
+
+def test_a_file_of_mmdetection_is_read(of_mmdetection: tuple[GroundingDino, Path]) -> None:
+    """Its names are those that transformers' converter of these files reads (convert_mm_grounding_dino_to_hf.py)."""
+    model, path = of_mmdetection
+    keys = mmdetection_state(model)
+    for key in (
+        *("backbone.stages.2.blocks.1.attn.w_msa.qkv.weight", "backbone.norm1.weight", "neck.extra_convs.0.gn.bias"),
+        *("encoder.text_layers.0.self_attn.attn.in_proj_weight", "encoder.layers.1.ffn.layers.0.0.weight"),
+        *("decoder.layers.0.cross_attn_text.attn.out_proj.bias", "decoder.layers.1.norms.3.weight"),
+        *("bbox_head.reg_branches.2.4.weight", "bbox_head.cls_branches.2.bias", "memory_trans_fc.weight"),
+        *("language_model.language_backbone.body.model.embeddings.LayerNorm.weight", "query_embedding.weight"),
+    ):
+        assert key in keys
+    read = formats.load(path, LoadOptions(heads=4, text_heads=4))[0]
+    assert isinstance(read, GroundingDino)
+    assert (read.config.refine_eps, read.config.head_eps) == (1e-3, 1e-5)
+    assert replace(read.config, refine_eps=1e-5) == replace(
+        model.config, drop_path=read.config.drop_path, backbone=read.config.backbone
+    )
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in read.state_dict().items())
+
+
+def test_merging_is_that_of_mmdetection(of_mmdetection: tuple[GroundingDino, Path]) -> None:
+    """It unfolds squares of two by two, channel after channel, where the authors put four patches side by side."""
+    model, path = of_mmdetection
+    state = torch.load(path, weights_only=True)["state_dict"]
+    ours: Any = model.backbone.merges[0]  # type: ignore[union-attr]
+    planes = torch.randn(1, 24, 6, 8)
+    rows = F.unfold(planes, 2, stride=2).transpose(1, 2)
+    norm = F.layer_norm(
+        rows,
+        rows.shape[-1:],
+        state["backbone.stages.0.downsample.norm.weight"],
+        state["backbone.stages.0.downsample.norm.bias"],
+    )
+    wanted = F.linear(norm, state["backbone.stages.0.downsample.reduction.weight"])
+    found, grids = ours(planes[0].flatten(1).T, ((6, 8),))
+    assert grids == ((3, 4),)
+    assert_equal(found, wanted[0])
+
+
+def test_a_file_of_mmdetection_is_written_back(of_mmdetection: tuple[GroundingDino, Path], tmp_path: Path) -> None:
+    model, path = of_mmdetection
+    done = convert(path, "official", tmp_path / "back.pth", LoadOptions(heads=4, text_heads=4))
+    written = torch.load(done.out, weights_only=True)
+    before = mmdetection_state(model)
+    unsaid = {
+        "dn_query_generator.label_embedding.weight",
+        "language_model.language_backbone.body.model.embeddings.position_ids",
+    }
+    assert done.layout == "MM-Grounding-DINO"
+    assert written.keys() == before.keys() - unsaid
+    assert all(torch.equal(tensor, before[key]) for key, tensor in written.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("module.feat_map.bias"), "text.projection.bias"),
+        (lambda state: state.update({"module.extra": torch.zeros(2)}), "extra"),
+        (lambda state: state["module.bbox_embed.1.layers.0.weight"].add_(1), "differs from its copy"),
+        (lambda state: state["module.transformer.level_embed"].fill_(torch.nan), "no numbers"),
+    ],
+)
+def test_spoiled_files_are_refused(fixtures_dir: Path, tmp_path: Path, change: Any, told: str) -> None:
+    content = torch.load(fixtures_dir / "grounding_dino" / "weights.pth", weights_only=True)
+    content["model"] = {key: tensor.clone() for key, tensor in content["model"].items()}
+    change(content["model"])
+    torch.save(content, tmp_path / "spoiled.pth")
+    with pytest.raises(ValueError, match=told):
+        formats.load(tmp_path / "spoiled.pth", LoadOptions(heads=4, text_heads=2))
+
+
+def test_heads_that_no_shape_tells_are_asked_for(fixtures_dir: Path) -> None:
+    with pytest.raises(ValueError, match="text_heads=N"):
+        formats.load(fixtures_dir / "grounding_dino" / "weights.pth", LoadOptions(heads=4))
+
+
+@pytest.mark.slow
+def test_a_full_swin_t_answers_as_transformers_does(tmp_path: Path) -> None:
+    """In float64, since of thousands of places some are as good as each other to rounding in float32."""
+    torch.manual_seed(0)
+    swin = TheirSwinConfig(
+        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], out_features=["stage2", "stage3", "stage4"]
+    )
+    theirs = GroundingDinoForObjectDetection(TheirConfig(backbone_config=swin, text_config=TheirBertConfig())).eval()
+    for name, parameter in theirs.named_parameters():
+        if any(part in name for part in ("bbox_embed", "_param", "relative_position")):
+            torch.nn.init.normal_(parameter, std=0.02)
+    theirs.save_pretrained(tmp_path)
+    ours: Any = formats.load(tmp_path, LoadOptions())[0].double()
+    theirs.double()
+    images = torch.rand(1, 3, 480, 640, dtype=torch.float64)
+    prompt = [101, 1037, 4937, 1012, 1037, 6556, 2491, 1012, 102]
+    with torch.no_grad():
+        found = ours([images], [prompt], every=True)
+        wanted = theirs(pixel_values=normalised(images), input_ids=torch.tensor([prompt]))
+    pairs = [
+        (found.image, wanted.encoder_last_hidden_state_vision[0]),
+        (found.text, wanted.encoder_last_hidden_state_text[0]),
+        (found.selected.boxes[0], wanted.init_reference_points[0]),
+        *((states, wanted.intermediate_hidden_states[0, layer]) for layer, states in enumerate(found.states)),
+        (found.last.boxes[0], wanted.pred_boxes[0]),
+        (found.last.logits[0], wanted.logits[0, :, : len(prompt)]),
+    ]
+    for mine, its in pairs:
+        torch.testing.assert_close(mine, its.to(mine.dtype), rtol=0, atol=1e-6 * its.abs().max().item())
