@@ -11,7 +11,7 @@ from typing import Any
 from synoptic.data.listing import expand
 from synoptic.data.prompts import Templates
 from synoptic.evaluation.agreement import check_names
-from synoptic.evaluation.protocols import CURVES, WORDED, Asked, Wording, build_evaluators, judged_part, named
+from synoptic.evaluation.protocols import CURVES, OF_FILES, WORDED, Asked, Wording, build_evaluators, judged_part, named
 from synoptic.files import check_file, write_text
 from synoptic.methods.teachers import named_teachers, open_teachers
 from synoptic.predict import VisionModel, load
@@ -69,7 +69,7 @@ def evaluate(
         check_names(by_name, vision.adaptors)  # before large teachers are loaded
     loaded = open_teachers(by_name, teacher)
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
-    part = judged_part(data, share, wanted)
+    part = None if set(wanted) <= OF_FILES.keys() else judged_part(data, share, wanted)
     # All are built first: mistakes show at once.
     asked = Asked(adaptor, Wording(labels, templates), loaded, sizes)
     evaluators = build_evaluators(wanted, data, part, asked, validation=share, images=images)

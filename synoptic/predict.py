@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -352,6 +352,18 @@ class VisionModel(Speaking):
     def finder(self, options: DetectOptions) -> Finder:
         """Looks for objects in one picture after the other; raises as `detect` does."""
         return Finder(self._detector, self.preprocess, options)
+
+    def objects(self, paths: Sequence[Path], names: Sequence[str], limit: int) -> Iterator[Detections | None]:
+        """The surest objects of each picture, of any score; None where a file is no picture."""
+        finder = self.finder(DetectOptions(threshold=0.0, limit=limit))
+        there = [path for path in paths if path.is_file()]
+        found = finder.find(there, [list(names)], on_error=lambda path, reason: None) if there else iter(())
+        following = next(found, None)
+        for path in paths:
+            answer = following if following is not None and following.path == str(path) else None
+            if answer is not None:
+                following = next(found, None)
+            yield answer
 
     @torch.no_grad()
     def ground(self, images: Tensor | Sequence[Tensor], texts: Sequence[str]) -> Grounding:

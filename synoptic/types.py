@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -345,7 +346,35 @@ class Speaks(Protocol):
         ...
 
 
-Capability = TypeVar("Capability", bound=EncodesImages, contravariant=True)
+class FoundObjects(Protocol):
+    """What a detector finds in one picture."""
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(n, 4) left, top, right, bottom in pixels of the original."""
+        ...
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(n,), the highest first."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) places among the names that were asked for."""
+        ...
+
+
+@runtime_checkable
+class Detects(Protocol):
+    """Capability of a model that finds what words name."""
+
+    def objects(self, paths: Sequence[Path], names: Sequence[str], limit: int) -> Iterator[FoundObjects | None]:
+        """The surest objects of each picture, of any score; None where a file cannot be read."""
+        ...
+
+
+Capability = TypeVar("Capability", bound=EncodesImages | Detects, contravariant=True)
 
 
 class Evaluator(Protocol[Capability]):

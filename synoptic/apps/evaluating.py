@@ -22,6 +22,7 @@ Evaluation = Literal[
     "attention",
     "agreement",
     "artefacts",
+    "detection",
 ]
 
 
@@ -35,10 +36,11 @@ class EvaluateOptions:
             the features, retrieval the nearest test pictures of classes, and captions and pictures for each other,
             zeroshot words, segmentation a linear probe of the patches, zeroshot_segmentation words for each pixel,
             attention whether the foreground is looked at, agreement whether a student says what its teachers say, at
-            rising sizes, and artefacts how much patches say of their place alone, likewise.
+            rising sizes, artefacts how much patches say of their place alone, likewise, and detection how well a
+            detector finds what the names of the categories name (COCO's average precision).
         data: a folder with `train/` and `test/` inside, or anything else that trains; what needs no training part
-            judges those without parts whole.
-        images: the folder that the names in a captions file are relative to.
+            judges those without parts whole. For detection a JSON of COCO's form, as instances_val2017.json.
+        images: the folder that the names in a JSON of captions or boxes are relative to.
         adaptor: the teacher of a student in whose space it is judged; None takes the model's own space.
         labels: for zeroshot and zeroshot_segmentation, a .csv or .txt file with a line a class: the name of its folder,
             or of the class in the masks, then its prompts with commas between them; None asks by the names of the

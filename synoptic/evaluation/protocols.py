@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from synoptic.evaluation.artefacts import PositionArtefacts
 from synoptic.evaluation.attention import AttentionOverlap
 from synoptic.evaluation.captions import CaptionRetrieval
 from synoptic.evaluation.dense import Segmentation
+from synoptic.evaluation.detection import CocoDetection, read_annotated
 from synoptic.evaluation.features import Space
 from synoptic.evaluation.linear import Linear
 from synoptic.evaluation.logistic import Logistic
@@ -203,6 +204,11 @@ EVALUATIONS: dict[str, Callable[[Source, Source, Asked], Built]] = {
     "agreement": lambda train, judged, asked: [Agreement(judged, asked.teachers, asked.sizes)],
     "artefacts": lambda train, judged, asked: [PositionArtefacts(judged, asked.adaptor, asked.sizes)],
 }
+# Those that read a file of annotations by themselves, and its folder of pictures.
+OF_FILES: dict[str, Callable[[Path, Path | None], Any]] = {
+    "detection": lambda file, images: CocoDetection(read_annotated(file, images)),
+}
+ALL = (*EVALUATIONS, *OF_FILES)
 LEARN = frozenset({"knn", "linear", "logistic", "segmentation"})  # from the training part
 WORDED = frozenset({"zeroshot", "zeroshot_segmentation"})  # ask for classes in words
 CURVES = frozenset({"agreement", "artefacts"})  # over the size of the pictures
@@ -212,16 +218,16 @@ def named(names: Iterable[str] | str) -> list[str]:
     """Evaluations by name, each once.
 
     Args:
-        names: of EVALUATIONS; a text may name several, with commas between them.
+        names: of ALL; a text may name several, with commas between them.
     Raises:
         ValueError: one is unknown, or there is none.
     """
     wanted = list(dict.fromkeys(names.split(",") if isinstance(names, str) else names))
     if not wanted:
-        raise ValueError(f"on=: names no evaluation; give some of {', '.join(EVALUATIONS)}")
+        raise ValueError(f"on=: names no evaluation; give some of {', '.join(ALL)}")
     for name in wanted:
-        if name not in EVALUATIONS:
-            raise ValueError(f"on={name}: no such evaluation; there are {', '.join(EVALUATIONS)}")
+        if name not in ALL:
+            raise ValueError(f"on={name}: no such evaluation; there are {', '.join(ALL)}")
     return wanted
 
 
@@ -288,15 +294,33 @@ def build_evaluators(
     Raises:
         ValueError: for an unknown name, and for data that lack what an evaluation needs.
     """
-    wanted = named(names)
+    every = named(names)
+    of_files = [OF_FILES[name](_file(data, name), images_at(images)) for name in every if name in OF_FILES]
+    wanted = [name for name in every if name not in OF_FILES]
+    if not wanted:
+        return of_files
     part = part or judged_part(data, validation, wanted)
     share = SET_APART if validation is None else validation
     judged = open_source(data, part, validation=share, images=images)
     train = judged if LEARN.isdisjoint(wanted) else open_source(data, "train", validation=share, images=images)
     evaluators = [each for name in wanted for each in EVALUATIONS[name](train, judged, asked)]
     recognisers = [each for each in evaluators if isinstance(each, Recogniser)]
+    evaluators += of_files
     if len(recognisers) < 2:
         return evaluators
     place = evaluators.index(recognisers[0])
     others = [each for each in evaluators if not isinstance(each, Recogniser)]
     return [*others[:place], Together(recognisers), *others[place:]]
+
+
+def _file(data: str, name: str) -> Path:
+    """The file of annotations that data name."""
+    path = Path(data).expanduser()
+    if path.suffix.lower() != ".json" or not path.is_file():
+        raise ValueError(f"on={name}: data={data} should be a JSON file of COCO's form, with boxes")
+    return path
+
+
+def images_at(images: str | None) -> Path | None:
+    """The folder that file names are relative to, where one is said."""
+    return None if images is None else Path(images).expanduser()

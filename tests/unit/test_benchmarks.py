@@ -16,7 +16,9 @@ SCRIPTS = (
     "attention_memory",
     "clip",
     "clip_memory",
+    "deform_attn",
     "distillation",
+    "grounding_dino",
     "imagenette_floors",
     "input_pipeline",
     "load",
@@ -24,6 +26,7 @@ SCRIPTS = (
     "scenes",
     "search",
     "ssl_step",
+    "thousand_names",
     "vit_forward",
 )
 TRAININGS = (
@@ -223,3 +226,41 @@ def test_make_bench_goes_on_after_a_failure_and_fails_at_the_end(tmp_path: Path)
         f"== benchmarks/{name}.py" for name in SCRIPTS
     ]
     assert "failed: benchmarks/loop_overhead.py\n" in ended.stderr
+
+
+def test_ways_of_deformable_attention_are_to_agree_and_to_be_faster(script) -> None:
+    failures = script("deform_attn").failures
+    rows = {
+        "encoder, float32, forward, gather": {"difference": 1e-6, "ratio": 3.0},
+        "encoder, float32, forward, compiled": {"difference": 1e-6, "ratio": 4.0},
+        "encoder, bfloat16, forward, gather": {"difference": 5e-3, "ratio": 3.0},
+    }
+    assert not failures(rows, "cpu")
+    slow = {**rows, "encoder, float32, forward, compiled": {"difference": 1e-4, "ratio": 2.0}}
+    assert failures(slow, "cpu") == [
+        "encoder, float32, forward, compiled: differs by 1.0e-04",
+        "encoder, float32, forward, compiled: slower than gather",
+    ]
+    assert len(failures(slow, "cuda")) == 1
+
+
+def test_a_detector_is_to_be_exact_fast_and_near_the_machine_s_rate(script) -> None:
+    failures = script("grounding_dino").failures
+    rows = {
+        "480x640, one prompt": {"ratio": 2.1},
+        "480x640, compiled": {"ratio": 2.6},
+        "480x640, bf16": {"ratio": 1.6},
+        "480x640, words": {"ratio": 50.0},
+        "480x640, limit": {"share": 0.7, "seconds": 1.0},
+    }
+    assert not failures({"difference": {"480x640": 1e-6}, "rows": rows}, "cpu")
+    slow = {name: {key: value / 3 for key, value in row.items()} for name, row in rows.items()}
+    assert len(failures({"difference": {"480x640": 1e-3}, "rows": slow}, "cpu")) == 6
+    assert len(failures({"difference": {"480x640": 1e-3}, "rows": slow}, "cuda")) == 1
+
+
+def test_a_thousand_names_are_to_find_what_their_prompts_find(script) -> None:
+    failures = script("thousand_names").failures
+    found = {"difference": 1e-6, "see_s": 1.0, "ground_s": 10.0, "prompts_alone_s": 15.0, "bytes": 1e9}
+    assert not failures(found)
+    assert len(failures({**found, "difference": 1e-3, "ground_s": 20.0, "bytes": 5e9})) == 3

@@ -1,0 +1,129 @@
+"""1,203 names on one picture: as many as LVIS has, packed into prompts of 256 tokens, and what prompts cost each other.
+
+    python benchmarks/thousand_names.py [--names 1203] [--vocabulary vocab.txt]
+
+A full-size Grounding DINO with a Swin-T and random weights, on two threads, and a picture of 480 x 640 pixels. Names
+are words of BERT's vocabulary, one or two each. Measured are the time of the whole, of the picture alone, of the words
+when they are new and when they are kept, and what memory is held beyond the model's. Then the prompts are asked one by
+one, each as if it were all: a thousand names find what their prompts find. Last the same name is asked alone, in
+prompts of 10, 40 and all that fit: how much its scores differ tells what names cost each other that share a prompt.
+
+The claim: outputs equal to 1e-4 of the largest those of prompts asked alone; the picture is seen once, so that the
+whole takes less time than its prompts by themselves; less than 4 GB beyond the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+from torch import Tensor
+
+from synoptic.detection.detector import Asked, Detector, WordReader, class_scores
+from synoptic.models.grounding_dino import GroundingDino, GroundingDinoConfig
+from synoptic.models.linear import quicken
+from synoptic.models.tokenizers import Tokenizer
+
+GIGABYTES, TOLERANCE = 4.0, 1e-4
+SHARED = (10, 40)  # names of a prompt, beside all that fit
+
+
+def detector(vocabulary: Path) -> Detector:
+    """With random weights, whose boxes move and whose words matter."""
+    torch.manual_seed(0)
+    words = Tokenizer.bert(vocabulary.read_text(encoding="utf-8").split("\n"), 256)
+    model = GroundingDino(GroundingDinoConfig(), words).eval()
+    for head in (model.select.box, *model.decoder.boxes):
+        torch.nn.init.normal_(head[-1].weight, std=0.02)  # type: ignore[index]
+    quicken(model)
+    return Detector(model, "random")
+
+
+def names_of(vocabulary: Path, count: int) -> list[str]:
+    """Different names of one or two whole words."""
+    lines = vocabulary.read_text(encoding="utf-8").splitlines()
+    words = [line for line in lines if line.isascii() and line.isalpha() and len(line) > 3]
+    return [f"{words[3 * n]} {words[3 * n + 1]}" if n % 3 == 0 else words[3 * n] for n in range(count)]
+
+
+def timed(step: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    answer = step()
+    return answer, time.perf_counter() - start
+
+
+@torch.no_grad()
+def measure(finder: Detector, names: list[str]) -> dict[str, Any]:
+    """Times, memory, and how prompts and names lie to each other."""
+    image = torch.rand(3, 480, 640)
+    wanted = finder.vocabulary(names)
+    asked = Asked(torch.zeros(len(names)), 300, None)
+    _, words_new = timed(lambda: [finder.words.read([chunk.phrases]) for chunk in wanted.chunks])
+    _, words_kept = timed(lambda: [finder.words.read([chunk.phrases]) for chunk in wanted.chunks])
+    pyramids, seen = timed(lambda: finder.see([image]))
+    whole, ground = timed(lambda: finder.classes(pyramids, [wanted], [asked])[0])
+    alone, single = timed(lambda: [_alone(finder, image, chunk) for chunk in wanted.chunks])
+    scores = torch.cat([each for each, _ in alone], 1).flatten().topk(300).values
+    held = common.peak(lambda: finder.classes(finder.see([image]), [wanted], [asked]))
+    return {
+        **{"names": len(names), "prompts": len(wanted.chunks), "see_s": seen, "ground_s": ground},
+        **{"words_new_s": words_new, "words_kept_s": words_kept, "prompts_alone_s": single, "bytes": held},
+        "difference": float((scores - whole.scores).abs().max() / scores.abs().max()),
+        "shared": _shared(finder, image, names),
+    }
+
+
+def _alone(finder: Detector, image: Tensor, chunk: Any) -> tuple[Tensor, Tensor]:
+    """Scores and boxes of one prompt, as if nothing else were asked."""
+    found = finder.ground(finder.see([image]), [chunk.phrases])
+    return class_scores(found.logits[0], chunk), found.boxes[0]
+
+
+def _shared(finder: Detector, image: Tensor, names: list[str]) -> dict[str, float]:
+    """By how much the best score of one name differs from that when it is asked alone, where so many share its
+    prompt."""
+    (alone,) = finder.vocabulary(names[:1]).chunks
+    best = float(_alone(finder, image, alone)[0].max())
+    found = {}
+    for count in (*SHARED, len(finder.vocabulary(names).chunks[0].classes)):
+        (chunk,) = finder.vocabulary(names[:count]).chunks
+        found[str(count)] = abs(float(_alone(finder, image, chunk)[0][:, 0].max()) - best)
+    return found
+
+
+def failures(found: dict[str, Any]) -> list[str]:
+    """What speaks against the claim."""
+    wrong = []
+    if found["difference"] > TOLERANCE:
+        wrong.append(f"prompts differ from those asked alone by {found['difference']:.1e}")
+    if found["see_s"] + found["ground_s"] > found["prompts_alone_s"]:
+        wrong.append("all prompts take longer than each by itself")
+    if found["bytes"] > GIGABYTES * 1e9:
+        wrong.append(f"{found['bytes'] / 1e9:.1f} GB are held beyond the model")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = Path(os.environ.get("SYNOPTIC_DATA", "."))
+    parser.add_argument("--names", type=int, default=1203)
+    parser.add_argument("--vocabulary", type=Path, default=data / "vocab" / "bert-base-uncased-vocab.txt")
+    options = parser.parse_args()
+    if not options.vocabulary.is_file():
+        parser.error("give --vocabulary, the vocab.txt of bert-base-uncased, or set SYNOPTIC_DATA")
+    torch.set_num_threads(2)
+    finder = detector(options.vocabulary)
+    finder.words = WordReader(finder.model)
+    found = measure(finder, names_of(options.vocabulary, options.names))
+    print(found)
+    claim = "a thousand names find what their prompts find alone, and the picture is seen once"
+    common.finish("thousand_names", found, claim, failures(found))
+
+
+if __name__ == "__main__":
+    main()

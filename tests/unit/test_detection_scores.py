@@ -1,0 +1,135 @@
+"""Average precision as COCO's own code finds it, of all and of each category, and files that are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_detectors import small_detector
+
+import synoptic
+from synoptic.detection.detections import Detections
+from synoptic.evaluation.detection import CocoDetection, read_annotated
+
+SIZE = (60, 80)
+BOXES = [  # picture, category, left, top, width, height
+    (1, 7, 10, 10, 30, 20),
+    (1, 3, 50, 30, 20, 20),
+    (2, 7, 5, 5, 40, 40),
+    (2, 7, 50, 5, 10, 10),
+]
+
+
+def content() -> dict[str, Any]:
+    return {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": SIZE[0], "width": SIZE[1]} for n in (1, 2, 3)],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "red car"}, {"id": 9, "name": "lamp"}],
+        "annotations": [
+            {"id": n, "image_id": picture, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for n, (picture, category, *box) in enumerate(BOXES, 1)
+        ],
+    }
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    random = np.random.default_rng(0)
+    for n in (1, 2, 3):
+        Image.fromarray(random.integers(0, 256, (*SIZE, 3), np.uint8)).save(tmp_path / "images" / f"{n}.png")
+    (tmp_path / "instances.json").write_text(json.dumps(content()))
+    return tmp_path / "instances.json"
+
+
+class Teller:
+    """Answers with boxes that it is told: picture, label, left, top, width, height, score."""
+
+    def __init__(self, told: Sequence[tuple[float, ...]]):
+        self.told = told
+
+    def objects(self, paths: Sequence[Path], names: Sequence[str], limit: int) -> Iterator[Detections | None]:
+        for path in paths:
+            rows = np.array([row[1:] for row in self.told if row[0] == int(path.stem)], np.float32).reshape(-1, 6)
+            boxes = np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]], 1)
+            yield Detections(boxes, rows[:, 5], rows[:, 0].astype(int), tuple(names), SIZE, str(path))
+
+
+RIGHT = [(p, {7: 0, 3: 1}[c], *box, 0.9) for p, c, *box in BOXES]
+
+
+def test_all_found_is_all(data: Path) -> None:
+    scores = dict(CocoDetection(read_annotated(data)).run(Teller(RIGHT)))
+    assert (scores["ap"], scores["ap_50"], scores["ar_100"]) == pytest.approx((1.0, 1.0, 1.0))
+    assert (scores["ap/cat"], scores["ap/red car"]) == pytest.approx((1.0, 1.0))
+    assert "ap/lamp" not in scores  # of which there are no boxes
+
+
+def test_nothing_found_is_nothing(data: Path) -> None:
+    scores = dict(CocoDetection(read_annotated(data)).run(Teller([])))
+    assert scores["ap"] == scores["ap/cat"] == 0.0
+
+
+def test_scores_are_those_of_coco_s_own_way(data: Path, tmp_path: Path) -> None:
+    """Through its own files, as `pycocotools` is used."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    random = np.random.default_rng(1)
+    told = [
+        (p, label, *(np.array(box) + random.normal(0, 2, 4)).clip(1).tolist(), float(random.random()))
+        for p, label, *box, _ in (*RIGHT, *RIGHT, (3, 2, 10, 10, 20, 20, 0.5))
+    ]
+    evaluator = CocoDetection(read_annotated(data))
+    scores = dict(evaluator.run(Teller(told)))
+    (tmp_path / "results.json").write_text(json.dumps(evaluator.results(Teller(told))))
+    truth = COCO(str(data))
+    theirs = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), "bbox")
+    theirs.evaluate()
+    theirs.accumulate()
+    theirs.summarize()
+    assert scores["ap"] == pytest.approx(theirs.stats[0])
+    assert scores["ap_50"] == pytest.approx(theirs.stats[1])
+    assert scores["ar_100"] == pytest.approx(theirs.stats[8])
+    assert 0 < scores["ap"] < 1
+
+
+def test_a_detector_is_judged_by_name(data: Path, tmp_path: Path) -> None:
+    model = small_detector()
+    scores = synoptic.evaluate(model, on=["detection"], data=str(data), out=tmp_path / "scores.json")
+    assert 0 <= scores["ap"] <= 1
+    assert json.loads((tmp_path / "scores.json").read_text())["ap"] == scores["ap"]
+    (data.parent / "images" / "3.png").write_text("junk")
+    (data.parent / "images" / "2.png").unlink()
+    assert 0 <= synoptic.evaluate(model, on=["detection"], data=str(data))["ap"] <= 1
+
+
+def test_who_finds_nothing_is_told(data: Path) -> None:
+    with pytest.raises(ValueError, match="finds no objects"):
+        synoptic.evaluate(synoptic.load("vit_nano8"), on=["detection"], data=str(data))
+    with pytest.raises(ValueError, match="should be a JSON file of COCO's form"):
+        synoptic.evaluate(small_detector(), on=["detection"], data=str(data.parent))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c.pop("images"), "is no JSON of COCO's form"),
+        (lambda c: c["annotations"][0].pop("bbox"), "is no JSON of COCO's form"),
+        (lambda c: c["annotations"][0].update(category_id=77), "category 77"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2]), "does not name"),
+        (lambda c: c["categories"].append({"id": 8, "name": "cat"}), "no different names"),
+        (lambda c: c["categories"].append({"id": 7, "name": "dog"}), "two of one category's id"),
+        (lambda c: [each.update(file_name="x.png") for each in c["images"]], "holds none of the 3 pictures"),
+    ],
+)
+def test_files_that_make_no_sense_are_refused(data: Path, change: Any, told: str) -> None:
+    values = content()
+    change(values)
+    data.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=told):
+        read_annotated(data)
