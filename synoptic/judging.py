@@ -76,9 +76,13 @@ def evaluate(
     answers = [evaluator.run(vision) for evaluator in evaluators]
     scores = {name: score for answer in answers for name, score in answer}
     if file is not None:
-        facts = {"model": vision.name, "data": data, "part": part, "adaptor": adaptor}
-        write_text(file, json.dumps(facts | scores, indent=2) + "\n")
+        write_scores(file, vision.name, data, scores, part=part, adaptor=adaptor)
     return scores
+
+
+def write_scores(file: Path, model: str, data: str, scores: Mapping[str, float], **facts: Any) -> None:
+    """Writes scores with what they are of."""
+    write_text(file, json.dumps({"model": model, "data": data, **facts, **scores}, indent=2) + "\n")
 
 
 def _refuse_idle(on: Sequence[str], readers: Collection[str], **keys: Any) -> None:

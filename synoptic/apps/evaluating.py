@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from synoptic.apps.typed import print_rows, typed_file, typed_model
+from synoptic.apps.typed import print_rows, typed_file, typed_model, typed_path
 from synoptic.weights.options import LoadOptions, TeacherFile
 
 Evaluation = Literal[
@@ -51,6 +52,7 @@ class EvaluateOptions:
         sizes: for agreement and artefacts, sides in pixels at which the model is asked, such as 128,256,512; None takes
             from half to four times its own size.
         out: JSON file for the scores.
+        report: for detection alone, an HTML page with categories, precision over recall and the worst mistakes.
         load: what a weights file of other makers does not say itself.
     """
 
@@ -65,6 +67,7 @@ class EvaluateOptions:
     teacher: Mapping[str, TeacherFile] = field(default_factory=dict)
     sizes: tuple[PositiveInt, ...] | None = None
     out: str | None = None
+    report: str | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
 
 
@@ -73,6 +76,8 @@ def evaluate(options: EvaluateOptions) -> None:
     from synoptic.apps.labelling import typed_templates
     from synoptic.judging import evaluate
 
+    if options.report is not None:
+        return _report(options, typed_path(options.report))
     scores = evaluate(
         typed_model(options.model, options.load),
         options.on,
@@ -87,6 +92,25 @@ def evaluate(options: EvaluateOptions) -> None:
         options.teacher,
     )
     print_rows(*_scored(scores))
+
+
+def _report(options: EvaluateOptions, page: Path) -> None:
+    """Judges a detector and writes a page about it."""
+    from synoptic.apps.report_detection import detection_report
+    from synoptic.evaluation.protocols import images_at
+    from synoptic.files import check_file
+    from synoptic.judging import write_scores
+    from synoptic.predict import load
+
+    if set(options.on) != {"detection"}:
+        raise ValueError("report= is for on=detection alone; synoptic report writes pages about runs")
+    check_file(page)
+    vision = load(options.model, **asdict(options.load))
+    scores = detection_report(vision, options.data, images_at(options.images), page)
+    if options.out is not None:
+        write_scores(typed_path(options.out), vision.name, options.data, scores)
+    print_rows(*_scored(scores))
+    print(page)
 
 
 def _scored(scores: Mapping[str, float]) -> tuple[list[str], list[list[Any]]]:

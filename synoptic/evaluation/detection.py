@@ -20,6 +20,7 @@ from synoptic.types import Detects
 
 log = logging.getLogger(__name__)
 
+OVERLAPS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # at which boxes count as found, each in turn
 LIMIT = 300  # objects that a picture is answered with, of which COCO counts the surest hundred
 SCORES = (  # in the order of COCOeval.stats
     *("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large"),
@@ -82,23 +83,122 @@ def read_annotated(file: Path, images: Path | None = None) -> Annotated:
     return Annotated(content, paths, tuple(name for _, name in categories))
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """A surely found object that is none, or is found twice.
+
+    Attributes:
+        path: of the picture.
+        box: (4,) left, top, right, bottom.
+        name: of the category that it was taken for.
+        score: how sure it was.
+        kind: what is wrong.
+        there: what the picture shows, as (name, (4,) box) of each annotated object.
+    """
+
+    path: Path
+    box: np.ndarray
+    name: str
+    score: float
+    kind: str
+    there: tuple[tuple[str, np.ndarray], ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a detector found, and what of it is right.
+
+    Attributes:
+        annotated: what was to be found.
+        results: what was found, in COCO's form.
+        counting: COCOeval, after it has counted.
+    """
+
+    annotated: Annotated
+    results: Sequence[dict[str, Any]]
+    counting: Any
+
+    def scores(self) -> Iterator[tuple[str, float]]:
+        """COCO's twelve scores, and the average precision of every category as `ap/NAME`, where it has boxes."""
+        stats = zip(SCORES, self.counting.stats, strict=True)
+        yield from ((name, float(score)) for name, score in stats if score >= 0)
+        for name, precision in zip(self.annotated.names, self.of_categories(), strict=True):
+            if precision is not None:
+                yield f"ap/{name}", precision
+
+    def of_categories(self, overlap: int | None = None) -> list[float | None]:
+        """The average precision of each category, None of those without boxes.
+
+        Args:
+            overlap: place in `OVERLAPS`; None takes the mean over all.
+        """
+        precision = self.counting.eval["precision"][:, :, :, 0, -1]  # (overlaps, recalls, categories)
+        chosen = precision if overlap is None else precision[overlap : overlap + 1]
+        means = [chosen[:, :, place] for place in range(precision.shape[2])]
+        return [float(np.mean(each)) if (each > -1).all() else None for each in means]
+
+    def curve(self, overlap: int, category: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Recall and precision (101,) at one of `OVERLAPS`, of a category, or the mean of all that have boxes."""
+        precision = self.counting.eval["precision"][overlap, :, :, 0, -1]
+        there = precision[:, (precision > -1).all(0)] if category is None else precision[:, [category]]
+        return self.counting.params.recThrs, there.mean(1)
+
+    def counts(self) -> list[int]:
+        """How many objects of each category are to be found, crowds aside."""
+        ids = [each["category_id"] for each in self.annotated.content["annotations"] if not each.get("iscrowd")]
+        return [ids.count(each["id"]) for each in self.annotated.content["categories"]]
+
+    def mistakes(self, count: int) -> list[Mistake]:
+        """The surest of what is wrong at an overlap of half, one a picture."""
+        names = {each["id"]: each["name"] for each in self.annotated.content["categories"]}
+        found = {each["id"]: each for each in self.counting.cocoDt.dataset["annotations"]}
+        wrong: dict[int, tuple[float, int]] = {}  # picture -> score and number of the surest
+        everything = self.counting.params.areaRng[0]
+        for each in self.counting.evalImgs:
+            if each is None or each["aRng"] != everything:
+                continue
+            rows = zip(each["dtIds"], each["dtScores"], each["dtMatches"][0], each["dtIgnore"][0], strict=True)
+            for number, score, match, ignored in rows:
+                if not match and not ignored and score > wrong.get(each["image_id"], (0.0, 0))[0]:
+                    wrong[each["image_id"]] = (score, number)
+        paths = dict(zip((each["id"] for each in self.annotated.content["images"]), self.annotated.paths, strict=True))
+        surest = sorted(wrong.items(), key=lambda item: -item[1][0])[:count]
+        return [self._mistake(paths[picture], found[number], names) for picture, (_, number) in surest]
+
+    def _mistake(self, path: Path, result: dict[str, Any], names: dict[Any, str]) -> Mistake:
+        near = [each for each in self.annotated.content["annotations"] if each["image_id"] == result["image_id"]]
+        there = tuple((names[each["category_id"]], _corners(each["bbox"])) for each in near)
+        box, name = _corners(result["bbox"]), names[result["category_id"]]
+        overlaps = [(_overlap(box, other), label) for label, other in there]
+        best = max(overlaps, default=(0.0, ""))
+        own = max((share for share, label in overlaps if label == name), default=0.0)
+        if own >= 0.5:
+            kind = "found twice"
+        elif best[0] >= 0.5:
+            kind = f"is {best[1]}"
+        else:
+            kind = "badly placed" if own >= 0.1 else "nothing there"
+        return Mistake(path, box, name, float(result["score"]), kind, there)
+
+
 class CocoDetection:
-    """Judges what a detector finds of all categories at once; a picture that cannot be read counts as not there."""
+    """Judges what a detector finds of all categories at once; a picture that cannot be read counts as not answered."""
 
     def __init__(self, annotated: Annotated):
         self.annotated = annotated
 
     def run(self, model: Detects) -> Iterator[tuple[str, float]]:
-        """COCO's twelve scores, and the average precision of every category as `ap/NAME`, where it has boxes.
+        """See `Judged.scores`.
 
         Raises:
             ValueError: the model finds no objects.
         """
-        counted = self.counted(self.results(model))
-        yield from ((name, float(score)) for name, score in zip(SCORES, counted.stats, strict=True) if score >= 0)
-        for name, precision in zip(self.annotated.names, _of_categories(counted), strict=True):
-            if precision is not None:
-                yield f"ap/{name}", precision
+        yield from self.judge(model).scores()
+
+    def judge(self, model: Detects) -> Judged:
+        """What the model finds, counted as COCO does; raises as `run`."""
+        results = self.results(model)
+        return Judged(self.annotated, results, self._counted(results))
 
     def results(self, model: Detects) -> list[dict[str, Any]]:
         """What the model finds, in COCO's form."""
@@ -117,7 +217,7 @@ class CocoDetection:
                 found.append({"image_id": picture["id"], "category_id": ids[label], "bbox": box, "score": float(score)})
         return found
 
-    def counted(self, results: Sequence[dict[str, Any]]) -> Any:
+    def _counted(self, results: Sequence[dict[str, Any]]) -> Any:
         """COCOeval after it has counted; its `stats` are COCO's twelve scores, -1 where there is nothing to find."""
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -143,8 +243,13 @@ def _whole(boxes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**least, **each, "id": number} for number, (least, each) in enumerate(zip(usual, boxes, strict=True), 1)]
 
 
-def _of_categories(counted: Any) -> list[float | None]:
-    """The average precision of each category over all ten overlaps; None of those without boxes."""
-    precision = counted.eval["precision"][:, :, :, 0, -1]  # (overlaps, recalls, categories), of any size, 100 a picture
-    means = [precision[:, :, place] for place in range(precision.shape[2])]
-    return [float(np.mean(each)) if (each > -1).all() else None for each in means]
+def _corners(box: Sequence[float]) -> np.ndarray:
+    left, top, width, height = box
+    return np.array((left, top, left + width, top + height))
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Share of their union that two boxes have in common."""
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    common = float(sides.clip(0).prod())
+    return common / max(float((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod()) - common, 1e-9)

@@ -13,6 +13,7 @@ from PIL import Image
 from small_detectors import small_detector
 
 import synoptic
+from synoptic.apps.cli import main
 from synoptic.detection.detections import Detections
 from synoptic.evaluation.detection import CocoDetection, read_annotated
 
@@ -96,6 +97,50 @@ def test_scores_are_those_of_coco_s_own_way(data: Path, tmp_path: Path) -> None:
     assert scores["ap_50"] == pytest.approx(theirs.stats[1])
     assert scores["ar_100"] == pytest.approx(theirs.stats[8])
     assert 0 < scores["ap"] < 1
+
+
+def test_the_worst_mistakes_are_named(data: Path) -> None:
+    told = [
+        (1, 0, 10, 10, 30, 20, 0.5),  # right
+        (1, 1, 11, 10, 30, 20, 0.9),  # a red car where a cat is
+        (2, 0, 5, 5, 40, 40, 0.8),  # right
+        (2, 0, 6, 5, 40, 40, 0.7),  # the same cat again
+        (3, 2, 10, 10, 20, 20, 0.6),  # nothing
+    ]
+    judged = CocoDetection(read_annotated(data)).judge(Teller(told))
+    mistakes = judged.mistakes(10)
+    assert [(each.path.stem, each.name, each.kind) for each in mistakes] == [
+        ("1", "red car", "is cat"),
+        ("2", "cat", "found twice"),
+        ("3", "lamp", "nothing there"),
+    ]
+    assert [name for name, _ in mistakes[0].there] == ["cat", "red car"]
+    assert len(judged.mistakes(2)) == 2
+    assert judged.counts() == [3, 1, 0]
+
+
+def test_curves_fall_from_all_right_to_all_found(data: Path) -> None:
+    judged = CocoDetection(read_annotated(data)).judge(Teller([*RIGHT, (3, 0, 1, 1, 20, 20, 0.1)]))
+    recall, precision = judged.curve(0)
+    assert (recall[0], recall[-1]) == (0.0, 1.0)
+    assert precision == pytest.approx(1.0)
+    both = [judged.curve(0, place)[1] for place in (0, 1)]
+    np.testing.assert_allclose(precision, np.mean(both, 0))
+
+
+def test_a_page_tells_and_shows(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_detector().save(data.parent / "weights")
+    page, out = data.parent / "page.html", data.parent / "scores.json"
+    words = [f"model={data.parent / 'weights'}", "on=detection", f"data={data}", f"report={page}", f"out={out}"]
+    assert main(["evaluate", *words]) == 0
+    html = page.read_text()
+    assert all(each in html for each in ("Precision over recall", "Worst mistakes", "Categories", "red car", "<svg"))
+    assert "data:image/jpeg" in html
+    assert "lamp</" not in html.split("Categories")[1].split("<table")[1].split("</table>")[0]
+    assert json.loads(out.read_text())["ap"] >= 0
+    assert str(page) in capsys.readouterr().out
+    assert main(["evaluate", *words[:1], "on=knn", *words[2:4]]) == 2
+    assert "is for on=detection alone" in capsys.readouterr().err
 
 
 def test_a_detector_is_judged_by_name(data: Path, tmp_path: Path) -> None:
