@@ -44,14 +44,15 @@ class ModelsOptions:
 
     Attributes:
         pattern: part of a name, or a glob such as `vit_*`; None lists all.
-        task: what they answer with beside patches: a summary, one in a space with words, or masks.
+        task: what they answer with beside patches: a summary, one in a space with words, masks, or boxes of what words
+            name.
         licence: of their weights, such as apache-2.0 or mit.
         commercial: whether the licence allows commercial use.
         local: whether they are on this machine; others are fetched when they are first used.
     """
 
     pattern: str | None = None
-    task: Literal["features", "words", "segments"] | None = None
+    task: Literal["features", "words", "segments", "boxes"] | None = None
     licence: str | None = None
     commercial: bool | None = None
     local: bool | None = None

@@ -11,7 +11,7 @@ from typing import Literal
 
 from synoptic.weights.options import LoadOptions
 
-Task = Literal["features", "words", "segments"]
+Task = Literal["features", "words", "segments", "boxes"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Release:
     Attributes:
         name: as the makers call it.
         family: the work that it belongs to.
-        task: what it answers with beside patches: a summary ("features"), one in a space with words, or masks.
+        task: what it answers with beside patches: a summary ("features"), one in a space with words, or masks; or
+            boxes of what words name.
         parameters: how many the file holds of its network; of a RADIO without the heads of its teachers.
         resolution: side in pixels of the pictures that it was trained for at last.
         licence: of the weights.
@@ -85,6 +86,11 @@ NVIDIA_OPEN = Licence("NVIDIA-Open-Model", True)
 
 _META = "https://dl.fbaipublicfiles.com"
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
+
+_IDEA = "https://github.com/IDEA-Research/GroundingDINO/releases/download"
+
+# BERT's vocabulary, of bert-base-uncased (Apache-2.0).
+_WORD_PIECES = Remote("https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt")
 
 # The byte-pair encoding that all of CLIP's kin read, from OpenAI's repository.
 _VOCABULARY = Remote(
@@ -174,6 +180,23 @@ def _sam(name: str, theirs: str, parameters: int) -> Release:
     )
 
 
+def _grounding_dino(name: str, release: str, parameters: int) -> Release:
+    """Licence: LICENSE of IDEA-Research/GroundingDINO, whose README tells the addresses; the models' cards on the Hub.
+
+    Args:
+        release: of the repository, that its file belongs to.
+    """
+    return Release(
+        name=name,
+        family="Grounding DINO",
+        task="boxes",
+        parameters=parameters,
+        resolution=800,
+        licence=APACHE,
+        files=(Remote(f"{_IDEA}/{release}/{name}.pth"), _WORD_PIECES),
+    )
+
+
 def _radio(name: str, theirs: str, parameters: int, resolution: int, *, align_corners: bool | None = None) -> Release:
     """Licence: README of NVlabs/RADIO, and the models' cards on the Hub. Addresses: the same repository's list.
 
@@ -246,6 +269,8 @@ _ALL = (
     _sam("sam_vitb", "sam_vit_b_01ec64", 93_735_472),
     _sam("sam_vitl", "sam_vit_l_0b3195", 312_342_832),
     _sam("sam_vith", "sam_vit_h_4b8939", 641_090_608),
+    _grounding_dino("groundingdino_swint_ogc", "v0.1.0-alpha", 172_249_090),
+    _grounding_dino("groundingdino_swinb_cogcoor", "v0.1.0-alpha2", 232_313_216),
     _radio("radio_v2.5-b", "RADIO/radio-v2.5-b_half.pth.tar", 98_233_344, 768),
     _radio("radio_v2.5-l", "RADIO/radio-v2.5-l_half.pth.tar", 319_881_216, 768),
     _radio("radio_v2.5-h", "RADIO/radio_v2.5-h.pth.tar", 651_642_880, 768),

@@ -67,7 +67,7 @@ def list_models(
 
     Args:
         pattern: part of a name, or a glob such as `vit_*16`; capitals do not matter.
-        task: "features", "words" or "segments".
+        task: "features", "words", "segments" or "boxes".
         licence: as in "Apache-2.0" or "mit".
         commercial: whether the licence allows commercial use.
         local: whether they are on this machine.

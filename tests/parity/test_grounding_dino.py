@@ -32,6 +32,7 @@ from synoptic.models.grounding_dino import Grounded, GroundingDino, phrases_of, 
 from synoptic.models.pyramid import grid_positions
 from synoptic.models.vit import IMAGENET_MEAN
 from synoptic.weights import formats
+from synoptic.weights.catalogue import RELEASES
 from synoptic.weights.convert import from_ours, misfits
 from synoptic.weights.folder import KINDS, shapes_alone
 from synoptic.weights.layouts import FORMATS
@@ -207,6 +208,7 @@ def test_the_manifests_of_releases_leave_no_key_over(fixtures_dir: Path) -> None
             built = KINDS["grounding_dino"].build(found.config, {})
         assert not any(misfits(built, found.state).values())
         assert found.config.backbone.window == (7 if "swint" in name else 12)
+        assert sum(parameter.numel() for parameter in built.parameters()) == RELEASES[name].parameters
 
 
 SEED = 4  # with which none of the three models of transformers takes a place that is filled up for a query

@@ -118,7 +118,7 @@ def test_releases_are_whole_and_their_addresses_secured() -> None:
         assert release.licence.commercial == allows_commerce(release.licence.name)
         assert re.fullmatch(r"([\w.-]+/[\w.-]+)?", release.repository)
         for remote in release.files:
-            assert remote.url.startswith("https://") and re.fullmatch(r"[\w.-]+\.(pth|pth\.tar|pt|gz)", remote.name)
+            assert remote.url.startswith("https://") and re.fullmatch(r"[\w.-]+\.(pth|pth\.tar|pt|gz|txt)", remote.name)
             assert remote.sha256 is None or re.fullmatch("[0-9a-f]{64}", remote.sha256)
             files.setdefault(remote.name, set()).add(remote)
     assert all(len(remotes) == 1 for remotes in files.values()), "two files of one name in one folder"
@@ -173,6 +173,7 @@ FILTERS: list[tuple[dict[str, Any], set[str]]] = [
     ({"pattern": "sam_"}, {"sam_vitb", "sam_vitl", "sam_vith"}),
     ({"pattern": "SAM_VIT[bl]"}, {"sam_vitb", "sam_vitl"}),
     ({"task": "segments"}, {"sam_vitb", "sam_vitl", "sam_vith"}),
+    ({"task": "boxes"}, {"groundingdino_swint_ogc", "groundingdino_swinb_cogcoor"}),
     ({"pattern": "vitl14", "licence": "mit"}, {"clip_vitl14", "clip_vitl14_336"}),
     ({"pattern": "dino_*", "local": True}, {"dino_vitb8"}),
     ({"pattern": "dino_vitb*", "local": False}, {"dino_vitb16"}),
@@ -194,7 +195,7 @@ def test_commercial_use_is_a_filter() -> None:
 def test_a_filter_that_leaves_nothing_says_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"no model matches 'dino_vitb15'.*dino_vitb16"):
         synoptic.list_models("dino_vitb15")
-    with pytest.raises(ValueError, match=r"no model that matches the rest has task=segments, only features"):
+    with pytest.raises(ValueError, match=r"no model that matches the rest has task=segments, only boxes, features"):
         synoptic.list_models("dino_", task="segments")
     with pytest.raises(ValueError, match=r"has local=true, only false"):
         synoptic.list_models("sam", local=True)
@@ -207,7 +208,7 @@ def test_the_verb_lists_and_filters_as_typed(capsys: pytest.CaptureFixture[str])
     assert header == ["name", "task", "parameters", "resolution", "licence", "commercial", "local"]
     assert row == ["dino_vits16", "features", "21665664", "224", "Apache-2.0", "yes", "yes"]
     assert cli.main(["models", "task=segment"]) == 2
-    assert "task=segment should be 'features', 'words' or 'segments'" in capsys.readouterr().err
+    assert "task=segment should be 'features', 'words', 'segments' or 'boxes'" in capsys.readouterr().err
 
 
 def test_without_a_network_the_error_says_what_to_put_where_and_that_works(places: Path) -> None:
