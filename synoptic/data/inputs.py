@@ -60,7 +60,7 @@ def read_batches(
     """
     if preprocess.mode == "fit":
         raise ValueError("the model is a detector, and answers with boxes: take detect")
-    chunks = iter(_chunks(_listed(inputs), batch_size))
+    chunks = iter(_chunks(listed(inputs), batch_size))
     with ThreadPoolExecutor(_READERS) as pool:
 
         def submit(count: int) -> list[list[tuple[Picture, Future[_Read]]]]:
@@ -79,8 +79,9 @@ def read_batches(
 
 def read_each(
     inputs: Pictures, bands: int | None = None, on_error: Callable[[str, str], None] | None = None
-) -> Iterator[tuple[Picture, Tensor]]:
-    """Pictures as they are, read a few ahead of their use: what they were given as, and (C, H, W) uint8, or float32.
+) -> Iterator[tuple[int, Picture, Tensor]]:
+    """Pictures as they are, read a few ahead of their use: their place among all, what they were given as, and
+    (C, H, W) uint8, or float32.
 
     Args:
         inputs: see `VisionModel.features`.
@@ -89,19 +90,19 @@ def read_each(
     Raises:
         ValueError: for something that is no picture, naming the file.
     """
-    items = iter(_listed(inputs))
+    items = enumerate(listed(inputs))
     with ThreadPoolExecutor(_READERS) as pool:
 
-        def submit(count: int) -> list[tuple[Picture, Future[Tensor]]]:
-            return [(item, pool.submit(_opened, item, bands)) for item in islice(items, count)]
+        def submit(count: int) -> list[tuple[int, Picture, Future[Tensor]]]:
+            return [(place, item, pool.submit(_opened, item, bands)) for place, item in islice(items, count)]
 
         pending = deque(submit(2 * _READERS))
         try:
             while pending:
-                item, future = pending.popleft()
+                place, item, future = pending.popleft()
                 pending.extend(submit(1))
                 try:
-                    yield item, future.result()
+                    yield place, item, future.result()
                 except PictureError as error:
                     if on_error is None:
                         raise
@@ -153,14 +154,14 @@ def _chunks(items: list[Picture], count: int) -> list[list[Picture]]:
     return [items[start : start + count] for start in range(0, len(items), count)]
 
 
-def _listed(inputs: Pictures) -> list[Picture]:
+def listed(inputs: Pictures) -> list[Picture]:
     """Every picture apart: folders, globs, lists and stacks opened.
 
     Raises:
         ValueError: for something that is no picture, and for none at all.
     """
     if isinstance(inputs, list | tuple):
-        items = [item for part in inputs for item in _listed(part)]
+        items = [item for part in inputs for item in listed(part)]
     elif isinstance(inputs, str | Path):
         items = list(list_images(inputs))
     elif isinstance(inputs, np.ndarray | Tensor) and inputs.ndim == 4:

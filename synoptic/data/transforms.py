@@ -106,8 +106,8 @@ def fitted_sides(size: tuple[int, int], short: int, long: int) -> tuple[int, int
     """Height and width of a picture whose shorter side is brought to `short` pixels, or its longer one to `long` where
     it would be longer, rounded as DETR's code does; from 1 to `long`."""
     low, high = sorted(size)
-    side = round(long * low / high) if high / low * short > long else short
-    sides = [max(side, 1) if each == low else max(min(int(side * each / low), long), 1) for each in size]
+    side = max(round(long * low / high), 1) if high / low * short > long else short
+    sides = [side if each == low else max(min(int(side * each / low), long), 1) for each in size]
     return sides[0], sides[1]
 
 

@@ -22,6 +22,7 @@ from synoptic.weights.folder import weights_hash
 
 VERSION = 1  # of phrases that are kept on disk; a change of the arithmetic needs the next one
 MANY = 200  # phrases, and more, take longer to read than the weights to hash that tell the kept ones
+_AT_ONCE = 256  # boxes that are compared with all others
 MOST_KEPT = 20_000  # phrases in memory; 60 MB
 
 
@@ -149,9 +150,9 @@ class Detector:
         self.model, self.tokenizer, self.name = model, model.tokenizer, name
         self.words = WordReader(model)
 
-    def vocabulary(self, names: str | Sequence[str]) -> Vocabulary:
+    def vocabulary(self, names: str | Sequence[str], together: int | None = None) -> Vocabulary:
         """Classes that are looked for; see `prompts.vocabulary`."""
-        return vocabulary(names, self.tokenizer, self.model.config.context)
+        return vocabulary(names, self.tokenizer, self.model.config.context, together)
 
     def sentence(self, text: str) -> Sentence:
         """A text whose phrases are looked for; see `prompts.sentence`."""
@@ -162,7 +163,8 @@ class Detector:
         """What pictures (C, H, W) in [0, 1] show, each by itself; those of one size that follow each other are looked
         at together."""
         first = next(self.model.parameters())
-        placed = [image.to(first.device, first.dtype) for image in images]
+        wide = torch.promote_types(first.dtype, torch.float32)  # halves have no room for 255 shades
+        placed = [image.to(first.device, wide) for image in images]
         groups = [torch.stack(list(alike)) for _, alike in groupby(placed, key=lambda image: image.shape)]
         return self.model.see(groups).split()
 
@@ -174,6 +176,8 @@ class Detector:
 
     def grounding(self, images: Tensor | Sequence[Tensor], texts: Sequence[str]) -> Grounding:
         """The raw answer to pictures (C, H, W) in [0, 1] and as many texts; see `VisionModel.ground`."""
+        if not len(images) or any(image.ndim != 3 for image in images):
+            raise ValueError("expected pictures (B, C, H, W), or a list of one or more (C, H, W)")
         if isinstance(texts, str) or len(texts) != len(images):
             count = "one text was" if isinstance(texts, str) else f"{len(texts)} texts were"
             raise ValueError(f"texts: {count} given for {len(images)} pictures; give a list with one for each")
@@ -288,20 +292,43 @@ def _spans(said: Sentence, sure: Tensor, best: int) -> tuple[Span, ...]:
 
 def best_of(parts: Sequence[Boxes], asked: Asked) -> Boxes:
     """The surest of what was found in several ways, without those that are the same object."""
-    whole = Boxes(*(torch.cat([getattr(part, name) for part in parts]) for name in ("corners", "scores", "labels")))
+    whole = joined_boxes(parts)
     whole = whole[whole.scores.argsort(descending=True, stable=True)]
     if asked.nms is not None:
-        whole = whole[suppressed(whole, asked.nms)]
+        whole = whole[suppressed(whole, asked.nms, asked.limit)]
     return whole[: asked.limit]
 
 
-def suppressed(boxes: Boxes, most: float) -> Tensor:
-    """Places of boxes that share at most so much of their union with any surer one of their class that stays."""
+def joined_boxes(parts: Sequence[Boxes]) -> Boxes:
+    """All boxes, part after part."""
+    return Boxes(*(torch.cat([getattr(part, name) for part in parts]) for name in ("corners", "scores", "labels")))
+
+
+def covered(boxes: Boxes, others: Boxes, share: float) -> Tensor:
+    """(n,) whether more than such a share of each of n boxes lies in a single other one of its class."""
+    found = torch.zeros_like(boxes.labels, dtype=torch.bool)
+    if not len(others.labels):
+        return found
+    parts = zip(found.split(_AT_ONCE), boxes.corners.split(_AT_ONCE), boxes.labels.split(_AT_ONCE), strict=True)
+    for place, corners, labels in parts:
+        first = torch.maximum(corners[:, None, :2], others.corners[:, :2])
+        last = torch.minimum(corners[:, None, 2:], others.corners[:, 2:])
+        common = (last - first).clamp(min=0).prod(-1)
+        areas = (corners[:, 2:] - corners[:, :2]).prod(-1, keepdim=True)
+        place |= ((common > share * areas) & (labels[:, None] == others.labels)).any(1)
+    return found
+
+
+def suppressed(boxes: Boxes, most: float, limit: int) -> Tensor:
+    """Places of boxes that share at most so much of their union with any surer one of their class that stays; the first
+    `limit` of them."""
     left_top, right_bottom = boxes.corners[:, :2], boxes.corners[:, 2:]
     areas = (right_bottom - left_top).prod(1)
     left = torch.ones_like(boxes.labels, dtype=torch.bool)
     kept = []
     for place in range(len(left)):
+        if len(kept) == limit:
+            break
         if not left[place]:
             continue
         kept.append(place)

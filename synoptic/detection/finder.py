@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,20 +15,20 @@ import torch
 from torch import Tensor
 
 from synoptic.config import nearest
-from synoptic.data.inputs import Picture, Pictures, read_each
+from synoptic.data.inputs import Picture, Pictures, listed, read_each
 from synoptic.data.transforms import fitted
 from synoptic.detection.detections import Detections
-from synoptic.detection.detector import Asked, Boxes, Detector, best_of
+from synoptic.detection.detector import Asked, Boxes, Detector, best_of, covered, joined_boxes
 from synoptic.detection.prompts import Sentence, Vocabulary
 from synoptic.types import Preprocess
 
 Texts = str | Sequence[str] | Sequence[Sequence[str]]
 
-THRESHOLD, TEXT_THRESHOLD = (
-    0.3,
-    0.25,
-)  # between 0.35 of the authors' demo, for its highest token, and the means of several
+# The authors' demo takes the highest token of a phrase, and 0.35; a class has the mean of its tokens, which is lower.
+THRESHOLD, TEXT_THRESHOLD = 0.3, 0.25
 OF_PARTS = 0.5  # share of their union above which boxes of parts of a picture are the same object
+COVERED = 0.5  # share of a box that its part cuts off, above which one that lies inside of its own part is the whole
+_EDGE = 0.01  # of a part's side: as near to it a box is taken to be cut off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class DetectOptions:
         tile: side in pixels of parts that a larger picture is cut into, each looked at by itself, beside the whole;
             None looks at the whole alone.
         overlap: share of a part that the next one shows, too.
+        names_per_prompt: most names that share a prompt, and so compete; None takes as many as the model reads.
     """
 
     threshold: float = THRESHOLD
@@ -55,10 +57,12 @@ class DetectOptions:
     text_threshold: float = TEXT_THRESHOLD
     tile: int | None = None
     overlap: float = 0.2
+    names_per_prompt: int | None = None
 
     def __post_init__(self) -> None:
-        if self.limit < 1:
-            raise ValueError(f"limit={self.limit} should be 1 or more")
+        for name, count in (("limit", self.limit), ("names_per_prompt", self.names_per_prompt)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name}={count} should be 1 or more")
         shares = {"threshold": self.threshold, "nms": self.nms, "text_threshold": self.text_threshold}
         for name, value in {**shares, **{f"thresholds.{name}": each for name, each in self.thresholds.items()}}.items():
             if value is not None and not 0 <= value <= 1:
@@ -71,13 +75,27 @@ class DetectOptions:
             raise ValueError(f"overlap={self.overlap} should be from 0 to 0.9")
 
 
+_SEVERAL = re.compile(r"\w\s*[.?]\s+\w")  # a stop between words
+
+
 def each_text(text: Texts, phrases: bool) -> list[str | Sequence[str]]:
-    """One text or list of names for all pictures, or one for each."""
-    if isinstance(text, str):
+    """One text or list of names for all pictures, or one for each.
+
+    Raises:
+        ValueError: it is a list of texts each of which names several classes, where names are expected.
+    """
+    if isinstance(text, str) or not isinstance(text, Sequence):
         return [text]
     given: Any = list(text)
-    alike = all(isinstance(each, str) for each in given)
-    return given if phrases or not alike else [given]
+    if phrases or not all(isinstance(each, str) for each in given):
+        return given
+    for name in given:
+        if _SEVERAL.search(name):
+            mend = (
+                "for each picture its own names, give [['a cat', 'a dog'], ['a car']]; of one name leave out the stop"
+            )
+            raise ValueError(f"text: {name!r} in a list of names is several; {mend}")
+    return [given]
 
 
 class Finder:
@@ -94,8 +112,8 @@ class Finder:
 
     def names(self, text: str | Sequence[str]) -> tuple[str, ...]:
         """The classes that a text names, in order; none of a sentence."""
-        wanted = self._wanted(text).said
-        return wanted.names if isinstance(wanted, Vocabulary) else ()
+        (wanted,) = self._wanted([text])
+        return wanted.said.names if isinstance(wanted.said, Vocabulary) else ()
 
     def find(
         self,
@@ -115,29 +133,41 @@ class Finder:
         Raises:
             ValueError: for texts that name nothing, and for another number of them than of pictures.
         """
-        wanted = [self._wanted(text) for text in texts]
-        pictures = read_each(inputs, self._preprocess.bands, on_error)
-        seen = 0
+        wanted, paths = self._wanted(texts), listed(inputs)
+        if len(wanted) not in (1, len(paths)):
+            told = f"{len(wanted)} texts were given for {len(paths)} pictures"
+            raise ValueError(f"text: {told}; give one for all, or one for each")
+        pictures = read_each(paths, self._preprocess.bands, on_error)
         while batch := list(islice(pictures, batch_size)):
-            own = wanted * len(batch) if len(wanted) == 1 else wanted[seen : seen + len(batch)]
-            if len(own) < len(batch):
-                raise ValueError(
-                    f"text: {len(wanted)} texts were given, and there are more pictures; give one for each"
-                )
-            yield from self._of_batch(batch, own)
-            seen += len(batch)
-        if len(wanted) > 1 and seen < len(wanted):
-            raise ValueError(f"text: {len(wanted)} texts were given, and there are {seen} pictures; give one for each")
+            own = [wanted[place if len(wanted) > 1 else 0] for place, _, _ in batch]
+            yield from self._of_batch([(item, image) for _, item, image in batch], own)
 
-    def _wanted(self, text: str | Sequence[str]) -> _Wanted:
+    def _wanted(self, texts: Sequence[str | Sequence[str]]) -> list[_Wanted]:
+        """What is looked for by each text.
+
+        Raises:
+            ValueError: a text names nothing, or a threshold is of a name that is in none of them.
+        """
         options = self._options
-        nms = OF_PARTS if options.nms is None and options.tile is not None else options.nms
         if options.phrases:
-            if not isinstance(text, str):
-                raise ValueError(f"text={text!r}: phrases are found in a sentence; give one text")
-            return _Wanted(self._detector.sentence(text), Asked(torch.tensor([options.threshold]), options.limit, nms))
-        classes = self._detector.vocabulary(text)
-        return _Wanted(classes, Asked(_lowest(options, classes.names), options.limit, nms))
+            return [self._sentence(text) for text in texts]
+        every = [self._detector.vocabulary(text, options.names_per_prompt) for text in texts]
+        names = dict.fromkeys(name for classes in every for name in classes.names)
+        for name in options.thresholds:
+            if name not in names:
+                raise ValueError(f"thresholds.{name}: is none of the names{nearest(name, list(names))}")
+        return [_Wanted(classes, self._asked(classes.names)) for classes in every]
+
+    def _sentence(self, text: str | Sequence[str]) -> _Wanted:
+        if not isinstance(text, str):
+            raise ValueError(f"text={text!r}: phrases are found in a sentence; give one text")
+        return _Wanted(self._detector.sentence(text), self._asked([""]))
+
+    def _asked(self, names: Sequence[str]) -> Asked:
+        options = self._options
+        lowest = torch.tensor([options.thresholds.get(name, options.threshold) for name in names])
+        nms = OF_PARTS if options.nms is None and options.tile is not None else options.nms
+        return Asked(lowest, options.limit, nms)
 
     def _of_batch(self, batch: Sequence[tuple[Picture, Tensor]], wanted: Sequence[_Wanted]) -> list[Detections]:
         """Parts of all pictures go through the network as many at a time as there are pictures."""
@@ -186,18 +216,6 @@ class _Part:
     spans: Spans
 
 
-def _lowest(options: DetectOptions, names: Sequence[str]) -> Tensor:
-    """(c,) thresholds of classes.
-
-    Raises:
-        ValueError: one is of a name that is not asked for.
-    """
-    for name in options.thresholds:
-        if name not in names:
-            raise ValueError(f"thresholds.{name}: is none of the names{nearest(name, names)}")
-    return torch.tensor([options.thresholds.get(name, options.threshold) for name in names])
-
-
 def _parts(image: Tensor, options: DetectOptions) -> list[Box]:
     """The whole picture, and of one that is larger than a tile its tiles."""
     height, width = image.shape[1:]
@@ -226,7 +244,11 @@ def _cut(image: Tensor, box: Box) -> Tensor:
 def _detections(item: Picture, image: Tensor, wanted: _Wanted, parts: Sequence[_Part]) -> Detections:
     """What was found in all parts of a picture, in its own pixels."""
     spans = list(dict.fromkeys(span for part in parts for span in part.spans))
-    whole = best_of([_placed(part, spans) for part in parts], wanted.asked)
+    placed = [_placed(part, spans) for part in parts]
+    cut = [_cut_off(part, (image.shape[2], image.shape[1])) for part in parts]
+    inner = joined_boxes([boxes[~off] for boxes, off in zip(placed, cut, strict=True)])
+    outer = joined_boxes([boxes[off] for boxes, off in zip(placed, cut, strict=True)])
+    whole = best_of([inner, outer[~covered(outer, inner, COVERED)]], wanted.asked)
     path = str(item) if isinstance(item, str | Path) else ""
     labels = whole.labels.cpu().numpy()
     arrays = whole.corners.float().cpu().numpy(), whole.scores.float().cpu().numpy(), labels
@@ -239,6 +261,16 @@ def _detections(item: Picture, image: Tensor, wanted: _Wanted, parts: Sequence[_
     different = tuple(dict.fromkeys(names))
     labels = np.array([different.index(name) for name in names], dtype=np.int64)
     return Detections(*arrays[:2], labels, different, size, path, found)
+
+
+def _cut_off(part: _Part, size: tuple[int, int]) -> Tensor:
+    """(n,) whether boxes touch an edge of their part inside of a picture of such width and height, beyond which the
+    rest of an object may lie."""
+    left, top, right, bottom = part.box
+    corners = part.boxes.corners
+    inside = corners.new_tensor([left > 0, top > 0, right < size[0], bottom < size[1]]) > 0
+    near = torch.cat((corners[:, :2] < _EDGE, corners[:, 2:] > 1 - _EDGE), 1)
+    return (near & inside).any(1)
 
 
 def _placed(part: _Part, spans: Spans) -> Boxes:

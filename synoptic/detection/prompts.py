@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ Phrases = tuple[tuple[int, ...], ...]
 
 _STOP = "."
 _CUTTING = re.compile("[.?]")  # signs that would cut a name in two
-_ASIDE = re.compile(r"\s+")
+_ASIDE = re.compile(r"[\s_]+")  # an underscore is what data sets write for a space
+_WITHIN = ("-", "'")  # signs that belong to the word they stand in
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,16 @@ class Sentence:
         return next((words for words in self.words if any(token in word.tokens for word in words)), ())
 
 
-def vocabulary(names: str | Sequence[str], tokenizer: Tokenizer, context: int) -> Vocabulary:
+def vocabulary(
+    names: str | Sequence[str], tokenizer: Tokenizer, context: int, together: int | None = None
+) -> Vocabulary:
     """Classes by name, packed in their order into as few prompts as they need.
 
     Args:
         names: a list; or one text with full stops between them.
         tokenizer: of the detector.
         context: most tokens of a prompt.
+        together: most names of a prompt; None takes as many as fit.
     Raises:
         ValueError: there are none; one is empty, there twice, or longer than a prompt.
     """
@@ -95,12 +100,14 @@ def vocabulary(names: str | Sequence[str], tokenizer: Tokenizer, context: int) -
     given = [name for name in names.split(_STOP) if name.strip()] if isinstance(names, str) else list(names)
     if not given:
         raise ValueError(f"text={names!r}: names nothing to look for; give names such as 'a cat. a dog.'")
+    if isinstance(names, str) and len(given) == 1 and "," in names:
+        log.warning("text: %r is one name to the model; names have full stops between them", names.strip())
     rows = tokenizer.encode([_cleaned(name) for name in given])
     room = context - 2  # beside start and end
     _check(given, rows, room - 1, tokenizer)
     chunks, begin, used = [], 0, 0
     for place, row in enumerate(rows):
-        if used + len(row) + 1 > room:
+        if used + len(row) + 1 > room or place - begin == together:
             chunks.append(_chunk(range(begin, place), rows[begin:place], tokenizer))
             begin, used = place, 0
         used += len(row) + 1
@@ -121,6 +128,8 @@ def sentence(text: str, tokenizer: Tokenizer, context: int) -> Sentence:
     if not isinstance(text, str) or not _CUTTING.sub(" ", text).strip():
         raise ValueError(f"text={text!r}: says nothing to look for; give words such as 'two cats on a sofa.'")
     tokens, stops = tokenizer.spans(text), _stops(tokenizer)
+    if not tokens:
+        raise ValueError(f"text={text!r}: has no signs that the model reads; give words")
     if tokens[-1][0] not in stops:
         tokens.append((stops[0], len(text), len(text)))
     if len(tokens) > context - 2:
@@ -133,12 +142,19 @@ def sentence(text: str, tokenizer: Tokenizer, context: int) -> Sentence:
         if each in stops:
             phrases.append([])
             words.append([])
+        elif _parts_words(text[begin:end]):
+            continue
         elif words[-1] and words[-1][-1].span[1] == begin:  # a further piece of the same word
             words[-1][-1] = Word((*words[-1][-1].tokens, place), (words[-1][-1].span[0], end))
         else:
             words[-1].append(Word((place,), (begin, end)))
     marks = (tokenizer.start or 0,), (tokenizer.end,)
     return Sentence(text, (marks[0], *map(tuple, phrases[:-1]), marks[1]), tuple(map(tuple, words)))
+
+
+def _parts_words(signs: str) -> bool:
+    """Whether signs are punctuation, which is no part of a word."""
+    return signs not in _WITHIN and all(unicodedata.category(sign).startswith("P") for sign in signs)
 
 
 def _check(given: Sequence[str], rows: Sequence[Sequence[int]], room: int, tokenizer: Tokenizer) -> None:

@@ -52,6 +52,7 @@ class Bert(nn.Module):
 
     def __init__(self, config: BertConfig, width: int):
         super().__init__()
+        self.config = config
         from transformers.models.bert.configuration_bert import BertConfig as TheirConfig
         from transformers.models.bert.modeling_bert import BertModel
 
@@ -90,6 +91,9 @@ class Bert(nn.Module):
     def _read(self, phrases: Sequence[Sequence[int]]) -> Tensor:
         """(n, L, width), of which rows are as long as the longest phrase."""
         longest = max(map(len, phrases))
+        if longest > self.config.positions:
+            most = self.config.positions
+            raise ValueError(f"a phrase of {longest} tokens is longer than the {most} that its text model reads")
         ids = torch.zeros(len(phrases), longest, dtype=torch.long)
         mask = torch.zeros(len(phrases), longest, dtype=torch.long)
         for row, phrase in enumerate(phrases):

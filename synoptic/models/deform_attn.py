@@ -5,7 +5,8 @@ There are three ways to read the points, which agree to rounding, and none needs
 - `grid_sample`: the definition, level by level, with PyTorch's own interpolation; the quickest with gradients.
 - `gather`: the four cells around each point are rows of a table, and `embedding_bag` adds them up by their weights;
   three to four times as fast without gradients on a CPU (benchmarks/deform_attn.py).
-- `compiled`: the same through PyTorch's compiler, which needs one for C++ on a CPU and Triton on a GPU; faster again.
+- `compiled`: the same through PyTorch's compiler, which needs one for C++ on a CPU and Triton on a GPU; faster again,
+  but the first picture waits for the compiler, so it is taken where it is asked for.
 
 Tokens are packed: those of all pictures in one tensor, picture after picture, level after level, row by row, with no
 padding among them, so that pictures of different sizes make a batch without work for what is not there.
@@ -15,9 +16,12 @@ Source: Deformable DETR, sec. 4.1 (Zhu et al. 2021, arXiv 2010.04159).
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
+import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -84,7 +88,8 @@ class DeformableAttention(nn.Module):
         levels: of the pyramid.
         points: that each head looks at in each level.
     Attributes:
-        path: how points are read; "auto" chooses by what is at hand.
+        path: how points are read; "auto" takes "grid_sample" with gradients and "gather" without, "compiled" falls back
+            to "gather" where nothing compiles.
     """
 
     def __init__(self, width: int, heads: int, levels: int, points: int):
@@ -133,7 +138,7 @@ class DeformableAttention(nn.Module):
         """Everything before the first query: what is left is (queries, references, *`around`) -> (Q, D), of which some
         may go after the others, `together` at most; see `parts.in_parts`."""
         values = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
-        return Looking(self, _reader(values, at, counts, self._path()))
+        return Looking(self, _reader(values, at, counts, self._path(values.device)))
 
     def ask(self, reader: Reader, queries: Tensor, references: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
         """(Q, D) of (Q, D) queries and their references; sizes and begins are those of the reader's `around`."""
@@ -155,10 +160,10 @@ class DeformableAttention(nn.Module):
             offsets = offsets * sides[:, None, :, None]
         return centres[:, None, :, None] + offsets
 
-    def _path(self) -> Path:
+    def _path(self, device: torch.device) -> Path:
         if self.path == "auto":
             return "grid_sample" if torch.is_grad_enabled() else "gather"
-        if self.path == "compiled" and not can_compile():
+        if self.path == "compiled" and not can_compile(device.type):
             return "gather"
         return self.path
 
@@ -283,19 +288,38 @@ Look = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @cache
-def can_compile() -> bool:
-    """Whether PyTorch's compiler finds what it needs; tells once where it does not."""
-    if torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++", "cl"))):
-        return True
-    log.warning(
-        "no C++ compiler (g++) is found, so points of deformable attention are read by embedding_bag, not compiled"
-    )
-    return False
+def can_compile(device: str) -> bool:
+    """Whether PyTorch's compiler finds what it needs for a kind of device; tells once where it does not."""
+    if device == "cpu":
+        needed = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        found = shutil.which(needed) is not None
+    else:
+        needed, found = "Triton", importlib.util.find_spec("triton") is not None
+    if not found:
+        log.warning("%s is not found, so %s", needed, _INSTEAD)
+    return found
 
 
-@cache
-def _compiled() -> Look:
-    return torch.compile(_look, dynamic=True)
+class _Compiled:
+    """`_look` through PyTorch's compiler, or as it is where that fails, which is told once."""
+
+    def __init__(self) -> None:
+        self._way = torch.compile(_look, dynamic=True)
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._way(*given)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()
+            log.warning("compilation failed (%s), so %s", reason[0] if reason else type(error).__name__, _INSTEAD)
+            self._way = _look
+            return _look(*given)
+
+
+_INSTEAD = "points of deformable attention are read by embedding_bag, not by compiled code"
+_compiled = cache(_Compiled)
 
 
 def _look(table: Tensor, places: Tensor, weights: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:

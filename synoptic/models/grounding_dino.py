@@ -219,7 +219,11 @@ class Score(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Refines boxes layer by layer; each layer looks where the one before has put them."""
+    """Refines boxes layer by layer; each layer looks where the one before has put them.
+
+    The gradient of a layer's box reaches the layer before it, and no further: look forward twice (DINO, Zhang et al.
+    2022, arXiv 2203.03605, sec. 3.5).
+    """
 
     def __init__(self, config: GroundingDinoConfig):
         super().__init__()
@@ -255,15 +259,17 @@ class Decoder(nn.Module):
         found, states = [], []
         image, levels = pyramid.tokens, pyramid.levels
         shares = of_queries(references.new_tensor(pyramid.shares), counts).repeat(1, 2)  # (Q | 1, 4)
+        refined = references
         for place, layer in enumerate(self.layers):
+            references = refined.detach()
             where = self.place(box_sines(references * shares, self.config.width // 2).to(queries.dtype))
             queries = layer(queries, where, references, counts, text, text_counts, image, levels)
             if every or place + 1 == len(self.layers):
                 states.append(self.norm(queries))
-                found.append(self._found(place, states[-1], references, counts, text, text_counts))
+                found.append(self._found(place, states[-1], refined, counts, text, text_counts))
             head = self.boxes[place % len(self.boxes)]
             logits = inverse_sigmoid(references, self.config.refine_eps)
-            references = (head(queries).to(logits.dtype) + logits).sigmoid().detach()
+            refined = (head(queries).to(logits.dtype) + logits).sigmoid()
         return tuple(found), tuple(states)
 
     def _found(

@@ -11,14 +11,13 @@ residuals begin as in its authors' code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synoptic.models.deform_attn import DeformableAttention, Levels
-from synoptic.models.linear import Linear
+from synoptic.models.linear import Linear, activated
 from synoptic.models.parts import in_parts
 
 Counts = Sequence[int]  # tokens of each picture
@@ -85,17 +84,16 @@ class FeedForward(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(self.fc1.activated(tokens, self.act))
+        return self.fc2(activated(self.fc1, tokens, self.act))
 
 
 class Fusion(nn.Module):
     """Pictures look at words and words at pictures, by one matrix of scores; both go on from their normalised tokens.
 
     The layers that carry a picture's tokens into the space where scores are taken, and what they found back, are
-    applied
-    to the words instead: (x Q) k^T = x (Q k^T), and (a v) O = a (v O). Of a picture there are ten thousands of tokens,
-        of
-    words a few, and the space is four times as wide as the tokens: the same numbers for a fraction of the arithmetic.
+    applied to the words instead: (x Q) k^T = x (Q k^T), and (a v) O = a (v O). Of a picture there are ten thousands of
+    tokens, of words a few, and the space is four times as wide as the tokens: the same numbers for a fraction of the
+    arithmetic.
 
     Args:
         width: channels D of the tokens.
@@ -147,7 +145,7 @@ class Fusion(nn.Module):
         values = gathered @ self._parted(self.image_value.weight).mT + self._parted(self.image_value.bias)[:, None]
         heard = self.text_out(values.transpose(0, 1).flatten(1)) * self.text_scale
         keeps = self._keeps(image), self._keeps(image)
-        return torch.addmm(image, of_words, said * keeps[0]), text + heard * keeps[1]
+        return image + of_words @ (said * keeps[0]), text + heard * keeps[1]
 
     def _words(self, text: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """What scores of a picture's tokens are made with, (heads * n, D) and (heads * n,), and what words add to
@@ -254,5 +252,5 @@ class BoxHead(nn.ModuleList):
         nn.init.zeros_(last.bias)
 
     def forward(self, queries: Tensor) -> Tensor:  # (Q, D) -> (Q, 4)
-        first, second, last = cast("tuple[Linear, ...]", tuple(self))
-        return last(second.activated(first.activated(queries, _RELU), _RELU))
+        first, second, last = self
+        return last(activated(second, activated(first, queries, _RELU), _RELU))

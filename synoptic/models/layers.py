@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synoptic.models.linear import Linear
+from synoptic.models.linear import Linear, activated
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu"]
@@ -122,7 +122,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(self.fc1.activated(tokens, self.act))
+        return self.fc2(activated(self.fc1, tokens, self.act))
 
 
 class SwiGLU(nn.Module):

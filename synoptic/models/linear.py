@@ -25,18 +25,12 @@ class Linear(nn.Linear):
     reordered: Reordered | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        quick = self._quickly(input, "none", "")
+        quick = self.quickly(input)
         return super().forward(input) if quick is None else quick
 
-    def activated(self, input: Tensor, act: nn.Module) -> Tensor:
-        """act(self(input)), in one step where oneDNN takes it, which spares writing and reading what lies between."""
-        named = _activation(act)
-        quick = None if named is None else self._quickly(input, *named)
-        return act(self(input)) if quick is None else quick
-
-    def _quickly(self, input: Tensor, activation: str, form: str) -> Tensor | None:
-        """What oneDNN makes of an input, an activation behind it; None where it does not take the two, or should
-        not."""
+    def quickly(self, input: Tensor, activation: str = "none", form: str = "") -> Tensor | None:
+        """What oneDNN makes of an input, an activation by its names behind it; None where it does not take the two, or
+        should not."""
         if torch.is_grad_enabled() or _watched():
             return None
         weight, bias = self._parameters.get("weight"), self._parameters.get("bias")  # modules look attributes up slowly
@@ -57,6 +51,15 @@ class Linear(nn.Linear):
         if self.reordered is not None:
             self.reordered.drop()
         return super()._apply(*args, **options)
+
+
+def activated(layer: nn.Module, input: Tensor, act: nn.Module) -> Tensor:
+    """act(layer(input)), in one step where oneDNN takes it, which spares writing and reading what lies between; not of
+    a layer whose own answer is listened to."""
+    named = _activation(act)
+    heard = layer._forward_hooks or layer._forward_pre_hooks or act._forward_hooks or act._forward_pre_hooks
+    quick = layer.quickly(input, *named) if named and type(layer) is Linear and not heard else None
+    return act(layer(input)) if quick is None else quick
 
 
 def quicken(model: nn.Module) -> None:

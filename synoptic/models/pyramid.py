@@ -148,21 +148,23 @@ def _cut(level: Tensor, share: tuple[float, float]) -> Tensor:
     return level[:, :height, :width]
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # so that trainings may use what inference has made
 def grid_positions(shape: Shape, width: int, temperature: float, device: torch.device) -> Tensor:
     """(h * w, D) float32, sines of where each cell of a grid lies: half of the channels say down, half across.
 
     Source: DETR (Carion et al. 2020, arXiv 2005.12872), sec. 3.2; counted from 1 and divided by the side, as in its
         code.
     """
-    half = width // 2
-    sides = [
-        torch.arange(1, side + 1, device=device, dtype=torch.float32) / (side + 1e-6) for side in shape
-    ]  # so that the last is at 1
-    down, across = (sines(side, half, temperature) for side in sides)
+    down, across = (_along(side, width // 2, temperature, device) for side in shape)
     both = torch.cat((down[:, None].expand(-1, shape[1], -1), across[None].expand(shape[0], -1, -1)), -1)
     return both.flatten(0, 1)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # so that trainings may use what inference has made
+def _along(side: int, width: int, temperature: float, device: torch.device) -> Tensor:
+    """(side, width) sines of places along a side, the last of which is at 1."""
+    places = torch.arange(1, side + 1, device=device, dtype=torch.float32)
+    return sines(places / (side + 1e-6), width, temperature)
 
 
 def sines(values: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
@@ -191,7 +193,8 @@ def vit_maps(backbone: ViT, pyramid: SimplePyramid, groups: Sequence[Tensor]) ->
 
     Sides that patches do not tile are filled up with the mean of the pixels.
     """
-    filled = [_filled(group, backbone) for group in groups]
+    dtype = next(backbone.parameters()).dtype
+    filled = [_filled(group, backbone).to(dtype) for group in groups]
     answers = backbone(filled)
     return [pyramid(answer.patches.mT.unflatten(-1, answer.grid)) for answer in answers]
 

@@ -164,7 +164,7 @@ class Swin(nn.Module):
                 raise ValueError(f"expected pictures (B, {self.channels}, H, W), got {tuple(images.shape)}")
             height, width = images.shape[2:]
             filled = F.pad(self.normalize(images), (0, -width % side, 0, -height % side))
-            planes = self.patch_embed(filled)
+            planes = self.patch_embed(filled.to(self.patch_embed.weight.dtype))
             packed.append(planes.flatten(2).transpose(1, 2).flatten(0, 1))
             grids += [(planes.shape[2], planes.shape[3])] * len(images)
         return self.patch_norm(packed[0] if len(packed) == 1 else torch.cat(packed)), tuple(grids)

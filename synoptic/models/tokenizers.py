@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Engine
 from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-BERT_START, BERT_END, BERT_UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
+BERT_START, BERT_END, BERT_UNKNOWN, BERT_PAD = "[CLS]", "[SEP]", "[UNK]", "[PAD]"
 
 Cleaning = Literal["none", "clip", "siglip"]
 

@@ -14,7 +14,6 @@ from synoptic.config import from_dict, load_json, nearest
 from synoptic.models.bounds import LARGEST
 from synoptic.models.grounding_dino import GroundingDinoConfig
 from synoptic.models.sam import SamConfig
-from synoptic.models.tokenizers import Tokenizer
 from synoptic.types import Preprocess
 from synoptic.weights import heads
 from synoptic.weights.checksums import file_state
@@ -36,7 +35,7 @@ from synoptic.weights.reading import (
     read_whole,
     ready,
 )
-from synoptic.weights.words import find_tokenizer, find_word_pieces
+from synoptic.weights.words import find_tokenizer
 
 # What the weights are called in a folder of Hugging Face, the best first.
 FILES = (WEIGHTS, WEIGHTS + INDEX, "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
@@ -102,7 +101,7 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
     found = identify(parts, header, options, str(path))
     _check_options(found.format, options, str(path))
     kind = KINDS[found.format.kind]
-    words = _words(place, found, options)
+    words = find_tokenizer(place, found.config, options)
     with shapes_alone():
         model = kind.build(found.config, {"": words} if words else {})
     state = _kept(found.state, mapped=place.is_dir() or not is_written_in_place(file))
@@ -119,13 +118,6 @@ def load(path: Path, options: LoadOptions) -> tuple[nn.Module, Preprocess, Recor
         return model.eval(), preprocess, Record(found.format.kind, name, _facts(found, options))
     classifier, preprocess = heads.put_on(model.eval(), preprocess, options.linear_head)
     return classifier, preprocess, Record("classifier", name, _facts(found, options))
-
-
-def _words(place: Path, found: Identified, options: LoadOptions) -> Tokenizer | None:
-    """What turns words into ids, where a model reads any and its vocabulary is found."""
-    if found.format.kind == "grounding_dino":
-        return find_word_pieces(place, found.config, options)
-    return find_tokenizer(place, found.config.text, options) if found.format.kind == "clip" else None
 
 
 def prepared(config: Any, said: Description, size: int | None = None) -> Preprocess:

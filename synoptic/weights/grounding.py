@@ -21,6 +21,7 @@ Values = Mapping[str, Any]
 _USUAL_HEADS = 8  # of all releases
 _HEAD = re.compile(r"(?:(?:model|transformer)\.decoder\.)?(bbox_embed|class_embed)\.([0-9]+)\.(.+)")
 _BRANCH = re.compile(r"bbox_head\.(cls_branches|reg_branches)\.([0-9]+)\.(.+)")
+_BIASES = "cls_branches"
 ENCODER_BRANCH = "encoder_head"  # what the last branch of mmdetection's heads is called in its table
 
 
@@ -71,8 +72,9 @@ def twice(state: State, config: GroundingDinoConfig) -> State:
 
 
 def of_mmdetection(state: State, header: Values, options: LoadOptions) -> tuple[State, Values]:
-    """Maps that are made of others counted on behind them, and the branch of the encoder's head, which stands behind
-    those of the decoder's layers, by a name of its own."""
+    """Maps that are made of others counted on behind them; the branch of the encoder's head, which stands behind those
+    of the decoder's layers, by a name of its own; and biases of scores, which are there rows of one number
+    (mmdetection's ContrastiveEmbed), as numbers."""
     maps = len({key.split(".")[2] for key in state if key.startswith("neck.convs.")})
     depth = len({key.split(".")[2] for key in state if key.startswith("decoder.layers.")})
     found: State = {}
@@ -81,6 +83,8 @@ def of_mmdetection(state: State, header: Values, options: LoadOptions) -> tuple[
         if key.startswith("neck.extra_convs.") and parts[2].isdecimal():
             key = ".".join(["neck", "convs", str(int(parts[2]) + maps), *parts[3:]])
         branch = _BRANCH.fullmatch(key)
+        if branch and branch[1] == _BIASES:
+            tensor = tensor.reshape(())
         if branch and int(branch[2]) == depth:
             key = f"{ENCODER_BRANCH}.{branch[1]}.{branch[3]}"
         found[key] = tensor
@@ -97,7 +101,8 @@ def to_mmdetection(state: State, config: GroundingDinoConfig) -> State:
             key = ".".join(["neck", "extra_convs", str(int(parts[2]) - maps), *parts[3:]])
         if parts[0] == ENCODER_BRANCH:
             key = ".".join(["bbox_head", parts[1], str(config.decoder_depth), *parts[2:]])
-        found[key] = tensor
+        branch = _BRANCH.fullmatch(key)
+        found[key] = tensor.reshape(1) if branch and branch[1] == _BIASES else tensor
     return found | _indices(config, "backbone.stages.{stage}.blocks.{block}.attn.w_msa.relative_position_index")
 
 

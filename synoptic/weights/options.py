@@ -26,8 +26,9 @@ class LoadOptions:
         global_blocks: blocks of a SAM that attend over the whole picture, counted from 0; None takes those whose
             relative positions are for the whole picture.
         activation: of a CLIP whose file does not tell it; a wrong one is as good as other weights.
-        vocabulary: file of CLIP's byte-pair encoding (`bpe_simple_vocab_16e6.txt.gz`); None looks for it beside the
-            weights, and a model without one sees and does not read.
+        vocabulary: file of CLIP's byte-pair encoding (`bpe_simple_vocab_16e6.txt.gz`), or of BERT's word pieces
+            (`vocab.txt`, `tokenizer.json` or `hf:google-bert/bert-base-uncased`) for a Grounding DINO; None looks for
+            it beside the weights, and a model without one sees and does not read.
         linear_head: file of a linear classifier that was released beside a backbone of DINO or DINOv2, which then tells
             the classes that this was trained on.
         align_corners: how a RADIO resizes its table of positions, which its file does not say: between the corners of

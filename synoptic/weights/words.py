@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synoptic.files import read_bounded
-from synoptic.models.clip import Towers
+from synoptic.models.clip import ClipConfig, Towers
 from synoptic.models.grounding_dino import STOPS, GroundingDinoConfig
 from synoptic.models.text import TextConfig
-from synoptic.models.tokenizers import BERT_END, BERT_START, END, START, Tokenizer
+from synoptic.models.tokenizers import BERT_END, BERT_PAD, BERT_START, BERT_UNKNOWN, END, START, Tokenizer
 from synoptic.weights.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -28,16 +28,23 @@ _HUB_FILE = "tokenizer.json"
 _HUB_CONFIG = "tokenizer_config.json"
 
 
-def find_tokenizer(path: Path, text: TextConfig, options: LoadOptions) -> Tokenizer | None:
+def find_tokenizer(path: Path, config: Any, options: LoadOptions) -> Tokenizer | None:
     """The tokenizer that is named by the options, or lies in a folder or beside a file; None where there is none.
 
     Args:
         path: the weights file, or the folder of Hugging Face.
-        text: the tower that is to read its ids.
-        options: may name CLIP's vocabulary file.
+        config: of the model that is to read its ids; one that reads nothing has none.
+        options: may name the file of a vocabulary.
     Raises:
-        ValueError: a file is damaged, or does not fit the tower.
+        ValueError: a file is damaged, or does not fit the model.
     """
+    if isinstance(config, GroundingDinoConfig):
+        return _word_pieces(path, config, options)
+    return _byte_pairs(path, config.text, options) if isinstance(config, ClipConfig) else None
+
+
+def _byte_pairs(path: Path, text: TextConfig, options: LoadOptions) -> Tokenizer | None:
+    """That of CLIP or SigLIP."""
     place = _place(path, options)
     if place is None:
         return None
@@ -73,16 +80,8 @@ def read_tokenizer(place: Path, context: int, towers: Towers) -> Tokenizer:
         raise ValueError(f"{place}: is no vocabulary ({error})") from None
 
 
-def find_word_pieces(path: Path, config: GroundingDinoConfig, options: LoadOptions) -> Tokenizer | None:
-    """BERT's tokenizer, which the options name, or which lies in a folder or beside a file; None where there is none.
-
-    Args:
-        path: the weights file, or the folder of Hugging Face.
-        config: of the detector that is to read its ids.
-        options: may name a `vocab.txt`, a `tokenizer.json`, or `hf:owner/name` of a model that has one.
-    Raises:
-        ValueError: a file is damaged, cannot be had, or does not fit the detector.
-    """
+def _word_pieces(path: Path, config: GroundingDinoConfig, options: LoadOptions) -> Tokenizer | None:
+    """That of BERT: a `vocab.txt`, a `tokenizer.json`, or that of `hf:owner/name`."""
     place = _pieces_place(path, options)
     if place is None:
         return None
@@ -156,11 +155,12 @@ def write_tokenizer(folder: Path, words: Tokenizer) -> None:
         single=[*([] if start is None else [start]), "$A", end], special_tokens=list(dict(marks).items())
     )
     (folder / _HUB_FILE).write_text(engine.to_str(), encoding="utf-8")
+    pad, unknown = (end if words.id_of(each) is None else each for each in (BERT_PAD, BERT_UNKNOWN))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": words.context,
         **({} if start is None else {"bos_token": start}),
-        **dict.fromkeys(("eos_token", "pad_token", "unk_token"), end),
+        **{"eos_token": end, "pad_token": pad, "unk_token": unknown},
         "clean_up_tokenization_spaces": False,
     }
     (folder / _HUB_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

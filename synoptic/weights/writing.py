@@ -39,6 +39,7 @@ Target = Literal["official", "huggingface", "synoptic"]
 SUFFIXES = (".pth", ".pt", ".bin")  # of the makers' files
 
 _AT_OTHER_SIZES = ("position_offset", "antialias", "interpolation", "align_corners")
+_AT_BORDERS = ("refine_eps", "head_eps")
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,13 @@ def _fit(form: Format, network: Any, preprocess: Preprocess) -> _Fit:
         return _Fit(form, _told(fixed) or (str(error),), apart)
     said = decisive(told)
     differing = fixed | {name: (value, said.get(name)) for name, value in ours.items() if said.get(name) != value}
-    resampling = {name: differing.pop(name) for name in list(differing) if name.rpartition(".")[2] in _AT_OTHER_SIZES}
+    resampling, refining = (
+        {name: differing.pop(name) for name in list(differing) if name.rpartition(".")[2] in some}
+        for some in (_AT_OTHER_SIZES, _AT_BORDERS)
+    )
     notes = [_lost(name) for name in sorted(filter(None, gone)) if not name.endswith(".logit_scale")]
+    if refining:
+        notes.append(f"boxes that touch the border are refined otherwise: {', '.join(_told(refining))}")
     if resampling:
         how, size = ", ".join(_told(resampling)), formats.seeing(config).image_size
         notes.append(f"at sizes other than {size} its positions are resampled otherwise: {how}")
@@ -247,7 +253,7 @@ def _write_folder(out: Path, network: Any, fit: _Fit) -> None:
         shutil.copymode(fresh / CONFIG, fresh / WEIGHTS)  # which safetensors writes for the user alone
         if getattr(network, "tokenizer", None) is not None:
             write_tokenizer(fresh, network.tokenizer)
-            find_tokenizer(fresh, network.config.text, LoadOptions())  # raises where it cannot be read
+            find_tokenizer(fresh, network.config, LoadOptions())  # raises where it cannot be read
         file, said = formats.open_place(fresh)
         _check(file, said, network, fit)
 

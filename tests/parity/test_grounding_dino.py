@@ -15,16 +15,15 @@ from comparison import assert_equal, normalised
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
-    BertConfig as TheirBertConfig,
-)
-from transformers import (
-    GroundingDinoConfig as TheirConfig,
-)
-from transformers import (
+    AutoTokenizer,
     GroundingDinoForObjectDetection,
     MMGroundingDinoConfig,
     MMGroundingDinoForObjectDetection,
 )
+from transformers import (
+    BertConfig as TheirBertConfig,
+)
+from transformers import GroundingDinoConfig as TheirConfig
 from transformers import SwinConfig as TheirSwinConfig
 
 from synoptic.models.deform_attn import Path as Way
@@ -329,11 +328,8 @@ def mmdetection_state(model: GroundingDino) -> dict[str, Tensor]:
     form = next(form for form in FORMATS if form.name == "MM-Grounding-DINO")
     state = form.finish(from_ours(model.state_dict(), form.table), model.config)
     beside = {"dn_query_generator.label_embedding.weight": torch.zeros(256, model.config.width)}
-    return (
-        state
-        | beside
-        | {"language_model.language_backbone.body.model.embeddings.position_ids": torch.arange(512)[None]}
-    )
+    beside["language_model.language_backbone.body.model.embeddings.position_ids"] = torch.arange(512)[None]
+    return state | beside
 
 
 @pytest.fixture
@@ -360,6 +356,7 @@ def test_a_file_of_mmdetection_is_read(of_mmdetection: tuple[GroundingDino, Path
         *("language_model.language_backbone.body.model.embeddings.LayerNorm.weight", "query_embedding.weight"),
     ):
         assert key in keys
+    assert keys["bbox_head.cls_branches.0.bias"].shape == (1,)  # nn.Parameter(torch.Tensor([bias])) of ContrastiveEmbed
     read = formats.load(path, LoadOptions(heads=4, text_heads=4))[0]
     assert isinstance(read, GroundingDino)
     assert (read.config.refine_eps, read.config.head_eps) == (1e-3, 1e-5)
@@ -400,6 +397,26 @@ def test_a_file_of_mmdetection_is_written_back(of_mmdetection: tuple[GroundingDi
     assert done.layout == "MM-Grounding-DINO"
     assert written.keys() == before.keys() - unsaid
     assert all(torch.equal(tensor, before[key]) for key, tensor in written.items())
+
+
+def test_a_file_of_the_authors_becomes_a_folder_with_its_words(
+    fixtures_dir: Path, data_dir: Path, tmp_path: Path, record: dict[str, Tensor]
+) -> None:
+    """That transformers reads, which keeps boxes less far from the border; and that is read back."""
+    path, options = fixtures_dir / "grounding_dino" / "weights.pth", LoadOptions(heads=4, text_heads=2)
+    done = convert(path, "huggingface", tmp_path / "folder", options)
+    assert any("refine_eps=0.001, there 1e-05" in note for note in done.notes)
+    words = AutoTokenizer.from_pretrained(done.out)
+    captions = json.loads((fixtures_dir / "grounding_dino" / "captions.json").read_text())
+    assert words(captions["names"])["input_ids"] == ids_of(record, "names", "72x96")
+    assert (words.pad_token, words.unk_token) == ("[PAD]", "[UNK]")
+    theirs = GroundingDinoForObjectDetection.from_pretrained(done.out).eval()
+    ours: Any = formats.load(done.out, LoadOptions())[0]
+    assert (ours.config.refine_eps, ours.tokenizer.end) == (1e-5, words.convert_tokens_to_ids("[SEP]"))
+    images, ids = record["image/72x96"], ids_of(record, "names", "72x96")
+    with torch.no_grad():
+        wanted = theirs(pixel_values=normalised(images), input_ids=torch.tensor([ids])).logits[0, :, : len(ids)]
+        assert_equal(ours([images], [ids]).last.logits[0], wanted)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 
 from synoptic.models import deform_attn
 from synoptic.models.deform_attn import DeformableAttention, Levels, Path, sample
@@ -110,7 +111,6 @@ def test_without_a_compiler_it_says_so_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     deform_attn.can_compile.cache_clear()
     layer = DeformableAttention(16, 2, 3, 2)
     layer.path = "compiled"
@@ -121,3 +121,34 @@ def test_without_a_compiler_it_says_so_and_goes_on(
     deform_attn.can_compile.cache_clear()
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
     assert "g++" in caplog.text
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++")
+def test_compiled_code_agrees_with_gradients_and_without() -> None:
+    values, places, weights = case()
+    with torch.no_grad():
+        found = sample(values, places, weights, COUNTS, AT, "compiled")
+        torch.testing.assert_close(found, sample(values, places, weights, COUNTS, AT, "gather"), rtol=0, atol=1e-9)
+    gradients = []
+    for way in ("grid_sample", "compiled"):
+        given = [each.requires_grad_() for each in case()]
+        sample(*given, COUNTS, AT, way).square().sum().backward()  # type: ignore[arg-type]
+        gradients.append([each.grad for each in given])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_a_compilation_that_fails_is_told_and_made_up_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*given: Tensor) -> Tensor:
+        raise BackendCompilerFailed(lambda: None, RuntimeError("no such header"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda *given, **options: broken)
+    deform_attn._compiled.cache_clear()
+    values, places, weights = case()
+    with caplog.at_level(logging.WARNING):
+        found = [sample(values, places, weights, COUNTS, AT, "compiled") for _ in range(2)]
+    deform_attn._compiled.cache_clear()
+    torch.testing.assert_close(found[1], sample(values, places, weights, COUNTS, AT, "gather"))
+    assert caplog.text.count("compilation failed") == 1

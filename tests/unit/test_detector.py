@@ -15,7 +15,7 @@ from small_detectors import small_detector, small_network
 
 from synoptic.detection import detector
 from synoptic.detection.detections import Detections
-from synoptic.detection.detector import Asked, Boxes, Detector, best_of, class_scores, suppressed
+from synoptic.detection.detector import Asked, Boxes, Detector, best_of, class_scores, covered, suppressed
 from synoptic.detection.finder import DetectOptions, Finder
 from synoptic.detection.prompts import vocabulary
 from synoptic.predict import VisionModel
@@ -168,8 +168,9 @@ def test_thresholds_of_classes_and_the_limit(model: VisionModel) -> None:
 def test_suppression_is_of_one_class_and_keeps_the_surest() -> None:
     corners = torch.tensor([[0, 0, 10, 10], [1, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30.0]])
     boxes = Boxes(corners, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([1, 1, 0, 1]))
-    assert suppressed(boxes, 0.5).tolist() == [0, 2, 3]
-    assert suppressed(boxes, 0.95).tolist() == [0, 1, 2, 3]
+    assert suppressed(boxes, 0.5, 10).tolist() == [0, 2, 3]
+    assert suppressed(boxes, 0.95, 10).tolist() == [0, 1, 2, 3]
+    assert suppressed(boxes, 0.95, 2).tolist() == [0, 1]
     kept = best_of([boxes[2:], boxes[:2]], Asked(torch.zeros(2), 2, 0.5))
     assert kept.scores.tolist() == pytest.approx([0.9, 0.7])
 
@@ -205,6 +206,24 @@ def test_parts_find_what_they_show_at_its_place(model: VisionModel) -> None:
     assert len(wanted - found) <= 0.1 * len(wanted)  # but for what rounds otherwise
 
 
+def test_what_a_part_cuts_off_goes_where_the_whole_is_seen() -> None:
+    whole = Boxes(torch.tensor([[0.0, 0, 100, 50]]), torch.tensor([0.4]), torch.tensor([1]))
+    corners = torch.tensor([[60.0, 0, 110, 50], [60.0, 0, 110, 50], [90.0, 0, 130, 50]])
+    cut = Boxes(corners, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 0, 1]))
+    assert covered(cut, whole, 0.5).tolist() == [True, False, False]
+    assert covered(cut, whole[:0], 0.5).tolist() == [False] * 3
+
+
+def test_a_box_at_an_edge_inside_of_the_picture_is_cut_off() -> None:
+    from synoptic.detection.finder import _cut_off, _Part
+
+    corners = torch.tensor([[0.0, 0, 0.5, 0.5], [0.5, 0.5, 1, 0.9], [0.2, 0.2, 0.8, 0.8], [0.5, 0, 0.9, 0.2]])
+    boxes = Boxes(corners, torch.ones(4), torch.zeros(4, dtype=torch.long))
+    assert _cut_off(_Part((0, 0, 64, 64), boxes, []), (100, 64)).tolist() == [False, True, False, False]
+    assert _cut_off(_Part((36, 0, 100, 64), boxes, []), (100, 64)).tolist() == [True, False, False, False]
+    assert not _cut_off(_Part((0, 0, 100, 64), boxes, []), (100, 64)).any()
+
+
 def test_parts_cover_the_picture_and_overlap() -> None:
     from synoptic.detection.finder import _parts
 
@@ -221,7 +240,7 @@ def test_parts_cover_the_picture_and_overlap() -> None:
     assert _parts(image, DetectOptions(tile=300)) == [whole]
 
 
-@pytest.mark.parametrize(("width", "height"), [(8, 40), (2000, 9), (8, 8), (8, 3000)])
+@pytest.mark.parametrize(("width", "height"), [(8, 40), (20_000, 9), (8, 8), (8, 3000)])
 def test_extreme_shapes_are_looked_at(model: VisionModel, width: int, height: int) -> None:
     found = model.detect(picture(width, height), ["cat"], **ALL)
     assert isinstance(found, Detections)
@@ -249,7 +268,10 @@ def test_raw_answers_are_filled_up(model: VisionModel) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ([["cat"], ["dog"], ["lamp"]], "3 texts were given, and there are 2 pictures"),
+        ([["cat"], ["dog"], ["lamp"]], "3 texts were given for 2 pictures"),
+        (["a cat. a dog.", "a car."], "in a list of names is several"),
+        (None, "expected names"),
+        ([["cat"], 3], "expected names"),
         ([["cat"]], None),
         ("", "names nothing"),
     ],
@@ -263,10 +285,41 @@ def test_prompts_that_do_not_match_the_pictures(model: VisionModel, text: Any, t
 
 
 def test_fewer_texts_than_pictures_are_refused(model: VisionModel) -> None:
-    with pytest.raises(ValueError, match="there are more pictures"):
+    with pytest.raises(ValueError, match="2 texts were given for 3 pictures"):
         model.detect([picture()] * 3, [["cat"], ["dog"]])
     with pytest.raises(ValueError, match="1 texts were given for 2 pictures"):
         model.ground(torch.rand(2, 3, 32, 32), ["a cat"])
+    for images in (torch.rand(3, 32, 32), []):
+        with pytest.raises(ValueError, match=r"expected pictures \(B, C, H, W\)"):
+            model.ground(images, ["a cat"] * len(images))
+
+
+def test_each_picture_keeps_its_text_where_another_cannot_be_read(model: VisionModel, tmp_path: Path) -> None:
+    for name in "ac":
+        picture().save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_text("junk")
+    broken: list[str] = []
+    found = model.finder(DetectOptions(threshold=0.0)).find(
+        tmp_path, [["cat"], ["dog"], ["lamp"]], 2, lambda path, reason: broken.append(Path(path).name)
+    )
+    assert [(Path(each.path).name, each.names) for each in found] == [("a.png", ("cat",)), ("c.png", ("lamp",))]
+    assert broken == ["b.png"]
+
+
+def test_thresholds_are_of_names_of_any_picture(model: VisionModel) -> None:
+    found = model.detect([picture()] * 2, [["cat"], ["dog"]], threshold=0.0, thresholds={"cat": 1.0})
+    assert isinstance(found, list)
+    assert [len(each) for each in found] == [0, 12]
+
+
+def test_names_that_share_no_prompt_are_scored_class_by_class(model: VisionModel) -> None:
+    whole = model.detect(picture(), NAMES, names_per_prompt=1, **ALL)
+    assert isinstance(whole, Detections)
+    for label, name in enumerate(NAMES):
+        alone = model.detect(picture(), [name], **ALL)
+        assert isinstance(alone, Detections)
+        mine = whole.labels == label
+        same(Detections(whole.boxes[mine], whole.scores[mine], 0 * whole.labels[mine], (name,), whole.size), alone)
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,32 @@ def test_a_sentence_is_cut_into_phrases_and_words() -> None:
     assert found.phrase_of(9) == ()  # the stop
 
 
+def test_punctuation_is_no_part_of_a_word() -> None:
+    found = sentence('a red-car, "cat".', TOKENIZER, 64)
+    (words, _) = found.words
+    assert [found.text[slice(*word.span)] for word in words] == ["a", "red-car", "cat"]
+
+
+def test_underscores_are_spaces_and_names_may_be_kept_apart() -> None:
+    found = vocabulary(["red_car", "a cat", "dog"], TOKENIZER, 64, together=2)
+    assert [chunk.classes for chunk in found.chunks] == [(0, 1), (2,)]
+    assert found.names[0] == "red_car"
+    assert found.chunks[0].phrases[1] == ids("red car .")
+
+
+def test_commas_between_names_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert len(vocabulary("cat, dog", TOKENIZER, 64).names) == 1
+    assert "names have full stops between them" in caplog.text
+
+
 def test_a_sentence_ends_with_a_stop() -> None:
     assert sentence("a cat", TOKENIZER, 64).phrases == ((START,), ids("a cat ."), (END,))
+
+
+def test_a_sentence_without_signs_is_refused() -> None:
+    with pytest.raises(ValueError, match="no signs that the model reads"):
+        sentence("\u200b", TOKENIZER, 64)
 
 
 @pytest.mark.parametrize("text", ["", " . ", "?", 3, ["a cat"]])
