@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from synoptic.models.deform_attn import Levels, Path, sample
-from synoptic.models.grounding_dino import centres
+from synoptic.models.reference_boxes import centres
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 HEADS, CHANNELS, POINTS = 8, 32, 4

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 if sys.platform != "win32":
     import fcntl
@@ -104,18 +104,29 @@ def sole_writer(folder: Path) -> Iterator[None]:
             raise _taken(folder)
         _held.add(place)
     try:
-        if sys.platform == "win32":
-            yield
-            return
         with (folder / LOCK).open("w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which reading processes would inherit
-            except (BlockingIOError, PermissionError):
-                raise _taken(folder) from None
+            lock(file, folder)
             yield
     finally:
         _held.discard(place)
 
 
-def _taken(folder: Path) -> ValueError:
-    return ValueError(f"{folder}: another process is writing there; wait for its end or choose another out=")
+def lock(file: IO[Any], place: Path) -> None:
+    """Holds an open file for this process until it closes it or dies; on Windows not.
+
+    Args:
+        file: opened to be written.
+        place: told where another process holds it.
+    Raises:
+        ValueError: if one does.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which reading processes would inherit
+    except (BlockingIOError, PermissionError):
+        raise _taken(place) from None
+
+
+def _taken(place: Path) -> ValueError:
+    return ValueError(f"{place}: another process is writing there; wait for its end or choose another out=")

@@ -11,7 +11,17 @@ from typing import Any
 from synoptic.data.listing import expand
 from synoptic.data.prompts import Templates
 from synoptic.evaluation.agreement import check_names
-from synoptic.evaluation.protocols import CURVES, OF_FILES, WORDED, Asked, Wording, build_evaluators, judged_part, named
+from synoptic.evaluation.protocols import (
+    CURVES,
+    OF_FILES,
+    WORDED,
+    Asked,
+    Progress,
+    Wording,
+    build_evaluators,
+    judged_part,
+    named,
+)
 from synoptic.files import check_file, write_text
 from synoptic.methods.teachers import named_teachers, open_teachers
 from synoptic.predict import VisionModel, load
@@ -31,6 +41,7 @@ def evaluate(
     teachers: Mapping[str, str | Path | VisionModel] | str | None = None,
     sizes: Sequence[int] | None = None,
     teacher: Mapping[str, TeacherFile] = MappingProxyType({}),
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Scores of a model on the test part of a data set, or for want of one on what `judged_part` says (with a warning).
 
@@ -47,6 +58,7 @@ def evaluate(
         sizes: for `agreement` and `artefacts`, sides in pixels at which the model is asked; None takes from half to
             four times its own size, see `sizes.rising_sizes`.
         teacher: what the files of those in `teachers` do not say themselves, by their names.
+        progress: told by `detection` how many of how many pictures are done.
     Raises:
         ValueError: for an unknown evaluation or adaptor, for data that lack what an evaluation needs, and for what is
             given and decides nothing.
@@ -71,7 +83,7 @@ def evaluate(
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
     part = None if set(wanted) <= OF_FILES.keys() else judged_part(data, share, wanted)
     # All are built first: mistakes show at once.
-    asked = Asked(adaptor, Wording(labels, templates), loaded, sizes)
+    asked = Asked(adaptor, Wording(labels, templates), loaded, sizes, progress)
     evaluators = build_evaluators(wanted, data, part, asked, validation=share, images=images)
     answers = [evaluator.run(vision) for evaluator in evaluators]
     scores = {name: score for answer in answers for name, score in answer}

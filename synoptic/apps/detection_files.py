@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
 from synoptic.detection.detections import Detections, to_coco, to_csv, to_json
-from synoptic.files import check_file, write_atomically, write_text
+from synoptic.files import check_file, lock, write_atomically, write_text
 
 Form = Literal["json", "coco", "csv", "yolo"]
 _ENDINGS: Mapping[Form, str] = {"json": ".json", "coco": ".json", "csv": ".csv", "yolo": ""}
@@ -40,6 +41,24 @@ def form_of(out: Path, form: Form | None) -> Form:
     return told
 
 
+def check_labels(out: Path, paths: Sequence[Path], overwrite: bool) -> None:
+    """Sees to it that labels of YOLO's form have a folder of their own.
+
+    Raises:
+        ValueError: files are in it that no stopped command has begun, or a picture's labels would be called as the list
+            of names is.
+    """
+    if any(out.iterdir()) and not _journal(out).is_file() and not overwrite:
+        raise ValueError(f"out={out}: holds files, among which labels would be mixed; give a new folder")
+    if Path(CLASSES) in beneath(paths, ".txt"):
+        name = Path(CLASSES).stem
+        raise ValueError(f"out={out}: labels of the picture {name} would be {CLASSES}, the list of names; rename it")
+
+
+def _journal(out: Path) -> Path:
+    return out.with_name(f".{out.name}.journal")
+
+
 class Journal:
     """What was found so far, a line a picture; a process that is killed loses the picture that it looked at.
 
@@ -48,36 +67,43 @@ class Journal:
         facts: all that decides what is found; another command's journal is not gone on with.
         overwrite: throws that away instead.
     Raises:
-        ValueError: another command's journal lies there.
+        ValueError: when entered, if another command's journal lies there, or another process writes it.
     """
 
     def __init__(self, out: Path, facts: Mapping[str, Any], overwrite: bool = False):
-        self.path = out.with_name(f".{out.name}.journal")
+        self.path = _journal(out)
+        self._out, self._overwrite = out, overwrite
         self._facts = json.loads(json.dumps(facts))
         self._places: dict[str, int] = {}  # of the line of each picture in the file
-        self._end = 0
-        if self.path.is_file() and not overwrite:
-            self._read(out)
-
-    def _read(self, out: Path) -> None:
-        with self.path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):  # cut by whoever killed it
-                    break
-                entry = json.loads(line)
-                if not self._end and entry != self._facts:
-                    told = f"{self.path.name} beside it holds what another command has begun"
-                    raise ValueError(f"out={out}: {told}; give another out=, or overwrite=true to throw that away")
-                if self._end:
-                    self._places[entry["path"]] = self._end
-                self._end += len(line)
 
     def __enter__(self) -> Journal:
-        self._file: IO[bytes] = self.path.open("r+b" if self._end else "w+b")
-        self._file.truncate(self._end)
-        if not self._end:
+        self._file: IO[bytes] = self.path.open("a+b")
+        try:
+            lock(self._file, self._out)
+            end = 0 if self._overwrite else self._read()
+        except BaseException:
+            self._file.close()
+            raise
+        self._file.truncate(end)
+        if not end:
             self._append(self._facts)
         return self
+
+    def _read(self) -> int:
+        """Where the last whole line ends."""
+        end = 0
+        self._file.seek(0)
+        for line in self._file:
+            if not line.endswith(b"\n"):  # cut by whoever killed it
+                break
+            entry = json.loads(line)
+            if not end and entry != self._facts:
+                told = f"{self.path.name} beside it holds what another command has begun"
+                raise ValueError(f"out={self._out}: {told}; give another out=, or overwrite=true to throw that away")
+            if end:
+                self._places[entry["path"]] = end
+            end += len(line)
+        return end
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -95,11 +121,12 @@ class Journal:
         """Keeps that a picture cannot be read."""
         self._places[path] = self._append({"path": path, "error": reason})
 
-    def entries(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-        """What is kept of pictures, in their order."""
-        for path in paths:
-            self._file.seek(self._places[str(path)])
-            yield json.loads(self._file.readline())
+    def entry(self, path: Path) -> dict[str, Any] | None:
+        """What is kept of a picture: what was found, or why it cannot be read; None of one that was not looked at."""
+        if path not in self:
+            return None
+        self._file.seek(self._places[str(path)])
+        return json.loads(self._file.readline())
 
     def remove(self) -> None:
         """Once all is written elsewhere."""
@@ -137,7 +164,8 @@ def beneath(paths: Sequence[Path], ending: str) -> list[Path]:
     root = os.path.commonpath([path.absolute().parent for path in paths])
     relative = [Path(os.path.relpath(path.absolute(), root)) for path in paths]
     stems = [path.with_suffix("") for path in relative]
+    counts = Counter(stems)
     return [
-        path.with_name(f"{path.name}{ending}") if stems.count(stem) > 1 else stem.with_name(f"{stem.name}{ending}")
+        path.with_name(f"{path.name}{ending}") if counts[stem] > 1 else stem.with_name(f"{stem.name}{ending}")
         for path, stem in zip(relative, stems, strict=True)
     ]

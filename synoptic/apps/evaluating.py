@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
+from synoptic.apps.bars import bar
 from synoptic.apps.typed import print_rows, typed_file, typed_model, typed_path
 from synoptic.weights.options import LoadOptions, TeacherFile
 
@@ -78,19 +79,21 @@ def evaluate(options: EvaluateOptions) -> None:
 
     if options.report is not None:
         return _report(options, typed_path(options.report))
-    scores = evaluate(
-        typed_model(options.model, options.load),
-        options.on,
-        options.data,
-        typed_file(options.out),
-        options.adaptor,
-        options.images,
-        typed_file(options.labels),
-        None if options.templates is None else typed_templates(options.templates),
-        options.teachers,
-        options.sizes,
-        options.teacher,
-    )
+    with bar("detecting") as advance:
+        scores = evaluate(
+            typed_model(options.model, options.load),
+            options.on,
+            options.data,
+            typed_file(options.out),
+            options.adaptor,
+            options.images,
+            typed_file(options.labels),
+            None if options.templates is None else typed_templates(options.templates),
+            options.teachers,
+            options.sizes,
+            options.teacher,
+            advance,
+        )
     print_rows(*_scored(scores))
 
 
@@ -104,9 +107,13 @@ def _report(options: EvaluateOptions, page: Path) -> None:
 
     if set(options.on) != {"detection"}:
         raise ValueError("report= is for on=detection alone; synoptic report writes pages about runs")
+    idle = ("labels", "templates", "teachers", "sizes", "adaptor")
+    if given := next((name for name in idle if getattr(options, name) is not None), None):
+        raise ValueError(f"{given}= decides nothing for on=detection; leave it out")
     check_file(page)
     vision = load(options.model, **asdict(options.load))
-    scores = detection_report(vision, options.data, images_at(options.images), page)
+    with bar("detecting") as advance:
+        scores = detection_report(vision, options.data, images_at(options.images), page, advance)
     if options.out is not None:
         write_scores(typed_path(options.out), vision.name, options.data, scores)
     print_rows(*_scored(scores))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,8 @@ from synoptic.weights.options import LoadOptions
 if TYPE_CHECKING:
     from synoptic.apps.detection_files import Journal
     from synoptic.detection.detections import Detections
-    from synoptic.detection.finder import Finder
+    from synoptic.detection.finder import DetectOptions, Finder
+    from synoptic.predict import VisionModel
 
 Progress = Callable[[int, int], None]
 
@@ -41,8 +41,11 @@ class DetectVerbOptions:
         text_threshold: lowest probability of words beside the surest, with phrases=true.
         tile: side in pixels of parts that a larger picture is cut into, each looked at by itself, beside the whole.
         overlap: share of a part that the next one shows, too.
+        names_per_prompt: most names that share a prompt, and so compete; None takes as many as the model reads.
         batch: pictures that are looked at together.
         precision: of the computation; bf16 is faster, and scores differ in the third digit.
+        compile: whether PyTorch compiles how points are read: the first picture takes half a minute longer, the others
+            less; without a compiler it says so and goes on.
         out: what was found in all pictures, in one .json or .csv file; with form=yolo a folder of .txt files. The same
             command goes on where it was stopped.
         form: of `out`: json holds all, coco is a data set as COCO's tools read it; None goes by the ending.
@@ -62,8 +65,10 @@ class DetectVerbOptions:
     text_threshold: float = 0.25
     tile: PositiveInt | None = None
     overlap: float = 0.2
+    names_per_prompt: PositiveInt | None = None
     batch: PositiveInt = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     out: str | None = None
     form: Literal["json", "coco", "csv", "yolo"] | None = None
     draw: str | None = None
@@ -73,24 +78,34 @@ class DetectVerbOptions:
 
 def detect(options: DetectVerbOptions) -> None:
     """What words name in pictures: boxes, classes, scores."""
-    from synoptic.apps.detection_files import Journal, form_of
+    from synoptic.apps.detection_files import Journal, check_labels, form_of
     from synoptic.data.listing import list_images
+    from synoptic.weights.folder import model_hash
 
     out = typed_file(options.out)
     if out is None and options.form is not None:
         raise ValueError(f"form={options.form} decides nothing without out=; leave it out, or say out=FILE")
     form = None if out is None else form_of(out, options.form)
     paths = list_images(options.images)
+    if form == "yolo" and out is not None:
+        check_labels(out, paths, options.overwrite)
     text = _text(options)
-    finder, names = _finder(options, text)
-    facts = {key: value for key, value in asdict(options).items() if key not in ("out", "form", "draw", "overwrite")}
-    with nullcontext() if out is None else Journal(out, {**facts, "text": text}, options.overwrite) as journal:
+    vision = _loaded(options)
+    finder, names = _finder(vision, options, text)
+    if out is None:
+        return tell_left_out(_look(finder, text, paths, options, None))
+    facts = {key: value for key, value in asdict(options).items() if key not in _WITHOUT_EFFECT}
+    decisive = {**facts, "text": text, "weights": model_hash(vision.model, vision.preprocess)}
+    with Journal(out, decisive, options.overwrite) as journal:
         left_out = _look(finder, text, paths, options, journal)
-        if out is not None and form is not None and journal is not None:
-            _write(out, form, paths, names, facts, journal)
-            print(out)
+        assert form is not None
+        _write(out, form, paths, names, facts, journal)
+        print(out)
     tell_left_out(left_out)
 
+
+# Options that change nothing of what is found.
+_WITHOUT_EFFECT = ("out", "form", "draw", "overwrite", "batch", "compile")
 
 DETECT = OptionsVerb(detect, DetectVerbOptions, "images")
 
@@ -104,25 +119,36 @@ def _text(options: DetectVerbOptions) -> str | list[str]:
         return options.text
     if not path.is_file():
         raise ValueError(f"text={options.text}: no such file; give a .txt file with a name a line, or the names")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     return " ".join(lines) if options.phrases else [line.strip() for line in lines if line.strip()]
 
 
-def _finder(options: DetectVerbOptions, text: str | list[str]) -> tuple[Finder, tuple[str, ...]]:
-    """What looks for the text, and the names of its classes; mistakes in what was typed show before the model is
-    loaded, if they can."""
-    import torch
-
+def _look_options(options: DetectVerbOptions) -> DetectOptions:
     from synoptic.config import from_dict
     from synoptic.detection.finder import DetectOptions
-    from synoptic.predict import load
 
     given = {each.name: getattr(options, each.name) for each in fields(DetectOptions)}
-    look = from_dict(DetectOptions, given, "detect")
+    return from_dict(DetectOptions, given, "detect")
+
+
+def _loaded(options: DetectVerbOptions) -> VisionModel:
+    """The model, in the asked precision; mistakes in how it is to look show before it is loaded."""
+    import torch
+
+    from synoptic.predict import load
+
+    _look_options(options)
     vision = load(options.model, **asdict(options.load))
     if options.precision == "bf16":
         vision.model.to(torch.bfloat16)
-    finder = vision.finder(look)
+    return vision
+
+
+def _finder(vision: VisionModel, options: DetectVerbOptions, text: str | list[str]) -> tuple[Finder, tuple[str, ...]]:
+    """What looks for the text, and the names of its classes."""
+    finder = vision.finder(_look_options(options))
+    if options.compile:
+        vision.model.look_by("compiled")
     return finder, finder.names(text)
 
 
@@ -132,9 +158,13 @@ def _look(
     """Looks at what is not in the journal; says how many pictures of all could not be read."""
     from synoptic.apps.detection_files import beneath
 
-    places = dict(zip(map(str, paths), beneath(paths, ".jpg"), strict=True)) if options.draw else {}
+    drawings = {}
+    if options.draw is not None:
+        into = typed_path(options.draw)
+        drawings = {str(path): into / place for path, place in zip(paths, beneath(paths, ".jpg"), strict=True)}
     left = [path for path in paths if journal is None or path not in journal]
-    broken: dict[str, str] = {}
+    broken = {} if journal is None else _looked_at(paths, journal, finder.names(text), drawings)
+    before = len(paths) - len(left) - len(broken)
 
     def skip(path: str, reason: str) -> None:
         broken[path] = reason
@@ -142,10 +172,10 @@ def _look(
             journal.skip(path, reason)
 
     with bar("detecting") as advance:
-        done = len(paths) - len(left)
+        done = before
         for found in finder.find(left, [text], options.batch, skip) if left else ():
-            if options.draw is not None:
-                _draw(found, typed_path(options.draw) / places[found.path])
+            if found.path in drawings:
+                _draw(found, drawings[found.path])
             if journal is None:
                 _tell(found)
             else:
@@ -155,6 +185,24 @@ def _look(
     return len(broken)
 
 
+def _looked_at(
+    paths: Sequence[Path], journal: Journal, names: Sequence[str], drawings: dict[str, Path]
+) -> dict[str, str]:
+    """Of pictures that a stopped command has looked at, draws those that have no drawing; tells which could not be
+    read, and why."""
+    from synoptic.detection.detections import Detections
+
+    broken = {}
+    for path in paths:
+        entry = journal.entry(path)
+        if entry is not None and "error" in entry:
+            broken[str(path)] = entry["error"]
+        elif entry is not None and str(path) in drawings and not drawings[str(path)].exists():
+            own = dict.fromkeys(each["name"] for each in entry["objects"])
+            _draw(Detections.from_dict(entry, names or tuple(own)), drawings[str(path)])
+    return broken
+
+
 def _write(
     out: Path, form: Any, paths: Sequence[Path], names: Sequence[str], facts: dict[str, Any], journal: Journal
 ) -> None:
@@ -162,7 +210,8 @@ def _write(
     from synoptic.apps.detection_files import write
     from synoptic.detection.detections import Detections
 
-    entries = [entry for entry in journal.entries(paths) if "error" not in entry]
+    every_entry = (journal.entry(path) for path in paths)
+    entries = [entry for entry in every_entry if entry is not None and "error" not in entry]
     phrases = dict.fromkeys(each["name"] for entry in entries for each in entry["objects"])
     every = names or tuple(phrases)
     write(out, form, [Detections.from_dict(entry, every) for entry in entries], every, facts)

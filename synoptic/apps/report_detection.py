@@ -16,6 +16,7 @@ from synoptic.data.pictures import PictureError, read_picture
 from synoptic.detection.detections import Detections
 from synoptic.detection.drawing import draw_boxes
 from synoptic.evaluation.detection import OVERLAPS, CocoDetection, Judged, Mistake, read_annotated
+from synoptic.evaluation.protocols import Progress
 from synoptic.predict import VisionModel
 
 MISTAKES, ACROSS = 12, 4  # pictures, and how many stand beside each other
@@ -34,19 +35,22 @@ _TOLD = {
 }
 
 
-def detection_report(model: VisionModel, data: str, images: Path | None, page: Path) -> dict[str, float]:
+def detection_report(
+    model: VisionModel, data: str, images: Path | None, page: Path, progress: Progress | None = None
+) -> dict[str, float]:
     """Judges a detector and writes a page about it.
 
     Args:
         model: that finds objects.
         data, images: see `evaluation.detection.read_annotated`.
         page: the HTML file.
+        progress: told how many of how many pictures are done.
     Returns:
         The scores by name.
     Raises:
         ValueError: see `read_annotated` and `CocoDetection.run`.
     """
-    judged = CocoDetection(read_annotated(Path(data).expanduser(), images)).judge(model)
+    judged = CocoDetection(read_annotated(Path(data).expanduser(), images), progress).judge(model)
     report_page.write(_page(model.name, data, judged), page)
     return dict(judged.scores())
 

@@ -325,7 +325,7 @@ def suppressed(boxes: Boxes, most: float, limit: int) -> Tensor:
     left_top, right_bottom = boxes.corners[:, :2], boxes.corners[:, 2:]
     areas = (right_bottom - left_top).prod(1)
     left = torch.ones_like(boxes.labels, dtype=torch.bool)
-    kept = []
+    kept: list[int] = []
     for place in range(len(left)):
         if len(kept) == limit:
             break

@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +59,9 @@ def read_annotated(file: Path, images: Path | None = None) -> Annotated:
         content = json.loads(file.read_text(encoding="utf-8"))
         pictures = [(each["id"], str(each["file_name"])) for each in content["images"]]
         categories = [(each["id"], str(each["name"])) for each in content["categories"]]
-        boxes = [(each["image_id"], each["category_id"], len(each["bbox"])) for each in content["annotations"]]
+        boxes = [(each["image_id"], each["category_id"], each["bbox"]) for each in content["annotations"]]
+        known_pictures, known_categories = dict(pictures), dict(categories)  # whose ids may be no keys
+        strangers = [box for box in boxes if box[0] not in known_pictures or box[1] not in known_categories]
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -66,12 +70,15 @@ def read_annotated(file: Path, images: Path | None = None) -> Annotated:
         known = [each for each, _ in rows]
         if len(set(known)) < len(known):
             raise ValueError(f"{file}: has two of one {what}'s id")
-    known_pictures, known_categories = dict(pictures), dict(categories)
-    for picture, category, sides in boxes:
-        if picture not in known_pictures or category not in known_categories or sides != 4:
-            raise ValueError(
-                f"{file}: a box is of the picture {picture!r} and category {category!r}, which it does not name"
-            )
+    for picture, category, _ in strangers:
+        raise ValueError(
+            f"{file}: a box is of the picture {picture!r} and category {category!r}, which it does not name"
+        )
+    for picture, _, sides in boxes:
+        if not _is_box(sides):
+            raise ValueError(f"{file}: of the picture {picture!r} bbox={sides!r} is no left, top, width and height")
+    if all(each.get("iscrowd") for each in content["annotations"]):
+        raise ValueError(f"{file}: has no object to be found")
     if len(set(known_categories.values())) < len(categories) or not categories:
         raise ValueError(f"{file}: its categories have no different names, by which they are looked for")
     root = images or file.parent / "images"
@@ -81,6 +88,13 @@ def read_annotated(file: Path, images: Path | None = None) -> Annotated:
             f"{root}: holds none of the {len(paths)} pictures that {file} names; say where they are, images=DIR"
         )
     return Annotated(content, paths, tuple(name for _, name in categories))
+
+
+def _is_box(sides: Any) -> bool:
+    """Whether it is left, top, width and height."""
+    if not isinstance(sides, list) or len(sides) != 4 or not all(isinstance(side, int | float) for side in sides):
+        return False
+    return all(map(math.isfinite, sides)) and min(sides[2:]) >= 0
 
 
 @dataclass(frozen=True)
@@ -145,8 +159,9 @@ class Judged:
 
     def counts(self) -> list[int]:
         """How many objects of each category are to be found, crowds aside."""
-        ids = [each["category_id"] for each in self.annotated.content["annotations"] if not each.get("iscrowd")]
-        return [ids.count(each["id"]) for each in self.annotated.content["categories"]]
+        annotations = self.annotated.content["annotations"]
+        counts = Counter(each["category_id"] for each in annotations if not each.get("iscrowd"))
+        return [counts[each["id"]] for each in self.annotated.content["categories"]]
 
     def mistakes(self, count: int) -> list[Mistake]:
         """The surest of what is wrong at an overlap of half, one a picture."""
@@ -182,10 +197,15 @@ class Judged:
 
 
 class CocoDetection:
-    """Judges what a detector finds of all categories at once; a picture that cannot be read counts as not answered."""
+    """Judges what a detector finds of all categories at once; a picture that cannot be read counts as not answered.
 
-    def __init__(self, annotated: Annotated):
-        self.annotated = annotated
+    Args:
+        annotated: what is to be found.
+        progress: told how many of how many pictures are done.
+    """
+
+    def __init__(self, annotated: Annotated, progress: Callable[[int, int], None] | None = None):
+        self.annotated, self._progress = annotated, progress
 
     def run(self, model: Detects) -> Iterator[tuple[str, float]]:
         """See `Judged.scores`.
@@ -206,7 +226,9 @@ class CocoDetection:
         ids = [each["id"] for each in content["categories"]]
         found: list[dict[str, Any]] = []
         answers = model.objects(self.annotated.paths, self.annotated.names, LIMIT)
-        for picture, answer in zip(content["images"], answers, strict=True):
+        for done, (picture, answer) in enumerate(zip(content["images"], answers, strict=True), 1):
+            if self._progress is not None:
+                self._progress(done, len(content["images"]))
             if answer is None:
                 log.warning("left out %s: cannot be read", picture["file_name"])
                 continue

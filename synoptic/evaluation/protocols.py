@@ -87,6 +87,9 @@ class Wording:
         return list(class_prompts(words, self.templates).values())
 
 
+Progress = Callable[[int, int], None]
+
+
 @dataclass(frozen=True)
 class Asked:
     """What evaluations are told beside the pictures.
@@ -98,12 +101,14 @@ class Asked:
         teachers: with whom a student is compared, by the names of its adaptors.
         sizes: sides in pixels at which models are asked for a curve; None takes some around their own, see
             `sizes.rising_sizes`.
+        progress: told how many of how many pictures are done, by those that look at one after the other.
     """
 
     adaptor: str | None = None
     wording: Wording = Wording()
     teachers: Mapping[str, EncodesImages] = field(default_factory=dict)
     sizes: Sequence[int] | None = None
+    progress: Progress | None = None
 
 
 def zeroshot(source: Source, adaptor: str | None = None, wording: Wording = Wording()) -> ZeroShot:
@@ -205,8 +210,8 @@ EVALUATIONS: dict[str, Callable[[Source, Source, Asked], Built]] = {
     "artefacts": lambda train, judged, asked: [PositionArtefacts(judged, asked.adaptor, asked.sizes)],
 }
 # Those that read a file of annotations by themselves, and its folder of pictures.
-OF_FILES: dict[str, Callable[[Path, Path | None], Any]] = {
-    "detection": lambda file, images: CocoDetection(read_annotated(file, images)),
+OF_FILES: dict[str, Callable[[Path, Path | None, Asked], Any]] = {
+    "detection": lambda file, images, asked: CocoDetection(read_annotated(file, images), asked.progress),
 }
 ALL = (*EVALUATIONS, *OF_FILES)
 LEARN = frozenset({"knn", "linear", "logistic", "segmentation"})  # from the training part
@@ -295,7 +300,7 @@ def build_evaluators(
         ValueError: for an unknown name, and for data that lack what an evaluation needs.
     """
     every = named(names)
-    of_files = [OF_FILES[name](_file(data, name), images_at(images)) for name in every if name in OF_FILES]
+    of_files = [OF_FILES[name](_file(data, name), images_at(images), asked) for name in every if name in OF_FILES]
     wanted = [name for name in every if name not in OF_FILES]
     if not wanted:
         return of_files

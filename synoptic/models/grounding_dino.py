@@ -22,17 +22,24 @@ from torch import Tensor, nn
 
 from synoptic.models.bert import Bert, BertConfig
 from synoptic.models.bounds import MOST_BLOCKS, check_sizes
-from synoptic.models.deform_attn import Levels, Path, Shape, of_queries
+from synoptic.models.deform_attn import Levels, Path, of_queries
+from synoptic.models.detector_backbones import (
+    BackboneConfig,
+    SimplePyramid,
+    build_backbone,
+    config_of,
+    plain_maps,
+    swin_maps,
+)
 from synoptic.models.grounding_layers import BoxHead, DecoderLayer, Fusion, ImageLayer, TextLayer
 from synoptic.models.linear import Linear
-from synoptic.models.pyramid import Neck, Pyramid, SimplePyramid, sines, swin_maps, vit_maps
-from synoptic.models.swin import Swin, SwinConfig
+from synoptic.models.pyramid import Neck, Pyramid, sines
+from synoptic.models.reference_boxes import box_sines, centres, inverse_sigmoid, proposed
+from synoptic.models.swin import SwinConfig
 from synoptic.models.tokenizers import BERT_END, BERT_START, Tokenizer
-from synoptic.models.vit import ViT, ViTConfig
 
 STOPS = (BERT_START, BERT_END, ".", "?")  # tokens that end a phrase
 
-_NEVER = 1e-2  # an object's centre and sides lie at least so far from 0 and 1 to be proposed (Deformable DETR's code)
 _RARE = -math.log(99)  # what the class head of MM-Grounding-DINO begins with: one object in a hundred places
 
 
@@ -63,7 +70,7 @@ class GroundingDinoConfig:
         norm_eps: of all norms of encoder and decoder.
     """
 
-    backbone: SwinConfig | ViTConfig = field(default_factory=SwinConfig)
+    backbone: BackboneConfig = field(default_factory=SwinConfig)
     text: BertConfig = field(default_factory=BertConfig)
     stops: tuple[int, ...] = (101, 102, 1012, 1029)
     context: int = 256
@@ -301,12 +308,11 @@ class GroundingDino(nn.Module):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
         width, eps = config.width, config.norm_eps
+        self.backbone = build_backbone(config.backbone)
         if isinstance(config.backbone, SwinConfig):
-            self.backbone: Swin | ViT = Swin(config.backbone)
             self.pyramid, widths = None, [config.backbone.widths[stage] for stage in config.backbone.stages]
         else:
-            self.backbone = ViT(config.backbone)
-            self.pyramid, widths = SimplePyramid(config.backbone.width, width), [width] * 3
+            self.pyramid, widths = SimplePyramid(self.backbone.width, width), [width] * 3
         self.neck = Neck(widths, width, config.levels, config.temperature)
         self.text = Bert(config.text, width)
         half, inner = config.heads // 2, config.hidden // 2
@@ -321,6 +327,23 @@ class GroundingDino(nn.Module):
         self.select = Select(config)
         self.queries = nn.Parameter(torch.randn(config.queries, width))
         self.decoder = Decoder(config)
+
+    @classmethod
+    def around(cls, backbone: nn.Module, tokenizer: Tokenizer | None = None, **sizes: Any) -> GroundingDino:
+        """A detector that sees through a copy of an encoder which is trained already, as a student of many teachers is;
+        the rest begins untrained.
+
+        Args:
+            backbone: a ViT, a Swin, a ResNet or a SAM.
+            tokenizer: of its words.
+            sizes: of the rest, see GroundingDinoConfig.
+        Raises:
+            ValueError: a detector cannot see through it.
+        """
+        model = cls(GroundingDinoConfig(backbone=config_of(backbone), **sizes), tokenizer)
+        own = model.backbone.state_dict()
+        model.backbone.load_state_dict({key: tensor for key, tensor in backbone.state_dict().items() if key in own})
+        return model
 
     @property
     def channels(self) -> int:
@@ -360,12 +383,11 @@ class GroundingDino(nn.Module):
             sizes: height and width of each picture where it is filled up on the right and below; what its tokens see of
                 the filling is as in the authors' code. None stands for pictures as they are.
         """
-        if isinstance(self.backbone, Swin):
+        if self.pyramid is None:
             maps = swin_maps(self.backbone, images)
         else:
-            assert self.pyramid is not None
-            maps = vit_maps(self.backbone, self.pyramid, images)
-        step = 1 if isinstance(self.backbone, Swin) else self.backbone.stride
+            maps = plain_maps(self.backbone, self.pyramid, images)
+        step = 1 if self.pyramid is None else self.backbone.stride
         shown = [tuple(group.shape[2:]) for group in images for _ in group]
         inside = shown if sizes is None else list(sizes)
         shares = [
@@ -429,42 +451,6 @@ class GroundingDino(nn.Module):
         for layer in (*self.image_layers, *self.decoder.layers):
             attention: Any = layer.attn if isinstance(layer, ImageLayer) else layer.image_attn
             attention.path = path
-
-
-def centres(shapes: Sequence[Shape], like: Tensor) -> Tensor:
-    """(N, 2) x and y in [0, 1] of the cells of some levels, in the type of `like`, float32 at least."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    found = []
-    for shape in shapes:
-        down, across = ((torch.arange(side, device=like.device, dtype=dtype) + 0.5) / side for side in shape)
-        found.append(
-            torch.stack((across.expand(len(down), -1), down[:, None].expand(-1, len(across))), -1).flatten(0, 1)
-        )
-    return torch.cat(found)
-
-
-def proposed(shapes: Sequence[Shape], like: Tensor) -> Tensor:
-    """(N, 4) boxes as logits, one in each cell, a twentieth of the picture wide in the finest level and twice as wide
-    in each coarser one; infinite where one comes too near to the border.
-
-    Source: Deformable DETR, appendix A.4 (arXiv 2010.04159), and its code.
-    """
-    places = centres(shapes, like)
-    counts = torch.tensor([height * width for height, width in shapes], device=like.device)
-    sides = (0.05 * 2 ** torch.arange(len(shapes), device=like.device, dtype=places.dtype)).repeat_interleave(counts)
-    boxes = torch.cat((places, sides[:, None].expand(-1, 2)), -1)
-    inside = ((boxes > _NEVER) & (boxes < 1 - _NEVER)).all(-1, keepdim=True)
-    return boxes.logit().masked_fill(~inside, math.inf)
-
-
-def box_sines(boxes: Tensor, width: int) -> Tensor:
-    """(Q, 4 * width), sines of (Q, 4) boxes cx, cy, w, h, of cy first (DAB-DETR, arXiv 2201.12329, sec. 4)."""
-    return sines(boxes[:, [1, 0, 2, 3]], width).flatten(1)
-
-
-def inverse_sigmoid(shares: Tensor, eps: float) -> Tensor:
-    """Logits of numbers in [0, 1], which are taken to lie no nearer than eps to either end (Deformable DETR's code)."""
-    return (shares.clamp(min=eps) / (1 - shares).clamp(min=eps)).log()
 
 
 def _together(phrases: Sequence[int], device: torch.device) -> Tensor:

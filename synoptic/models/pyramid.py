@@ -1,7 +1,6 @@
-"""From a picture encoder to the levels of a pyramid: the stages of a Swin, or three scales of a ViT's last block.
+"""The levels of a pyramid, made of the maps of a picture encoder.
 
-Source: Grounding DINO (arXiv 2303.05499) for the levels; ViTDet (Li et al. 2022, arXiv 2203.16527), sec. 3, for the
-simple feature pyramid.
+Source: Grounding DINO (Liu et al. 2023, arXiv 2303.05499), and its authors' code.
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synoptic.models.deform_attn import Levels, Shape
-from synoptic.models.swin import Swin
-from synoptic.models.vit import ViT
 
 _GROUPS = 32  # of the norm on each level
 
@@ -49,38 +45,6 @@ class Pyramid:
         """All pictures so many times, one round after the other."""
         tokens, positions = self.tokens.repeat(times, 1), self.positions.repeat(times, 1)
         return Pyramid(tokens, positions, Levels(self.levels.shapes * times), self.shares * times)
-
-
-class SimplePyramid(nn.Module):
-    """Maps of twice, once and half the resolution out of the one map that a ViT ends with.
-
-    Args:
-        width: channels of that map.
-        out: channels of all three.
-    """
-
-    def __init__(self, width: int, out: int):
-        super().__init__()
-        self.finer = nn.ConvTranspose2d(width, width // 2, 2, 2)
-        widths = (width // 2, width, width)
-        self.narrow = nn.ModuleList(nn.Conv2d(each, out, 1, bias=False) for each in widths)
-        self.narrow_norms = nn.ModuleList(nn.LayerNorm(out, eps=1e-6) for _ in widths)
-        self.smooth = nn.ModuleList(nn.Conv2d(out, out, 3, padding=1, bias=False) for _ in widths)
-        self.smooth_norms = nn.ModuleList(nn.LayerNorm(out, eps=1e-6) for _ in widths)
-
-    def forward(self, plane: Tensor) -> list[Tensor]:  # (B, C, h, w) -> three, the finest first
-        scales = (self.finer(plane), plane, F.max_pool2d(plane, 2, ceil_mode=True))
-        narrow = [
-            _normed(norm, conv(scale)) for conv, norm, scale in zip(self.narrow, self.narrow_norms, scales, strict=True)
-        ]
-        return [
-            _normed(norm, conv(each)) for conv, norm, each in zip(self.smooth, self.smooth_norms, narrow, strict=True)
-        ]
-
-
-def _normed(norm: nn.Module, plane: Tensor) -> Tensor:
-    """A norm over the channels of (B, C, h, w)."""
-    return norm(plane.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Neck(nn.Module):
@@ -173,35 +137,3 @@ def sines(values: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     powers = torch.arange(width, device=values.device, dtype=torch.float32).div(2, rounding_mode="floor") * 2 / width
     angles = (values.to(wide) * (2 * math.pi))[..., None] / (temperature**powers)
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), -1).flatten(-2)
-
-
-def swin_maps(backbone: Swin, groups: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Of each group of (B, C, H, W) pictures the stages of a Swin, (B, C, h, w), the finest first."""
-    stages, counts = backbone.pyramid(groups), [len(group) for group in groups]
-    found: list[list[Tensor]] = [[] for _ in groups]
-    for tokens, grids in stages:
-        starts = [sum(counts[:place]) for place in range(len(counts))]
-        shapes = [(count, *grids[start]) for count, start in zip(counts, starts, strict=True)]
-        parts = tokens.split([count * height * width for count, height, width in shapes])
-        for place, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
-            found[place].append(part.unflatten(0, shape).permute(0, 3, 1, 2))
-    return found
-
-
-def vit_maps(backbone: ViT, pyramid: SimplePyramid, groups: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Of each group of (B, C, H, W) pictures three scales of a ViT's last block, (B, C, h, w), the finest first.
-
-    Sides that patches do not tile are filled up with the mean of the pixels.
-    """
-    dtype = next(backbone.parameters()).dtype
-    filled = [_filled(group, backbone).to(dtype) for group in groups]
-    answers = backbone(filled)
-    return [pyramid(answer.patches.mT.unflatten(-1, answer.grid)) for answer in answers]
-
-
-def _filled(images: Tensor, backbone: ViT) -> Tensor:
-    down, across = (-side % backbone.stride for side in images.shape[2:])
-    if not (down or across):
-        return images
-    mean = images.new_tensor(backbone.config.mean)[:, None, None]
-    return F.pad(images - mean, (0, across, 0, down)) + mean

@@ -21,6 +21,7 @@ Values = Mapping[str, Any]
 _USUAL_HEADS = 8  # of all releases
 _HEAD = re.compile(r"(?:(?:model|transformer)\.decoder\.)?(bbox_embed|class_embed)\.([0-9]+)\.(.+)")
 _BRANCH = re.compile(r"bbox_head\.(cls_branches|reg_branches)\.([0-9]+)\.(.+)")
+_OTHER_BACKBONE = "it does not see through a Swin, as theirs do"
 _BIASES = "cls_branches"
 ENCODER_BRANCH = "encoder_head"  # what the last branch of mmdetection's heads is called in its table
 
@@ -109,7 +110,7 @@ def to_mmdetection(state: State, config: GroundingDinoConfig) -> State:
 def _indices(config: GroundingDinoConfig, name: str) -> State:
     """What the modules of others keep beside the weights of their windows."""
     if not isinstance(config.backbone, SwinConfig):
-        raise ValueError("its backbone is a ViT, and theirs a Swin Transformer")
+        raise ValueError(_OTHER_BACKBONE)
     index = distances(config.backbone.window, torch.device("cpu"))
     blocks = ((stage, block) for stage, depth in enumerate(config.backbone.depths) for block in range(depth))
     return {name.format(stage=stage, block=block): index.clone() for stage, block in blocks}
@@ -227,36 +228,58 @@ def header(kind: str, name: str) -> Callable[[GroundingDinoConfig], dict[str, An
     def said(config: GroundingDinoConfig) -> dict[str, Any]:
         swin, text = config.backbone, config.text
         if not isinstance(swin, SwinConfig):
-            raise ValueError("its backbone is a ViT, and theirs a Swin Transformer")
+            raise ValueError(_OTHER_BACKBONE)
         stages = [f"stage{stage + 1}" for stage in swin.stages]
         backbone = {
-            **{
-                "model_type": "swin",
-                "embed_dim": swin.width,
-                "depths": list(swin.depths),
-                "num_heads": list(swin.heads),
-            },
-            **{"window_size": swin.window, "mlp_ratio": float(swin.hidden), "patch_size": swin.patch_size},
-            **{"num_channels": swin.channels, "out_features": stages, "layer_norm_eps": swin.norm_eps},
-            **{"out_indices": [stage + 1 for stage in swin.stages], "drop_path_rate": swin.drop_path},
+            "model_type": "swin",
+            "embed_dim": swin.width,
+            "depths": list(swin.depths),
+            "num_heads": list(swin.heads),
+            "window_size": swin.window,
+            "mlp_ratio": float(swin.hidden),
+            "patch_size": swin.patch_size,
+            "num_channels": swin.channels,
+            "out_features": stages,
+            "out_indices": [stage + 1 for stage in swin.stages],
+            "layer_norm_eps": swin.norm_eps,
+            "drop_path_rate": swin.drop_path,
         }
         bert = {
-            **{"model_type": "bert", "vocab_size": text.vocabulary, "hidden_size": text.width},
-            **{"num_hidden_layers": text.depth, "num_attention_heads": text.heads, "intermediate_size": text.hidden},
-            **{"max_position_embeddings": text.positions, "type_vocab_size": text.types},
-            **{"layer_norm_eps": text.norm_eps},
+            "model_type": "bert",
+            "vocab_size": text.vocabulary,
+            "hidden_size": text.width,
+            "num_hidden_layers": text.depth,
+            "num_attention_heads": text.heads,
+            "intermediate_size": text.hidden,
+            "max_position_embeddings": text.positions,
+            "type_vocab_size": text.types,
+            "layer_norm_eps": text.norm_eps,
         }
-        shared = {"decoder_bbox_embed_share": config.shared_heads, "decoder_cls_embed_share": config.shared_heads}
+        heads = {"decoder_bbox_embed_share": config.shared_heads}
+        if config.scaled:
+            heads["decoder_cls_embed_share"] = config.shared_heads
         return {
-            **{"model_type": kind, "architectures": [name], "backbone_config": backbone, "text_config": bert},
-            **{"d_model": config.width, "num_queries": config.queries, "num_feature_levels": config.levels},
-            **{"encoder_layers": config.encoder_depth, "decoder_layers": config.decoder_depth},
-            **{"encoder_ffn_dim": config.hidden, "decoder_ffn_dim": config.hidden},
-            **{"encoder_attention_heads": config.heads, "decoder_attention_heads": config.heads},
-            **{"encoder_n_points": config.encoder_points, "decoder_n_points": config.decoder_points},
-            **{"positional_embedding_temperature": int(config.temperature), "max_text_len": config.context},
-            **{"layer_norm_eps": config.norm_eps, "fusion_droppath": config.drop_path, "dropout": 0.0},
-            **(shared if config.scaled else {"decoder_bbox_embed_share": config.shared_heads}),
+            "model_type": kind,
+            "architectures": [name],
+            "backbone_config": backbone,
+            "text_config": bert,
+            "d_model": config.width,
+            "num_queries": config.queries,
+            "num_feature_levels": config.levels,
+            "encoder_layers": config.encoder_depth,
+            "decoder_layers": config.decoder_depth,
+            "encoder_ffn_dim": config.hidden,
+            "decoder_ffn_dim": config.hidden,
+            "encoder_attention_heads": config.heads,
+            "decoder_attention_heads": config.heads,
+            "encoder_n_points": config.encoder_points,
+            "decoder_n_points": config.decoder_points,
+            "positional_embedding_temperature": int(config.temperature),
+            "max_text_len": config.context,
+            "layer_norm_eps": config.norm_eps,
+            "fusion_droppath": config.drop_path,
+            "dropout": 0.0,
+            **heads,
         }
 
     return said

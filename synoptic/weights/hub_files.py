@@ -24,7 +24,7 @@ from synoptic.weights.reading import INDEX, shards_of
 log = logging.getLogger(__name__)
 
 PREFIX = "hf:"
-TOKENIZER, MERGES = "tokenizer.json", "merges.txt"
+TOKENIZER, MERGES, PIECES = "tokenizer.json", "merges.txt", "vocab.txt"
 _LARGEST_CARD = 1 << 20  # bytes of a card that are read
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
@@ -152,6 +152,6 @@ def _fetch_theirs(model: _Repository, header: Mapping[str, Any]) -> None:
         log.info("%s; so its licence is not known", error)
     try:
         if "text_config" in header and model.get(TOKENIZER) is None:
-            model.get(MERGES)
+            model.get(PIECES if header["text_config"].get("model_type") == "bert" else MERGES)
     except ValueError as error:  # pictures need none
         log.warning("%s%s knows no words without its tokenizer: %s", PREFIX, model.name, error)

@@ -264,7 +264,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "line"),
     [
         ("scenez", "unknown verb 'scenez' (did you mean scenes?)"),
-        ("detect", "unknown verb 'detect'"),
+        ("detekt", "unknown verb 'detekt'"),
         ("scenes count=3", "scenes: out= is missing"),
         ("scenes out=x count=3 sed=1", "scenes: unknown key sed (did you mean seed?)"),
         ("scenes out=x count=many", "scenes: count=many should be a valid integer"),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_detectors import small_detector
 
 import synoptic
 from synoptic.apps import detection_files
@@ -20,11 +24,6 @@ from synoptic.detection.finder import Finder
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small detector in a weights folder."""
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-    from small_detectors import small_detector
-
     folder = tmp_path_factory.mktemp("detector") / "weights"
     small_detector().save(folder)
     return folder
@@ -123,6 +122,7 @@ def test_a_stopped_command_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With another batch and drawings, too."""
     words = [pictures, f"model={detector}", "text=a cat. red car.", "threshold=0", "limit=4"]
     assert run(capsys, *words, f"out={tmp_path / 'whole.json'}")[0] == 0
     add, found = detection_files.Journal.add, []
@@ -149,9 +149,10 @@ def test_a_stopped_command_goes_on(
         return find(self, inputs, *rest)
 
     monkeypatch.setattr(Finder, "find", watched)
-    code, _, err = run(capsys, *words, f"out={out}")
+    code, _, err = run(capsys, *words, f"out={out}", "batch=2", f"draw={tmp_path / 'drawn'}")
     assert code == 0
     assert found[0] not in looked_at
+    assert len(list((tmp_path / "drawn").rglob("*.jpg"))) == 3
     assert "left out 1 unreadable picture" in err
     assert json.loads(out.read_text())["images"] == json.loads((tmp_path / "whole.json").read_text())["images"]
     assert not journal.exists()
@@ -170,6 +171,61 @@ def test_what_another_command_has_begun_is_not_mixed_in(
     assert "another command has begun" in err
     assert run(capsys, *words, "text=red car", f"out={out}", "overwrite=true")[0] == 0
     assert json.loads(out.read_text())["names"] == ["red car"]
+
+
+def test_a_journal_is_of_one_model_and_tells_broken_files_again(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, model = tmp_path / "x.json", tmp_path / "model"
+    shutil.copytree(detector, model)
+    words = [pictures, f"model={model}", "text=a cat", "threshold=0", f"out={out}"]
+    write = detection_files.write
+    monkeypatch.setattr(detection_files, "write", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(capsys, *words)[0] == 130
+    monkeypatch.setattr(detection_files, "write", write)
+    shutil.rmtree(model)
+    small_detector(1).save(model)
+    assert "another command has begun" in run(capsys, *words)[2]
+    shutil.rmtree(model)
+    shutil.copytree(detector, model)
+    code, _, err = run(capsys, *words)
+    assert (code, "left out 1 unreadable picture" in err) == (0, True)
+
+
+def test_a_journal_has_one_writer(tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    hold = "import sys; from pathlib import Path; from synoptic.apps.detection_files import Journal\n"
+    hold += "with Journal(Path(sys.argv[1]), {}): print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another process is writing there"), detection_files.Journal(out, {}):
+            pass
+        other.communicate(b"\n")
+    with detection_files.Journal(out, {}):
+        pass
+
+
+def test_labels_have_a_folder_of_their_own(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = [pictures, f"model={detector}", "text=a cat", f"out={tmp_path / 'labels'}", "form=yolo"]
+    assert run(capsys, *words)[0] == 0
+    code, _, err = run(capsys, *words)
+    assert (code, "holds files, among which labels would be mixed" in err) == (2, True)
+    assert run(capsys, *words, "overwrite=true")[0] == 0
+    shutil.copy(pictures / "a.jpg", pictures / "classes.jpg")
+    code, _, err = run(capsys, *words, "overwrite=true")
+    assert (code, "rename it" in err) == (2, True)
+
+
+def test_many_names_are_told_apart_in_no_time() -> None:
+    paths = [Path(f"/x/{number}.jpg") for number in range(50_000)]
+    start = time.perf_counter()
+    assert detection_files.beneath(paths, ".txt")[-1] == Path("49999.txt")
+    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ from transformers import GroundingDinoConfig as TheirConfig
 from transformers import SwinConfig as TheirSwinConfig
 
 from synoptic.models.deform_attn import Path as Way
-from synoptic.models.grounding_dino import Grounded, GroundingDino, phrases_of, proposed
+from synoptic.models.grounding_dino import Grounded, GroundingDino, phrases_of
 from synoptic.models.pyramid import grid_positions
+from synoptic.models.reference_boxes import proposed
 from synoptic.models.vit import IMAGENET_MEAN
 from synoptic.weights import formats
 from synoptic.weights.catalogue import RELEASES

@@ -70,6 +70,12 @@ def test_all_found_is_all(data: Path) -> None:
     assert "ap/lamp" not in scores  # of which there are no boxes
 
 
+def test_progress_is_told_of_each_picture(data: Path) -> None:
+    told: list[tuple[int, int]] = []
+    list(CocoDetection(read_annotated(data), lambda *place: told.append(place)).run(Teller(RIGHT)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_nothing_found_is_nothing(data: Path) -> None:
     scores = dict(CocoDetection(read_annotated(data)).run(Teller([])))
     assert scores["ap"] == scores["ap/cat"] == 0.0
@@ -141,6 +147,8 @@ def test_a_page_tells_and_shows(data: Path, capsys: pytest.CaptureFixture[str]) 
     assert str(page) in capsys.readouterr().out
     assert main(["evaluate", *words[:1], "on=knn", *words[2:4]]) == 2
     assert "is for on=detection alone" in capsys.readouterr().err
+    assert main(["evaluate", *words, "sizes=32"]) == 2
+    assert "sizes= decides nothing for on=detection" in capsys.readouterr().err
 
 
 def test_a_detector_is_judged_by_name(data: Path, tmp_path: Path) -> None:
@@ -166,7 +174,12 @@ def test_who_finds_nothing_is_told(data: Path) -> None:
         (lambda c: c.pop("images"), "is no JSON of COCO's form"),
         (lambda c: c["annotations"][0].pop("bbox"), "is no JSON of COCO's form"),
         (lambda c: c["annotations"][0].update(category_id=77), "category 77"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2]), "does not name"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2]), "no left, top, width and height"),
+        (lambda c: c["annotations"][0].update(bbox="abcd"), "no left, top, width and height"),
+        (lambda c: c["annotations"][0].update(bbox=[0, 0, -1, 5]), "no left, top, width and height"),
+        (lambda c: c["annotations"][0].update(image_id=[1]), "is no JSON of COCO's form"),
+        (lambda c: c.update(annotations=[]), "no object to be found"),
+        (lambda c: [each.update(iscrowd=1) for each in c["annotations"]], "no object to be found"),
         (lambda c: c["categories"].append({"id": 8, "name": "cat"}), "no different names"),
         (lambda c: c["categories"].append({"id": 7, "name": "dog"}), "two of one category's id"),
         (lambda c: [each.update(file_name="x.png") for each in c["images"]], "holds none of the 3 pictures"),
