@@ -8,15 +8,13 @@ Both are full-size models with the same random weights, which went through the c
 then they are timed in alternated pairs:
 
 - `speed`: one prompt, which both read anew for every picture (ours is made to forget it), and ten prompts on one
-picture, for
-  which theirs runs ten times, as its pipeline does, and ours sees the picture once;
+  picture, for which theirs runs ten times, as its pipeline does, and ours sees the picture once;
 - `compiled`: ours with the layers of encoder and decoder through PyTorch's compiler, against theirs as it is;
 - `bf16`: ours against ours in float32;
 - `words`: how much of the first picture's time the words take, and of the second one's;
 - `names`: the 80 names of COCO in one prompt against a prompt for each;
 - `limit`: the operations that a picture needs at the least, the rate of the machine's matrix products, and the share of
-it
-  that is reached.
+  it that is reached.
 
 The claim, on a CPU: outputs equal to 1e-4 of the largest value; at least 2 times as fast as transformers in float32,
 2.5 times compiled; bfloat16 1.5 times as fast as float32; words of a second picture free; 60 % of the machine's rate.
@@ -108,7 +106,14 @@ TEN = [prompt_of([(1037, 2000 + 7 * number)]) for number in range(10)]
 COCO = [(2000 + 11 * number,) if number % 4 else (2000 + 11 * number, 3000 + number) for number in range(80)]
 
 
-def timed(name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int, sync: Callable[[], None]) -> Any:
+def timed(
+    name: str,
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    pairs: int,
+    sync: Callable[[], None],
+    warmup: int = 1,
+) -> dict[str, Any]:
     """One row of the results."""
 
     def whole(rival: Callable[[], Any]) -> Callable[[], None]:
@@ -118,7 +123,7 @@ def timed(name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: 
 
         return run
 
-    found = common.compare(whole(ours), whole(theirs), pairs, warmup=1)
+    found = common.compare(whole(ours), whole(theirs), pairs, warmup=warmup)
     print(f"{name}: {found.ours:.3f} s against {found.theirs:.3f} s, {found.ratio:.2f} times", flush=True)
     return {
         "ours_s": found.ours,
@@ -197,7 +202,7 @@ def against_theirs(
     if "speed" in only:
         rows["one prompt"] = timed("one prompt", mine, its, pairs, sync)
         ten = (lambda: ours.ask(TEN), lambda: their_answers(theirs, ours.images, TEN))
-        rows["ten prompts"] = timed("ten prompts", *ten, 1, sync)
+        rows["ten prompts"] = timed("ten prompts", *ten, 1, sync, warmup=0)  # of twenty passes
     if "compiled" in only:
         ours.model.look_by("compiled")
         rows["compiled"] = timed("one prompt, compiled", mine, its, pairs, sync)
@@ -222,7 +227,7 @@ def against_theirs(
 def of_names(ours: Ours, sync: Callable[[], None]) -> dict[str, Any]:
     """80 names at once against a prompt for each; the picture is seen once in both."""
     one, single = [prompt_of(COCO)], [prompt_of([name]) for name in COCO]
-    return timed("80 names at once, or one by one", lambda: ours.ask(one), lambda: ours.ask(single), 1, sync)
+    return timed("80 names at once, or one by one", lambda: ours.ask(one), lambda: ours.ask(single), 1, sync, warmup=0)
 
 
 def _apart(half: Ours, whole: Ours) -> float:
