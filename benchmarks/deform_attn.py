@@ -7,7 +7,7 @@ Sizes are those of Grounding DINO on a picture of 800 x 1,066 pixels: four level
 level; 17,821 queries in the encoder, 900 in the decoder. Each way is timed in alternated pairs with `grid_sample`,
 without gradients and with them. Their answers and gradients are compared first.
 
-The claim: answers and gradients equal to 1e-5 of the largest, in bfloat16 answers to 1 %; without gradients on a CPU
+The claim: answers and gradients equal to 3e-5 of the largest, in bfloat16 answers to 1 %; without gradients on a CPU
 `gather` at least 2 times as fast as `grid_sample`, and `compiled` faster than `gather`.
 """
 
@@ -26,7 +26,8 @@ from synoptic.models.reference_boxes import centres
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 HEADS, CHANNELS, POINTS = 8, 32, 4
-EXACT, HALF, FASTER = 1e-5, 1e-2, 2.0
+EXACT, HALF, FASTER = 3e-5, 1e-2, 2.0  # grid_sample's own places, from -1 to 1, round to 1e-5 of a cell of 134
+APART = 1e-3  # cells
 WAYS: tuple[Path, ...] = ("gather", "compiled")
 
 
@@ -42,7 +43,9 @@ class Case:
         sizes = self.at.sizes(torch.device(device))[0]  # (levels, 2)
         where = centres(SHAPES, sizes) if queries is None else torch.rand(queries, 2, device=device)
         spread = torch.randn(self.queries, HEADS, len(SHAPES), POINTS, 2, device=device) * 2
-        self.places = (where[:, None] * sizes - 0.5)[:, None, :, None] + spread
+        places = (where[:, None] * sizes - 0.5)[:, None, :, None] + spread
+        # On the middle of a cell the gradient of a place jumps, and either side is right.
+        self.places = torch.where((places - places.round()).abs() < APART, places + 2 * APART, places)
         weights = torch.rand(self.queries, HEADS, len(SHAPES) * POINTS, device=device).softmax(-1)
         self.weights = weights.unflatten(-1, (len(SHAPES), POINTS))
         self.towards = torch.randn(self.queries, HEADS * CHANNELS, device=device).to(dtype)

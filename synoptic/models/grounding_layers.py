@@ -136,16 +136,16 @@ class Fusion(nn.Module):
 
     def _fused(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) and (n, D) normalised tokens of one picture and its words."""
-        reads, said = self._words(text)
-        scores = self._scores(image, reads)  # (N, heads, n)
+        (weights, bias), said = self._words(text)
+        scores = torch.addmm(bias[:, None], weights, image.T).unflatten(0, (self.heads, -1))  # (heads, n, N)
         wide = torch.promote_types(scores.dtype, torch.float32)
-        of_words = scores.softmax(-1, dtype=wide).to(image.dtype).flatten(1)
-        of_picture = scores.flatten(1).softmax(0, dtype=wide).to(image.dtype)
-        gathered = (of_picture.T @ image).unflatten(0, (self.heads, -1))  # (heads, n, D)
+        of_words = scores.softmax(1, dtype=wide).to(image.dtype).flatten(0, 1)
+        of_picture = scores.softmax(2, dtype=wide).to(image.dtype).flatten(0, 1)
+        gathered = (of_picture @ image).unflatten(0, (self.heads, -1))  # (heads, n, D)
         values = gathered @ self._parted(self.image_value.weight).mT + self._parted(self.image_value.bias)[:, None]
         heard = self.text_out(values.transpose(0, 1).flatten(1)) * self.text_scale
         keeps = self._keeps(image), self._keeps(image)
-        return image + of_words @ (said * keeps[0]), text + heard * keeps[1]
+        return image + of_words.T @ (said * keeps[0]), text + heard * keeps[1]
 
     def _words(self, text: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """What scores of a picture's tokens are made with, (heads * n, D) and (heads * n,), and what words add to
@@ -157,9 +157,6 @@ class Fusion(nn.Module):
         beside = self.image_out.bias * self.image_scale / self.heads  # shares of words sum to one in every head
         reads = (keys @ weights).flatten(0, 1), (keys @ bias[..., None]).flatten()
         return reads, (values @ out + beside).flatten(0, 1)
-
-    def _scores(self, image: Tensor, reads: tuple[Tensor, Tensor]) -> Tensor:
-        return F.linear(image, *reads).unflatten(-1, (self.heads, -1))
 
     def _parted(self, rows: Tensor) -> Tensor:
         """(inner, ...) as (heads, inner / heads, ...)."""

@@ -235,7 +235,7 @@ class WindowAttention(nn.Module):
         rows = qkv.index_select(0, windows.rows)
         if windows.beyond is not None:  # what the layer makes of nothing
             beyond = self.qkv.bias.to(rows.dtype).expand(len(windows.beyond), -1)
-            rows = rows.index_copy(0, windows.beyond, beyond)
+            rows.index_copy_(0, windows.beyond, beyond)
         # (3, windows, heads, window**2, d)
         parts = rows.view(-1, self.window**2, 3, self.heads, tokens.shape[1] // self.heads).permute(2, 0, 3, 1, 4)
         bias = self._bias().to(rows.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -276,23 +277,58 @@ def their_answers(model: Any, images: Tensor) -> Any:
         )
 
 
-def test_a_folder_answers_as_transformers_does(theirs: Any, folder: Path) -> None:
-    """Every layer, of a batch of two sizes and two prompts."""
-    torch.manual_seed(1)
-    images = torch.rand(2, 3, 96, 128)
-    images[1] = filled(images[1:, :, : INSIDE[0], : INSIDE[1]], (96, 128))[0]
-    wanted = their_answers(theirs, images)
+@torch.no_grad()
+def their_layers(model: Any, answer: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Boxes and logits of each layer of the decoder, which it makes and does not tell."""
+    boxes, logits = [], []
+    ids = torch.zeros(2, max(map(len, PROMPTS)), dtype=torch.bool)
+    for place, prompt in enumerate(PROMPTS):
+        ids[place, : len(prompt)] = True
+    before = [answer.init_reference_points, *answer.intermediate_reference_points.unbind(1)]
+    for layer, states in enumerate(answer.intermediate_hidden_states.unbind(1)):
+        moved = model.bbox_embed[layer](states) + torch.special.logit(before[layer], eps=1e-5)
+        boxes.append(moved.sigmoid())
+        logits.append(model.class_embed[layer](states, answer.encoder_last_hidden_state_text, ids))
+    return boxes, logits
+
+
+def test_a_folder_sees_pictures_as_transformers_does(theirs: Any, folder: Path) -> None:
+    """The levels of the backbone."""
     ours: Any = formats.load(folder, LoadOptions())[0]
+    images = torch.rand(1, 3, 72, 100)
+    with torch.no_grad():
+        levels, _ = theirs.model.backbone(normalised(images), torch.ones(1, 72, 100, dtype=torch.long))
+        stages = ours.backbone(images, layers=(1, 2, 3)).layers
+    assert len(levels) == 3
+    for (wanted, _), stage in zip(levels, stages, strict=True):
+        assert_equal(stage.patches.mT.unflatten(-1, stage.grid), wanted)
+
+
+def test_a_folder_answers_as_transformers_does(theirs: Any, folder: Path) -> None:
+    """Every layer, of a batch of two sizes and two prompts; in float64, which tells places apart that are nearly as
+    good as each other."""
+    torch.manual_seed(2)
+    images = torch.rand(2, 3, 96, 128, dtype=torch.float64)
+    images[1] = filled(images[1:, :, : INSIDE[0], : INSIDE[1]], (96, 128))[0]
+    wide = copy.deepcopy(theirs).double()
+    wanted = their_answers(wide, images)
+    boxes, logits = their_layers(wide, wanted)
+    ours: Any = formats.load(folder, LoadOptions())[0].double()
     with torch.no_grad():
         found = ours([images], PROMPTS, sizes=[(96, 128), INSIDE], every=True)
+        tokens = ours.see([images[:1]]).levels.counts[0]
+    assert_equal(found.image[:tokens], wanted.encoder_last_hidden_state_vision[0])
     text = found.text.split(list(map(len, PROMPTS)))
     for place, prompt in enumerate(PROMPTS):
         assert_equal(text[place], wanted.encoder_last_hidden_state_text[place, : len(prompt)])
         assert_equal(found.selected.boxes[place], wanted.init_reference_points[place])
         for layer, states in enumerate(found.states):
             assert_equal(states.split([20, 20])[place], wanted.intermediate_hidden_states[place, layer])
+        for layer, each in enumerate(found.layers):
+            assert_equal(each.boxes[place], boxes[layer][place])
+            assert_equal(each.logits[place].float(), logits[layer][place, :, : len(prompt)])  # theirs are in float32
         assert_equal(found.last.boxes[place], wanted.pred_boxes[place])
-        assert_equal(found.last.logits[place], wanted.logits[place, :, : len(prompt)])
+        assert_equal(found.last.logits[place].float(), wanted.logits[place, :, : len(prompt)])
 
 
 def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -444,13 +480,17 @@ def test_heads_that_no_shape_tells_are_asked_for(fixtures_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_swin_t_answers_as_transformers_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_full_swin_t_answers_as_transformers_does(scaled: bool, tmp_path: Path) -> None:
     """In float64, since of thousands of places some are as good as each other to rounding in float32."""
     torch.manual_seed(0)
     swin = TheirSwinConfig(
         embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], out_features=["stage2", "stage3", "stage4"]
     )
-    theirs = GroundingDinoForObjectDetection(TheirConfig(backbone_config=swin, text_config=TheirBertConfig())).eval()
+    config: Any = (MMGroundingDinoConfig if scaled else TheirConfig)(
+        backbone_config=swin, text_config=TheirBertConfig()
+    )
+    theirs: Any = (MMGroundingDinoForObjectDetection if scaled else GroundingDinoForObjectDetection)(config).eval()
     for name, parameter in theirs.named_parameters():
         if any(part in name for part in ("bbox_embed", "_param", "relative_position")):
             torch.nn.init.normal_(parameter, std=0.02)
@@ -468,7 +508,7 @@ def test_a_full_swin_t_answers_as_transformers_does(tmp_path: Path) -> None:
         (found.selected.boxes[0], wanted.init_reference_points[0]),
         *((states, wanted.intermediate_hidden_states[0, layer]) for layer, states in enumerate(found.states)),
         (found.last.boxes[0], wanted.pred_boxes[0]),
-        (found.last.logits[0], wanted.logits[0, :, : len(prompt)]),
+        (found.last.logits[0].float(), wanted.logits[0, :, : len(prompt)]),
     ]
     for mine, its in pairs:
-        torch.testing.assert_close(mine, its.to(mine.dtype), rtol=0, atol=1e-6 * its.abs().max().item())
+        assert_equal(mine, its)
