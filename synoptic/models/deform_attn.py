@@ -139,27 +139,25 @@ class DeformableAttention(nn.Module):
         """Everything before the first query: what is left is (queries, references, *`around`) -> (Q, D), of which some
         may go after the others, `together` at most; see `parts.in_parts`."""
         values = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
-        return Looking(self, _reader(values, at, counts, self._path(values.device)))
+        return Looking(self, _reader(values, at, counts, self._path(values.device), self.points))
 
-    def ask(self, reader: Reader, queries: Tensor, references: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
-        """(Q, D) of (Q, D) queries and their references; sizes and begins are those of the reader's `around`."""
-        places = self._places(self.sampling_offsets(queries), references, sizes)
+    def ask(self, reader: Reader, queries: Tensor, references: Tensor, *around: Tensor) -> Tensor:
+        """(Q, D) of (Q, D) queries, their references, and what of the reader's `around` is theirs."""
+        places = self._places(self.sampling_offsets(queries), references, around[0])
         weights = self.attention_weights(queries).unflatten(-1, (self.heads, -1))
         weights = weights.softmax(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
-        weights = weights.unflatten(-1, (self.levels, self.points))
-        return self.output_proj(reader.read(places, weights, sizes, begins))
+        return self.output_proj(reader.read(places, weights, *around))
 
     def _places(self, offsets: Tensor, references: Tensor, sizes: Tensor) -> Tensor:
-        """(Q, heads, levels, points, 2), x and y in cells from the centre of a level's first: float32 at least, since a
-        half has no eighth of a cell left where a level is a hundred wide."""
+        """(Q, heads, levels * points * 2), x and y in cells from the centre of a level's first: float32 at least, since
+        a half has no eighth of a cell left where a level is a hundred wide."""
         offsets = offsets.unflatten(-1, (self.heads, -1))
         offsets = offsets.to(torch.promote_types(offsets.dtype, references.dtype))
         sizes = sizes.to(references.dtype)
+        every = self.levels * self.points
         if references.shape[-1] == 4:
-            sides = references[:, None, 2:] * sizes * (0.5 / self.points)  # (Q, levels, 2)
-            offsets = offsets * _of_points(sides, self.points)
-        places = offsets + _of_points(references[:, None, :2] * sizes - 0.5, self.points)
-        return places.unflatten(-1, (self.levels, self.points, 2))
+            offsets = offsets * (references[:, None, 2:].tile(every) * sizes * (0.5 / self.points))
+        return offsets + (references[:, None, :2].tile(every) * sizes - 0.5)
 
     def _path(self, device: torch.device) -> Path:
         if self.path == "auto":
@@ -177,7 +175,7 @@ class Looking:
     reader: Reader
 
     @property
-    def around(self) -> tuple[Tensor, Tensor]:
+    def around(self) -> tuple[Tensor, ...]:
         """What belongs to each query, see Reader."""
         return self.reader.around
 
@@ -186,23 +184,24 @@ class Looking:
         """How many queries may be asked at once at most."""
         return self.reader.together
 
-    def __call__(self, queries: Tensor, references: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
-        return self.attention.ask(self.reader, queries, references, sizes, begins)
+    def __call__(self, queries: Tensor, references: Tensor, *around: Tensor) -> Tensor:
+        return self.attention.ask(self.reader, queries, references, *around)
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """How the values of some pictures are read.
+    """How the values of some pictures are read. All points of a head lie side by side, level after level, so that
+    arithmetic runs over long rows.
 
     Attributes:
-        read: (places, weights, sizes, begins) -> (Q, heads * d).
-        around: of each query (Q, levels, 2) width and height of the levels of its picture, and (Q, levels) int32 where
-            they begin.
+        read: (places (Q, heads, levels * points * 2), weights (Q, heads, levels * points), *around) -> (Q, heads * d).
+        around: what belongs to each query; at first (Q, 1, levels * points * 2), width and height of the level that a
+            point is in.
         together: how many queries may be asked at once at most.
     """
 
-    read: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    around: tuple[Tensor, Tensor]
+    read: Callable[..., Tensor]
+    around: tuple[Tensor, ...]
     together: int
 
 
@@ -221,54 +220,61 @@ def sample(
     Returns:
         (Q, heads * d) in the type of the values.
     """
-    reader = _reader(values, at, counts, path)
-    rows = [reader.read(*part) for part in zip(*_split(reader, places, weights, *reader.around), strict=True)]
+    reader = _reader(values, at, counts, path, weights.shape[-1])
+    given = (places.flatten(2), weights.flatten(2), *reader.around)
+    parts = zip(*(each.split(min(reader.together, len(each))) for each in given), strict=True)
+    rows = [reader.read(*part) for part in parts]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
-def _of_points(values: Tensor, points: int) -> Tensor:
-    """(Q, 1, levels * points * c) of (Q, levels, c): side by side for all points of a head, over which arithmetic runs
-    in long rows."""
-    return values[:, :, None].expand(-1, -1, points, -1).reshape(len(values), 1, -1)
+def _reader(values: Tensor, at: Levels, counts: Sequence[int], path: Path, points: int) -> Reader:
+    """How values (S, heads, d) are read by that many queries of each picture, at so many points of each level."""
+    count = max(sum(counts), 1)
+    sizes = at.sizes(values.device)  # (B, levels, 2)
 
+    def of_each(values: Tensor) -> Tensor:
+        return of_queries(values, counts).expand(count, -1, -1)
 
-def _split(reader: Reader, *rows: Tensor) -> list[tuple[Tensor, ...]]:
-    return [each.split(min(reader.together, len(each))) for each in rows]
+    def of_points(values: Tensor) -> Tensor:
+        """(B, 1, levels * points * c) of (B, levels, c)."""
+        return values.repeat_interleave(points, 1).flatten(1)[:, None]
 
-
-def _reader(values: Tensor, at: Levels, counts: Sequence[int], path: Path) -> Reader:
-    """How values (S, heads, d) are read by that many queries of each picture."""
-    count = sum(counts)
-    sizes = of_queries(at.sizes(values.device), counts).expand(count, -1, -1)
+    sides = of_each(of_points(sizes))
     if path == "grid_sample":
-        begins = torch.zeros_like(sizes[..., 0], dtype=torch.int32)
-
-        def read(places: Tensor, weights: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
-            return _through_grids(values, places, weights, counts, at).to(values.dtype)
-
-        return Reader(read, (sizes, begins), max(count, 1))
+        return Reader(partial(_through_grids, values, at, counts), (sides,), count)
+    heads = values.shape[1]
+    head = torch.arange(heads, device=values.device, dtype=torch.int32)[:, None]
     table, starts = _bordered(values, at)
-    begins = of_queries(torch.tensor(starts, device=values.device, dtype=torch.int32), counts).expand(count, -1)
+    below = (sizes[..., :1].to(torch.int32) + 2) * heads  # from a cell to that beneath it
+    begins = torch.tensor(starts, device=values.device, dtype=torch.int32)[..., None] * heads
+    firsts = of_each(of_points(begins + below + heads) + head)
     look = _compiled() if path == "compiled" else _look
     is_fast = values.device.type != "cpu" or torch.is_grad_enabled()  # or has no cache to stay in
-    return Reader(partial(look, table), (sizes, begins), max(count, 1) if is_fast else COUNT)
+    around = (sides, firsts, of_each(of_points(below)))
+    return Reader(partial(look, table), around, count if is_fast else COUNT)
 
 
-def _through_grids(values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels) -> Tensor:
+def _through_grids(
+    values: Tensor, at: Levels, counts: Sequence[int], places: Tensor, weights: Tensor, sides: Tensor
+) -> Tensor:
+    """By the definition, level by level, which knows its sides."""
+    dtype = values.dtype
     values = values.to(places.dtype)  # half precision has too few places for where points lie
+    places = places.unflatten(2, (len(at.shapes[0]), -1, 2))
+    weights = weights.unflatten(2, (len(at.shapes[0]), -1))
     answers = []
     pictures = zip(places.split(list(counts)), weights.split(list(counts)), at.shapes, at.starts, strict=True)
     for its_places, its_weights, shapes, starts in pictures:
         seen: Tensor | int = 0
         for level, ((height, width), start) in enumerate(zip(shapes, starts, strict=True)):
             plane = values[start : start + height * width].permute(1, 2, 0).unflatten(-1, (height, width))
-            sides = its_places.new_tensor((width, height))
-            grid = ((2 * its_places[:, :, level] + 1) / sides - 1).transpose(0, 1)  # (heads, Q, points, 2) in [-1, 1]
+            cells = its_places.new_tensor((width, height))
+            grid = ((2 * its_places[:, :, level] + 1) / cells - 1).transpose(0, 1)  # (heads, Q, points, 2) in [-1, 1]
             found = F.grid_sample(plane, grid, align_corners=False)  # (heads, d, Q, points)
             seen = seen + (found * its_weights[:, :, level].transpose(0, 1)[:, None]).sum(-1)
         assert isinstance(seen, Tensor)
         answers.append(seen.permute(2, 0, 1).flatten(1))
-    return torch.cat(answers)
+    return torch.cat(answers).to(dtype)
 
 
 def _bordered(values: Tensor, at: Levels) -> tuple[Tensor, list[list[int]]]:
@@ -291,9 +297,6 @@ def _bordered(values: Tensor, at: Levels) -> tuple[Tensor, list[list[int]]]:
     return table, starts
 
 
-Look = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
 @cache
 def can_compile(device: str) -> bool:
     """Whether PyTorch's compiler finds what it needs for a kind of device; tells once where it does not."""
@@ -311,57 +314,44 @@ class _Compiled:
     """`_look` through PyTorch's compiler, or as it is where that fails, which is told once."""
 
     def __init__(self) -> None:
-        self._any: Look = torch.compile(_look, dynamic=True)
-        self._part: Look = torch.compile(_look_of_part, dynamic=True)
+        self._way = torch.compile(_look, dynamic=True)
 
-    def __call__(self, table: Tensor, *rows: Tensor) -> Tensor:
-        from torch._dynamo import mark_static
+    def __call__(self, *given: Tensor) -> Tensor:
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            if len(rows[0]) != COUNT:
-                return self._any(table, *rows)
-            for each in rows:
-                mark_static(each, 0)
-            return self._part(table, *rows)
+            return self._way(*given)
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()
             log.warning("compilation failed (%s), so %s", reason[0] if reason else type(error).__name__, _INSTEAD)
-            self._any = self._part = _look
-            return _look(table, *rows)
-
-
-def _look_of_part(table: Tensor, *rows: Tensor) -> Tensor:
-    """`_look` for as many queries as most parts have, of which code that knows how many there are takes two thirds of
-    the time."""
-    return _look(table, *rows)
+            self._way = _look
+            return _look(*given)
 
 
 _INSTEAD = "points of deformable attention are read by embedding_bag, not by compiled code"
 _compiled = cache(_Compiled)
 
 
-def _look(table: Tensor, places: Tensor, weights: Tensor, sizes: Tensor, begins: Tensor) -> Tensor:
+def _look(table: Tensor, places: Tensor, weights: Tensor, sides: Tensor, firsts: Tensor, below: Tensor) -> Tensor:
     """(Q, heads * d), the sum of the four cells around every point, by their shares.
 
     Args:
-        table: (S', heads, d) with borders.
-        places: (Q, heads, levels, points, 2).
-        weights: (Q, heads, levels, points).
-        sizes: (Q, levels, 2), width and height of levels without borders.
-        begins: (Q, levels) int32, where they begin in the table.
+        table: (S', heads, d) with borders, of which rows S' * heads are read.
+        places: (Q, heads, levels * points * 2).
+        weights: (Q, heads, levels * points).
+        sides: (Q, 1, levels * points * 2), width and height of levels without borders.
+        firsts: (Q, heads, levels * points) int32, the rows of the first cells of levels without borders.
+        below: (Q, 1, levels * points) int32, rows from a cell to that beneath it.
     """
-    heads, points = table.shape[1], places.shape[3]
-    inside = torch.minimum(places.flatten(2).clamp(min=-1), _of_points(sizes.to(places.dtype), points))
+    heads = table.shape[1]
+    inside = torch.minimum(places.clamp(min=-1), sides.to(places.dtype))
     corner = inside.floor()
-    share_x, share_y = (inside - corner).unflatten(-1, (-1, 2)).unbind(-1)  # (Q, heads, levels * points)
+    share_x, share_y = (inside - corner).unflatten(-1, (-1, 2)).unbind(-1)
     x, y = corner.to(torch.int32).unflatten(-1, (-1, 2)).unbind(-1)
-    below = _of_points(sizes[..., :1].to(torch.int32) + 2, points) * heads  # rows from a cell to the one beneath it
-    head = torch.arange(heads, device=x.device, dtype=torch.int32)[:, None]
-    first = (y + 1) * below + (x + 1) * heads + (_of_points(begins[..., None], points) * heads + head)
+    first = firsts + (y * below + x * heads)
     rows = torch.stack((first, first + heads, first + below, first + (below + heads)), dim=2)
-    low = weights.flatten(2) * share_y
-    high = weights.flatten(2) - low
+    low = weights * share_y
+    high = weights - low
     low_right, high_right = low * share_x, high * share_x
     shares = torch.stack((high - high_right, high_right, low - low_right, low_right), dim=2)
     seen = F.embedding_bag(
