@@ -233,10 +233,9 @@ def of_names(ours: Ours, sync: Callable[[], None]) -> dict[str, Any]:
 
 
 def _apart(half: Ours, whole: Ours) -> float:
-    """By how much the probabilities of the surest hundred places that both take differ in the mean."""
-    mine, its = half.ask([ONE])[0], whole.ask([ONE])[0]
-    surest = [each.logits[0].float().sigmoid().amax(1).topk(100).values for each in (mine, its)]
-    return float((surest[0] - surest[1]).abs().mean())
+    """By how much pictures and words differ after the encoder, root mean squares, of their own."""
+    mine, its = (each.model.ground(each.model.see([each.images]), each.reader.read([ONE])) for each in (half, whole))
+    return max(float((a.float() - b).norm() / b.norm()) for a, b in ((mine.image, its.image), (mine.text, its.text)))
 
 
 def limit(ours: Ours, pairs: int) -> dict[str, Any]:
