@@ -26,7 +26,7 @@ import argparse
 import copy
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -255,7 +255,7 @@ def limit(ours: Ours, pairs: int) -> dict[str, Any]:
 
 def of_stages(ours: Ours, passes: int) -> dict[str, float]:
     """Seconds of each stage of a picture with a new prompt, means."""
-    model, spent = ours.model, Counter[str]()
+    model, spent = ours.model, defaultdict[str, float](float)
     steps = {
         "backbone": [(model.backbone, "pyramid")],
         "neck": [(model.neck, "forward")],
@@ -277,7 +277,7 @@ def of_stages(ours: Ours, passes: int) -> dict[str, float]:
     return {name: spent[name] / passes for name in steps}
 
 
-def clocked(step: Callable[..., Any], name: str, spent: Counter[Any]) -> Callable[..., Any]:
+def clocked(step: Callable[..., Any], name: str, spent: defaultdict[str, float]) -> Callable[..., Any]:
     def run(*given: Any) -> Any:
         begun = time.perf_counter()
         found = step(*given)

@@ -90,6 +90,12 @@ class WordReader:
 
     def read(self, prompts: Sequence[Phrases]) -> Words:
         """Prompts as the model's encoder takes them."""
+        self.learn(prompts)
+        packed = torch.cat([self._kept[phrase] for prompt in prompts for phrase in prompt])
+        return Words(packed, tuple(tuple(map(len, prompt)) for prompt in prompts))
+
+    def learn(self, prompts: Sequence[Phrases]) -> None:
+        """Reads what of prompts is new, all at once: where that is much, it is kept on disk as one."""
         self._forget_if_changed()
         different = dict.fromkeys(phrase for prompt in prompts for phrase in prompt)
         unknown = [phrase for phrase in different if phrase not in self._kept]
@@ -98,8 +104,6 @@ class WordReader:
             if len(self._kept) + len(unknown) > MOST_KEPT:
                 self._kept = {phrase: self._kept[phrase] for phrase in different if phrase in self._kept}
             self._kept |= dict(zip(unknown, tokens, strict=True))
-        packed = torch.cat([self._kept[phrase] for prompt in prompts for phrase in prompt])
-        return Words(packed, tuple(tuple(map(len, prompt)) for prompt in prompts))
 
     def _found(self, phrases: Sequence[tuple[int, ...]]) -> list[Tensor]:
         counts = [len(phrase) for phrase in phrases]
@@ -201,6 +205,7 @@ class Detector:
         The score of a class is the mean probability of its tokens (the authors' evaluation on COCO). Prompts are asked
         one after the other, each of all pictures that have so many; a picture is seen once.
         """
+        self.words.learn([chunk.phrases for each in wanted for chunk in each.chunks])
         gathered: list[list[Boxes]] = [[] for _ in pyramids]
         for turn in range(max(len(each.chunks) for each in wanted)):
             places = [place for place, each in enumerate(wanted) if turn < len(each.chunks)]
