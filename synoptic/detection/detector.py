@@ -95,12 +95,14 @@ class WordReader:
         return Words(packed, tuple(tuple(map(len, prompt)) for prompt in prompts))
 
     def learn(self, prompts: Sequence[Phrases]) -> None:
-        """Reads what of prompts is new, all at once: where that is much, it is kept on disk as one."""
+        """Reads what of prompts is new, all at once: where that is much, it is kept on disk as one. What is kept serves
+        inside of autocast and outside, and so is of the model's own precision."""
         self._forget_if_changed()
         different = dict.fromkeys(phrase for prompt in prompts for phrase in prompt)
         unknown = [phrase for phrase in different if phrase not in self._kept]
         if unknown:
-            tokens = self._found(unknown)
+            with torch.autocast(next(self._model.text.parameters()).device.type, enabled=False):
+                tokens = self._found(unknown)
             if len(self._kept) + len(unknown) > MOST_KEPT:
                 self._kept = {phrase: self._kept[phrase] for phrase in different if phrase in self._kept}
             self._kept |= dict(zip(unknown, tokens, strict=True))
@@ -235,7 +237,7 @@ def joined(pyramids: Sequence[Pyramid]) -> Pyramid:
         torch.cat([each.tokens for each in pyramids]),
         torch.cat([each.positions for each in pyramids]),
         replace(pyramids[0].levels, shapes=shapes),
-        tuple(share for each in pyramids for share in each.shares),
+        tuple(ratio for each in pyramids for ratio in each.valid_ratios),
     )
 
 

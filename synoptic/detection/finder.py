@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,12 @@ class Finder:
     def _asked(self, names: Sequence[str]) -> Asked:
         options = self._options
         lowest = torch.tensor([options.thresholds.get(name, options.threshold) for name in names])
-        nms = OF_PARTS if options.nms is None and options.tile is not None else options.nms
-        return Asked(lowest, options.limit, nms)
+        return Asked(lowest, options.limit, options.nms)
 
     def _of_batch(self, batch: Sequence[tuple[Picture, Tensor]], wanted: Sequence[_Wanted]) -> list[Detections]:
         """Parts of all pictures go through the network as many at a time as there are pictures."""
         boxes = [_parts(image, self._options) for _, image in batch]
+        wanted = [each.in_parts() if len(own) > 1 else each for each, own in zip(wanted, boxes, strict=True)]
         parts = [(place, box) for place, each in enumerate(boxes) for box in each]
         found: list[list[_Part]] = [[] for _ in batch]
         for start in range(0, len(parts), len(batch)):
@@ -205,6 +205,10 @@ Spans = list[tuple[tuple[int, int], ...]]
 class _Wanted:
     said: Vocabulary | Sentence
     asked: Asked
+
+    def in_parts(self) -> _Wanted:
+        """Of a picture that is looked at in parts, which find an object several times."""
+        return replace(self, asked=replace(self.asked, nms=OF_PARTS)) if self.asked.nms is None else self
 
 
 @dataclass(frozen=True)

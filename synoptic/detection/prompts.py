@@ -16,8 +16,7 @@ log = logging.getLogger(__name__)
 Span = tuple[int, int]
 Phrases = tuple[tuple[int, ...], ...]
 
-_STOP = "."
-_CUTTING = re.compile("[.?]")  # signs that would cut a name in two
+_CUTTING = re.compile("[.?]")  # signs that part names, and would cut one in two
 _ASIDE = re.compile(r"[\s_]+")  # an underscore is what data sets write for a space
 _WITHIN = ("-", "'")  # signs that belong to the word they stand in
 
@@ -97,7 +96,7 @@ def vocabulary(
     """
     if not isinstance(names, str | Sequence):
         raise ValueError(f"text: expected names, got {_short(repr(names))}; give a list such as ['a cat', 'a dog']")
-    given = [name for name in names.split(_STOP) if name.strip()] if isinstance(names, str) else list(names)
+    given = [name for name in _CUTTING.split(names) if name.strip()] if isinstance(names, str) else list(names)
     if not given:
         raise ValueError(f"text={names!r}: names nothing to look for; give names such as 'a cat. a dog.'")
     if isinstance(names, str) and len(given) == 1 and "," in names:
@@ -125,7 +124,7 @@ def sentence(text: str, tokenizer: Tokenizer, context: int) -> Sentence:
     Raises:
         ValueError: it says nothing, or has more tokens than a prompt.
     """
-    if not isinstance(text, str) or not _CUTTING.sub(" ", text).strip():
+    if not isinstance(text, str) or all(sign.isspace() or _is_punctuation(sign) for sign in text):
         raise ValueError(f"text={text!r}: says nothing to look for; give words such as 'two cats on a sofa.'")
     tokens, stops = tokenizer.spans(text), _stops(tokenizer)
     if not tokens:
@@ -154,7 +153,11 @@ def sentence(text: str, tokenizer: Tokenizer, context: int) -> Sentence:
 
 def _parts_words(signs: str) -> bool:
     """Whether signs are punctuation, which is no part of a word."""
-    return signs not in _WITHIN and all(unicodedata.category(sign).startswith("P") for sign in signs)
+    return signs not in _WITHIN and all(map(_is_punctuation, signs))
+
+
+def _is_punctuation(sign: str) -> bool:
+    return unicodedata.category(sign).startswith("P")
 
 
 def _check(given: Sequence[str], rows: Sequence[Sequence[int]], room: int, tokenizer: Tokenizer) -> None:

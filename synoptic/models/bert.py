@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from synoptic.models.bounds import LARGEST_VOCABULARY, check_sizes, check_transformer
 from synoptic.models.linear import Linear
 
-_AT_ONCE = 256  # phrases that are read together
+_TOKENS = 4096  # that are read together at most
+_APART = 8  # tokens by which phrases of any length may differ that are read together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +82,9 @@ class Bert(nn.Module):
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, phrases: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Of each phrase (n, width) tokens, n being its ids. Phrases of one length are read together."""
-        order = sorted(range(len(phrases)), key=lambda place: len(phrases[place]))
+        """Of each phrase (n, width) tokens, n being its ids. Phrases of about one length are read together."""
         found: dict[int, Tensor] = {}
-        for start in range(0, len(order), _AT_ONCE):
-            places = order[start : start + _AT_ONCE]
+        for places in _groups(list(map(len, phrases))):
             tokens = self._read([phrases[place] for place in places])
             found |= {place: row[: len(phrases[place])] for place, row in zip(places, tokens, strict=True)}
         return [found[place] for place in range(len(phrases))]
@@ -104,6 +103,21 @@ class Bert(nn.Module):
         device = self.projection.weight.device
         said = self.bert(input_ids=ids.to(device), attention_mask=mask.to(device))
         return self.projection(said.last_hidden_state)
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of rows that are read together: none is filled up to more than about twice its length, for what that adds
+    is work; but a few tokens more are less of it than the weights, which are read once a group."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        length = lengths[place]
+        if groups:
+            shortest = lengths[groups[-1][0]]
+            if length <= 2 * shortest + _APART and length * (len(groups[-1]) + 1) <= _TOKENS:
+                groups[-1].append(place)
+                continue
+        groups.append([place])
+    return groups
 
 
 def _quicken(bert: nn.Module, spread: float) -> None:

@@ -24,7 +24,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Literal
 
@@ -68,9 +68,10 @@ class Levels:
             found.append(tuple(row))
         return tuple(found)
 
-    def sizes(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B, L, 2), width and height of each level, in the order of x and y."""
-        return torch.tensor([[shape[::-1] for shape in picture] for picture in self.shapes], dtype=dtype, device=device)
+    def sizes(self, device: torch.device) -> Tensor:
+        """(B, L, 2) float32, width and height of each level, in the order of x and y."""
+        sizes = [[shape[::-1] for shape in picture] for picture in self.shapes]
+        return torch.tensor(sizes, dtype=torch.float32, device=device)
 
 
 def of_queries(values: Tensor, counts: Sequence[int]) -> Tensor:
@@ -132,23 +133,22 @@ class DeformableAttention(nn.Module):
         Returns:
             (Q, D).
         """
-        look = self.looking(tokens, at, counts)
-        return in_parts(look, queries, references, *look.around, count=look.together)
+        reader = self.reader(tokens, at, counts)
+        return in_parts(reader.read, queries, references, *reader.per_query, count=reader.at_once)
 
-    def looking(self, tokens: Tensor, at: Levels, counts: Sequence[int]) -> Looking:
-        """Everything before the first query: what is left is (queries, references, *`around`) -> (Q, D), of which some
-        may go after the others, `together` at most; see `parts.in_parts`."""
+    def reader(self, tokens: Tensor, at: Levels, counts: Sequence[int]) -> Reader:
+        """Everything before the first query: what is left is to read (queries, references, *per_query) -> (Q, D)."""
         values = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
-        return Looking(self, _reader(values, at, counts, self._path(values.device), self.points))
+        points = _reader(values, at, counts, self._path(values.device), self.points)
+        return replace(points, read=partial(self._ask, points))
 
-    def ask(self, reader: Reader, queries: Tensor, references: Tensor, *around: Tensor) -> Tensor:
-        """(Q, D) of (Q, D) queries, their references, and what of the reader's `around` is theirs."""
-        places = self._places(self.sampling_offsets(queries), references, around[0])
+    def _ask(self, reader: Reader, queries: Tensor, references: Tensor, *per_query: Tensor) -> Tensor:
+        locations = self._locations(self.sampling_offsets(queries), references, per_query[0])
         weights = self.attention_weights(queries).unflatten(-1, (self.heads, -1))
         weights = weights.softmax(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
-        return self.output_proj(reader.read(places, weights, *around))
+        return self.output_proj(reader.read(locations, weights, *per_query))
 
-    def _places(self, offsets: Tensor, references: Tensor, sizes: Tensor) -> Tensor:
+    def _locations(self, offsets: Tensor, references: Tensor, sizes: Tensor) -> Tensor:
         """(Q, heads, levels * points * 2), x and y in cells from the centre of a level's first: float32 at least, since
         a half has no eighth of a cell left where a level is a hundred wide."""
         offsets = offsets.unflatten(-1, (self.heads, -1))
@@ -168,51 +168,31 @@ class DeformableAttention(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Looking:
-    """Attention whose values are there already, see `DeformableAttention.looking`."""
-
-    attention: DeformableAttention
-    reader: Reader
-
-    @property
-    def around(self) -> tuple[Tensor, ...]:
-        """What belongs to each query, see Reader."""
-        return self.reader.around
-
-    @property
-    def together(self) -> int:
-        """How many queries may be asked at once at most."""
-        return self.reader.together
-
-    def __call__(self, queries: Tensor, references: Tensor, *around: Tensor) -> Tensor:
-        return self.attention.ask(self.reader, queries, references, *around)
-
-
-@dataclass(frozen=True, eq=False)
 class Reader:
     """How the values of some pictures are read. All points of a head lie side by side, level after level, so that
     arithmetic runs over long rows.
 
     Attributes:
-        read: (places (Q, heads, levels * points * 2), weights (Q, heads, levels * points), *around) -> (Q, heads * d).
-        around: what belongs to each query; at first (Q, 1, levels * points * 2), width and height of the level that a
-            point is in.
-        together: how many queries may be asked at once at most.
+        read: (queries, references, *per_query) -> (Q, D); or of points alone (locations, weights, *per_query) ->
+            (Q, heads * d), of (Q, heads, levels * points * 2) and (Q, heads, levels * points).
+        per_query: what belongs to each query; at first (Q, 1, levels * points * 2), width and height of the level that
+            a point is in.
+        at_once: how many queries may be read at once at most, see `parts.in_parts`.
     """
 
     read: Callable[..., Tensor]
-    around: tuple[Tensor, ...]
-    together: int
+    per_query: tuple[Tensor, ...]
+    at_once: int
 
 
 def sample(
-    values: Tensor, places: Tensor, weights: Tensor, counts: Sequence[int], at: Levels, path: Path = "grid_sample"
+    values: Tensor, locations: Tensor, weights: Tensor, counts: Sequence[int], at: Levels, path: Path = "grid_sample"
 ) -> Tensor:
     """Weighted sums of values at points between cells; outside of a level all is zero.
 
     Args:
         values: (S, heads, d), packed.
-        places: (Q, heads, levels, points, 2) x and y in cells, 0 being the centre of the first.
+        locations: (Q, heads, levels, points, 2) x and y in cells, 0 being the centre of the first.
         weights: (Q, heads, levels, points).
         counts: queries of each picture.
         at: how values lie.
@@ -221,8 +201,8 @@ def sample(
         (Q, heads * d) in the type of the values.
     """
     reader = _reader(values, at, counts, path, weights.shape[-1])
-    given = (places.flatten(2), weights.flatten(2), *reader.around)
-    parts = zip(*(each.split(min(reader.together, len(each))) for each in given), strict=True)
+    given = (locations.flatten(2), weights.flatten(2), *reader.per_query)
+    parts = zip(*(each.split(min(reader.at_once, len(each))) for each in given), strict=True)
     rows = [reader.read(*part) for part in parts]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
@@ -250,26 +230,28 @@ def _reader(values: Tensor, at: Levels, counts: Sequence[int], path: Path, point
     firsts = of_each(of_points(begins + below + heads) + head)
     look = _compiled() if path == "compiled" else _look
     is_fast = values.device.type != "cpu" or torch.is_grad_enabled()  # or has no cache to stay in
-    around = (sides, firsts, of_each(of_points(below)))
-    return Reader(partial(look, table), around, count if is_fast else COUNT)
+    per_query = (sides, firsts, of_each(of_points(below)))
+    return Reader(partial(look, table), per_query, count if is_fast else COUNT)
 
 
 def _through_grids(
-    values: Tensor, at: Levels, counts: Sequence[int], places: Tensor, weights: Tensor, sides: Tensor
+    values: Tensor, at: Levels, counts: Sequence[int], locations: Tensor, weights: Tensor, sides: Tensor
 ) -> Tensor:
     """By the definition, level by level, which knows its sides."""
     dtype = values.dtype
-    values = values.to(places.dtype)  # half precision has too few places for where points lie
-    places = places.unflatten(2, (len(at.shapes[0]), -1, 2))
+    values = values.to(locations.dtype)  # half precision has too few places for where points lie
+    locations = locations.unflatten(2, (len(at.shapes[0]), -1, 2))
     weights = weights.unflatten(2, (len(at.shapes[0]), -1))
     answers = []
-    pictures = zip(places.split(list(counts)), weights.split(list(counts)), at.shapes, at.starts, strict=True)
-    for its_places, its_weights, shapes, starts in pictures:
+    pictures = zip(locations.split(list(counts)), weights.split(list(counts)), at.shapes, at.starts, strict=True)
+    for its_locations, its_weights, shapes, starts in pictures:
         seen: Tensor | int = 0
         for level, ((height, width), start) in enumerate(zip(shapes, starts, strict=True)):
             plane = values[start : start + height * width].permute(1, 2, 0).unflatten(-1, (height, width))
-            cells = its_places.new_tensor((width, height))
-            grid = ((2 * its_places[:, :, level] + 1) / cells - 1).transpose(0, 1)  # (heads, Q, points, 2) in [-1, 1]
+            cells = its_locations.new_tensor((width, height))
+            grid = ((2 * its_locations[:, :, level] + 1) / cells - 1).transpose(
+                0, 1
+            )  # (heads, Q, points, 2) in [-1, 1]
             found = F.grid_sample(plane, grid, align_corners=False)  # (heads, d, Q, points)
             seen = seen + (found * its_weights[:, :, level].transpose(0, 1)[:, None]).sum(-1)
         assert isinstance(seen, Tensor)
@@ -332,19 +314,19 @@ _INSTEAD = "points of deformable attention are read by embedding_bag, not by com
 _compiled = cache(_Compiled)
 
 
-def _look(table: Tensor, places: Tensor, weights: Tensor, sides: Tensor, firsts: Tensor, below: Tensor) -> Tensor:
+def _look(table: Tensor, locations: Tensor, weights: Tensor, sides: Tensor, firsts: Tensor, below: Tensor) -> Tensor:
     """(Q, heads * d), the sum of the four cells around every point, by their shares.
 
     Args:
         table: (S', heads, d) with borders, of which rows S' * heads are read.
-        places: (Q, heads, levels * points * 2).
+        locations: (Q, heads, levels * points * 2).
         weights: (Q, heads, levels * points).
         sides: (Q, 1, levels * points * 2), width and height of levels without borders.
         firsts: (Q, heads, levels * points) int32, the rows of the first cells of levels without borders.
         below: (Q, 1, levels * points) int32, rows from a cell to that beneath it.
     """
     heads = table.shape[1]
-    inside = torch.minimum(places.clamp(min=-1), sides.to(places.dtype))
+    inside = torch.minimum(locations.clamp(min=-1), sides.to(locations.dtype))
     corner = inside.floor()
     share_x, share_y = (inside - corner).unflatten(-1, (-1, 2)).unbind(-1)
     x, y = corner.to(torch.int32).unflatten(-1, (-1, 2)).unbind(-1)

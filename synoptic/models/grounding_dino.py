@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from synoptic.models.bert import Bert, BertConfig
 from synoptic.models.bounds import MOST_BLOCKS, check_sizes
-from synoptic.models.deform_attn import Levels, Path, of_queries
+from synoptic.models.deform_attn import Path, of_queries
 from synoptic.models.detector_backbones import (
     BackboneConfig,
     SimplePyramid,
@@ -31,7 +31,7 @@ from synoptic.models.detector_backbones import (
     plain_maps,
     swin_maps,
 )
-from synoptic.models.grounding_layers import BoxHead, DecoderLayer, Fusion, ImageLayer, TextLayer
+from synoptic.models.grounding_layers import BoxHead, DecoderLayer, Fusion, ImageLayer, TextLayer, Words
 from synoptic.models.linear import Linear
 from synoptic.models.pyramid import Neck, Pyramid, sines
 from synoptic.models.reference_boxes import box_sines, centres, inverse_sigmoid, proposed
@@ -111,24 +111,6 @@ class GroundingDinoConfig:
 
 
 @dataclass(frozen=True)
-class Words:
-    """Prompts as a detector reads them, before any picture is seen.
-
-    Attributes:
-        tokens: (T, D) packed.
-        phrases: lengths of the phrases of each prompt, whose tokens see each other and no others.
-    """
-
-    tokens: Tensor
-    phrases: tuple[tuple[int, ...], ...]
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Tokens of each prompt."""
-        return tuple(map(sum, self.phrases))
-
-
-@dataclass(frozen=True)
 class Found:
     """Boxes and scores of some pictures.
 
@@ -188,22 +170,26 @@ class Select(nn.Module):
     def __init__(self, config: GroundingDinoConfig):
         super().__init__()
         self.queries = config.queries
-        self.memory = Linear(config.width, config.width)
+        self.enc_output = Linear(config.width, config.width)
+        nn.init.xavier_uniform_(self.enc_output.weight)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.score = Score(config)
         self.box = BoxHead(config.width)
 
-    def forward(self, image: Tensor, text: Tensor, text_counts: Sequence[int], levels: Levels) -> tuple[Found, Tensor]:
+    def forward(self, words: Words, pyramid: Pyramid) -> tuple[Found, Tensor]:
         """
+        Args:
+            words, pyramid: after the encoder.
         Returns:
             What was found, the best first; and (Q, 4) the same boxes as logits.
         """
+        image, levels = pyramid.tokens, pyramid.levels
         proposals = [proposed(shapes, image) for shapes in levels.shapes]  # logits, infinite where none lies
         never = torch.cat(proposals).isinf().any(-1, keepdim=True)
-        memory = self.norm(self.memory(image.masked_fill(never, 0)))
+        memory = self.norm(self.enc_output(image.masked_fill(never, 0)))
         boxes, logits = [], []
-        words = text.split(list(text_counts))
-        for places, its_words, where in zip(memory.split(list(levels.counts)), words, proposals, strict=True):
+        pictures = zip(memory.split(list(levels.counts)), words.split(), proposals, strict=True)
+        for places, its_words, where in pictures:
             scores = self.score(places, its_words)  # (N, n)
             best = scores.amax(-1).topk(min(self.queries, len(places))).indices
             boxes.append(self.box(places[best]).to(where.dtype) + where[best])
@@ -241,7 +227,10 @@ class Decoder(nn.Module):
             for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.place = nn.Sequential(Linear(2 * width, width), nn.ReLU(), Linear(width, width))
+        first, second = Linear(2 * width, width), Linear(width, width)
+        for head in (first, second):
+            nn.init.xavier_uniform_(head.weight)
+        self.ref_point_head = nn.Sequential(first, nn.ReLU(), second)
         count = 1 if config.shared_heads else config.decoder_depth
         self.boxes = nn.ModuleList(BoxHead(width) for _ in range(count))
         self.scores = nn.ModuleList(Score(config) for _ in range(count))
@@ -251,8 +240,7 @@ class Decoder(nn.Module):
         queries: Tensor,
         references: Tensor,
         counts: Sequence[int],
-        text: Tensor,
-        text_counts: Sequence[int],
+        words: Words,
         pyramid: Pyramid,
         every: bool,
     ) -> tuple[tuple[Found, ...], tuple[Tensor, ...]]:
@@ -260,39 +248,31 @@ class Decoder(nn.Module):
         Args:
             queries: (Q, D) what they begin with.
             references: (Q, 4) boxes as shares of the pictures.
-            pyramid: of the pictures, after the encoder.
+            counts: queries of each picture.
+            words, pyramid: after the encoder.
             every: answers of all layers, in place of the last one's.
         """
         found, states = [], []
-        image, levels = pyramid.tokens, pyramid.levels
-        shares = of_queries(references.new_tensor(pyramid.shares), counts).repeat(1, 2)  # (Q | 1, 4)
+        ratios = of_queries(references.new_tensor(pyramid.valid_ratios), counts).repeat(1, 2)  # (Q | 1, 4)
         refined = references
         for place, layer in enumerate(self.layers):
             references = refined.detach()
-            where = self.place(box_sines(references * shares, self.config.width // 2).to(queries.dtype))
-            queries = layer(queries, where, references, counts, text, text_counts, image, levels)
+            where = self.ref_point_head(box_sines(references * ratios, self.config.width // 2).to(queries.dtype))
+            queries = layer(queries, where, references, counts, words, pyramid)
             if every or place + 1 == len(self.layers):
                 states.append(self.norm(queries))
-                found.append(self._found(place, states[-1], refined, counts, text, text_counts))
+                found.append(self._found(place, states[-1], refined, counts, words))
             head = self.boxes[place % len(self.boxes)]
             logits = inverse_sigmoid(references, self.config.refine_eps)
             refined = (head(queries).to(logits.dtype) + logits).sigmoid()
         return tuple(found), tuple(states)
 
-    def _found(
-        self,
-        place: int,
-        states: Tensor,
-        references: Tensor,
-        counts: Sequence[int],
-        text: Tensor,
-        text_counts: Sequence[int],
-    ) -> Found:
+    def _found(self, place: int, states: Tensor, references: Tensor, counts: Sequence[int], words: Words) -> Found:
         head: Any = self.boxes[place % len(self.boxes)]
         score: Any = self.scores[place % len(self.scores)]
         logits = inverse_sigmoid(references, self.config.head_eps)
         boxes = (head(states).to(logits.dtype) + logits).sigmoid()
-        pairs = zip(states.split(list(counts)), text.split(list(text_counts)), strict=True)
+        pairs = zip(states.split(list(counts)), words.split(), strict=True)
         return Found(boxes.split(list(counts)), tuple(score(*pair) for pair in pairs))
 
 
@@ -382,19 +362,25 @@ class GroundingDino(nn.Module):
             images: groups of pictures of one size each, (B, C, H, W) float in [0, 1].
             sizes: height and width of each picture where it is filled up on the right and below; what its tokens see of
                 the filling is as in the authors' code. None stands for pictures as they are.
+        Raises:
+            ValueError: there are none, or not as many sizes.
         """
+        shown = [tuple(group.shape[2:]) for group in images for _ in group]
+        inside = shown if sizes is None else list(sizes)
+        if not shown or len(inside) != len(shown):
+            raise ValueError(
+                f"{len(inside)} sizes were given for {len(shown)} pictures; give one or more, and a size each"
+            )
         if self.pyramid is None:
             maps = swin_maps(self.backbone, images)
         else:
             maps = plain_maps(self.backbone, self.pyramid, images)
         step = 1 if self.pyramid is None else self.backbone.stride
-        shown = [tuple(group.shape[2:]) for group in images for _ in group]
-        inside = shown if sizes is None else list(sizes)
-        shares = [
+        valid_ratios = [
             (height / (-(-down // step) * step), width / (-(-across // step) * step))
             for (height, width), (down, across) in zip(inside, shown, strict=True)
         ]
-        return self.neck(maps, shares)
+        return self.neck(maps, valid_ratios)
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Words:
         """What prompts say, whatever is seen.
@@ -411,6 +397,8 @@ class GroundingDino(nn.Module):
 
     def joined(self, prompts: Sequence[Sequence[Sequence[int]]]) -> Words:
         """As `read`, of prompts that are cut into phrases; each phrase is read once, wherever it stands."""
+        if not prompts or not all(prompts):
+            raise ValueError("a prompt is empty, or there is none; give ids from the start to the end of a text")
         different = list(dict.fromkeys(tuple(phrase) for phrases in prompts for phrase in phrases))
         tokens = dict(zip(different, self.text(different), strict=True))
         packed = torch.cat([tokens[tuple(phrase)] for phrases in prompts for phrase in phrases])
@@ -424,17 +412,19 @@ class GroundingDino(nn.Module):
             words: of as many prompts.
             every: answers of all layers of the decoder, in place of the last one's; training compares them all.
         """
-        image, text = self._encoded(pyramid, words)
-        selected, logits = self.select(image, text, words.counts, pyramid.levels)
+        pictures, prompts = len(pyramid.levels.shapes), len(words.phrases)
+        if pictures != prompts:
+            raise ValueError(f"{prompts} prompts were given for {pictures} pictures; give one for each")
+        pyramid, words = self._encoded(pyramid, words)
+        selected, logits = self.select(words, pyramid)
         counts = [len(boxes) for boxes in selected.boxes]
-        queries = torch.cat([self.queries[:count] for count in counts]).to(image.dtype)
+        queries = torch.cat([self.queries[:count] for count in counts]).to(pyramid.tokens.dtype)
         references = logits.detach().sigmoid()
-        seen = replace(pyramid, tokens=image)
-        layers, states = self.decoder(queries, references, counts, text, words.counts, seen, every)
-        return Grounded(image, text, selected, layers, states)
+        layers, states = self.decoder(queries, references, counts, words, pyramid, every)
+        return Grounded(pyramid.tokens, words.tokens, selected, layers, states)
 
-    def _encoded(self, pyramid: Pyramid, words: Words) -> tuple[Tensor, Tensor]:
-        """Tokens of pictures and of words, each having looked at the other."""
+    def _encoded(self, pyramid: Pyramid, words: Words) -> tuple[Pyramid, Words]:
+        """Pictures and words, each having looked at the other."""
         image, text, levels = pyramid.tokens, words.tokens, pyramid.levels
         masks = [_together(phrases, text.device) for phrases in words.phrases]
         within = torch.tensor([place for prompt in words.phrases for count in prompt for place in range(count)])
@@ -444,10 +434,12 @@ class GroundingDino(nn.Module):
             image, text = fusion(image, text, levels.counts, words.counts)
             text = text_layer(text, positions, words.counts, masks)
             image = image_layer(image, pyramid.positions, references, levels)
-        return image, text
+        return replace(pyramid, tokens=image), replace(words, tokens=text)
 
     def look_by(self, path: Path) -> None:
         """How points are read everywhere, see `models.deform_attn`."""
+        if path not in get_args(Path):
+            raise ValueError(f"points can't be read by {path!r}; ways are {', '.join(get_args(Path))}")
         for layer in (*self.image_layers, *self.decoder.layers):
             attention: Any = layer.attn if isinstance(layer, ImageLayer) else layer.image_attn
             attention.path = path

@@ -11,6 +11,7 @@ residuals begin as in its authors' code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,33 @@ from torch import Tensor, nn
 from synoptic.models.deform_attn import DeformableAttention, Levels
 from synoptic.models.linear import Linear, activated
 from synoptic.models.parts import in_parts
+from synoptic.models.pyramid import Pyramid
 
 Counts = Sequence[int]  # tokens of each picture
 _RELU = nn.ReLU()
 _FUSED = 1e-4  # what the fused part of a token begins with (its authors' code)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Prompts as a detector reads them.
+
+    Attributes:
+        tokens: (T, D) packed.
+        phrases: lengths of the phrases of each prompt, whose tokens see each other and no others.
+    """
+
+    tokens: Tensor
+    phrases: tuple[tuple[int, ...], ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens of each prompt."""
+        return tuple(map(sum, self.phrases))
+
+    def split(self) -> tuple[Tensor, ...]:
+        """(n, D) tokens of each prompt."""
+        return self.tokens.split(list(self.counts))
 
 
 class Attention(nn.Module):
@@ -38,9 +62,9 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
-        nn.init.xavier_uniform_(self.qkv.weight)
-        nn.init.zeros_(self.qkv.bias)
-        nn.init.zeros_(self.proj.bias)
+        for layer in (self.qkv, self.proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self,
@@ -82,6 +106,8 @@ class FeedForward(nn.Module):
         self.fc1 = Linear(width, hidden)
         self.act = nn.ReLU()
         self.fc2 = Linear(hidden, width)
+        for layer in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.fc2(activated(self.fc1, tokens, self.act))
@@ -196,13 +222,13 @@ class ImageLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
 
     def forward(self, image: Tensor, positions: Tensor, references: Tensor, at: Levels) -> Tensor:
-        look = self.attn.looking(image, at, at.counts)
+        reader = self.attn.reader(image, at, at.counts)
 
-        def layer(tokens: Tensor, places: Tensor, *around: Tensor) -> Tensor:
-            tokens = self.norm1(tokens + look(tokens + places, *around))
+        def layer(tokens: Tensor, places: Tensor, *per_query: Tensor) -> Tensor:
+            tokens = self.norm1(tokens + reader.read(tokens + places, *per_query))
             return self.norm2(tokens + self.mlp(tokens))
 
-        return in_parts(layer, image, positions, references, *look.around, count=look.together)
+        return in_parts(layer, image, positions, references, *reader.per_query, count=reader.at_once)
 
 
 class DecoderLayer(nn.Module):
@@ -225,16 +251,15 @@ class DecoderLayer(nn.Module):
         positions: Tensor,
         references: Tensor,
         counts: Counts,
-        text: Tensor,
-        text_counts: Counts,
-        image: Tensor,
-        at: Levels,
+        words: Words,
+        pyramid: Pyramid,
     ) -> Tensor:
         """(Q, D) queries, what tells them apart, and the boxes (Q, 4) around which they look, to the next layer's."""
+        text = words.tokens
         placed = queries + positions
         queries = self.norm1(queries + self.attn(placed, placed, queries, counts, counts))
-        queries = self.norm2(queries + self.text_attn(queries + positions, text, text, counts, text_counts))
-        seen = self.image_attn(queries + positions, references, counts, image, at)
+        queries = self.norm2(queries + self.text_attn(queries + positions, text, text, counts, words.counts))
+        seen = self.image_attn(queries + positions, references, counts, pyramid.tokens, pyramid.levels)
         queries = self.norm3(queries + seen)
         return self.norm4(queries + self.mlp(queries))
 

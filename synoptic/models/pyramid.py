@@ -26,25 +26,20 @@ class Pyramid:
         tokens: (S, D) packed.
         positions: (S, D) where and on which level they lie.
         levels: how they lie.
-        shares: of each picture how much of the width and of the height of what the backbone saw it takes, the rest
-            being filled up; measured in cells of the finest level.
+        valid_ratios: of each picture how much of the width and of the height of what the backbone saw it takes, the
+            rest being filled up; measured in cells of the finest level.
     """
 
     tokens: Tensor
     positions: Tensor
     levels: Levels
-    shares: tuple[tuple[float, float], ...]
+    valid_ratios: tuple[tuple[float, float], ...]
 
     def split(self) -> list[Pyramid]:
         """Each picture by itself."""
         counts = list(self.levels.counts)
-        parts = (self.tokens.split(counts), self.positions.split(counts), self.levels.shapes, self.shares)
+        parts = (self.tokens.split(counts), self.positions.split(counts), self.levels.shapes, self.valid_ratios)
         return [Pyramid(a, b, Levels((shapes,)), (share,)) for a, b, shapes, share in zip(*parts, strict=True)]
-
-    def repeated(self, times: int) -> Pyramid:
-        """All pictures so many times, one round after the other."""
-        tokens, positions = self.tokens.repeat(times, 1), self.positions.repeat(times, 1)
-        return Pyramid(tokens, positions, Levels(self.levels.shapes * times), self.shares * times)
 
 
 class Neck(nn.Module):
@@ -72,15 +67,15 @@ class Neck(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, maps: Sequence[Sequence[Tensor]], shares: Sequence[tuple[float, float]]) -> Pyramid:
+    def forward(self, maps: Sequence[Sequence[Tensor]], valid_ratios: Sequence[tuple[float, float]]) -> Pyramid:
         """Packs the levels of pictures.
 
         Args:
             maps: of each group of pictures of one size its maps, (B, C, h, w), the finest first.
-            shares: of each picture how much of the height and of the width it takes, the rest being filled up.
+            valid_ratios: of each picture how much of the height and of the width it takes, the rest being filled up.
         """
         levels = [level for group in maps for level in self._pictures(group)]
-        cut = [[_cut(level, share) for level in picture] for picture, share in zip(levels, shares, strict=True)]
+        cut = [[_cut(level, ratio) for level in picture] for picture, ratio in zip(levels, valid_ratios, strict=True)]
         tokens = torch.cat([level.flatten(1).T for picture in cut for level in picture])
         positions = [self._positions(place, level) for picture in cut for place, level in enumerate(picture)]
         shapes = tuple(tuple((level.shape[1], level.shape[2]) for level in picture) for picture in cut)
@@ -106,9 +101,9 @@ class Neck(nn.Module):
         return (where + self.level_embed[place]).to(level.dtype)
 
 
-def _cut(level: Tensor, share: tuple[float, float]) -> Tensor:
+def _cut(level: Tensor, ratio: tuple[float, float]) -> Tensor:
     """What of a level (D, h, w) shows the picture, as nearest neighbours of its mask would say."""
-    height, width = (max(math.ceil(side * part - 1e-6), 1) for side, part in zip(level.shape[1:], share, strict=True))
+    height, width = (max(math.ceil(side * part - 1e-6), 1) for side, part in zip(level.shape[1:], ratio, strict=True))
     return level[:, :height, :width]
 
 

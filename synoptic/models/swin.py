@@ -226,8 +226,8 @@ class WindowAttention(nn.Module):
         self.heads, self.window, self.shift = heads, window, shift
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
-        self.distances = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        nn.init.trunc_normal_(self.distances, std=0.02)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, tokens: Tensor, grids: tuple[Grid, ...]) -> Tensor:  # (T, C) -> (T, C)
         windows = windows_of(grids, self.window, self.shift, tokens.device)
@@ -248,7 +248,9 @@ class WindowAttention(nn.Module):
 
     def _bias(self) -> Tensor:
         """(heads, window**2, window**2), what is added to scores for the way from key to query."""
-        return self.distances[distances(self.window, self.distances.device)].permute(2, 0, 1)
+        return self.relative_position_bias_table[
+            distances(self.window, self.relative_position_bias_table.device)
+        ].permute(2, 0, 1)
 
 
 def _cut(parts: Tensor, counts: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -20,6 +20,7 @@ Values = Mapping[str, Any]
 
 _USUAL_HEADS = 8  # of all releases
 _HEAD = re.compile(r"(?:(?:model|transformer)\.decoder\.)?(bbox_embed|class_embed)\.([0-9]+)\.(.+)")
+_SHARE = ("decoder_bbox_embed_share", "decoder_cls_embed_share")  # whether layers share their heads
 _BRANCH = re.compile(r"bbox_head\.(cls_branches|reg_branches)\.([0-9]+)\.(.+)")
 _OTHER_BACKBONE = "it does not see through a Swin, as theirs do"
 _BIASES = "cls_branches"
@@ -42,12 +43,14 @@ def once(state: State, header: Values, options: LoadOptions) -> tuple[State, Val
         layers = heads.setdefault((found[1], found[3]), {})
         if not _same(layers.setdefault(int(found[2]), tensor), tensor):
             raise ValueError(f"{key} differs from its copy elsewhere in the file")
-    return rest | _told_apart(heads), header
+    return rest | _told_apart(heads, any(header.get(name) is False for name in _SHARE)), header
 
 
-def _told_apart(heads: Mapping[tuple[str, str], Mapping[int, Tensor]]) -> State:
-    """Heads of each layer, or of the first where all are the same."""
-    shared = all(_same(layers[min(layers)], tensor) for layers in heads.values() for tensor in layers.values())
+def _told_apart(heads: Mapping[tuple[str, str], Mapping[int, Tensor]], own: bool) -> State:
+    """Heads of each layer, or of the first where all are the same, unless it is said that each has its own."""
+    shared = not own and all(
+        _same(layers[min(layers)], tensor) for layers in heads.values() for tensor in layers.values()
+    )
     return {
         f"{name}.{layer}.{rest}": tensor
         for (name, rest), layers in heads.items()
@@ -181,7 +184,7 @@ def _swin(state: State, header: Values) -> dict[str, Any]:
     said = section(header, "backbone_config")
     width, channels, patch, _ = shape_of(state, "patch_embed.weight", 4)
     depths = [_count(state, f"stages.{stage}.") for stage in range(_count(state, "stages."))]
-    tables = [shape_of(state, f"stages.{stage}.0.attn.distances", 2) for stage in range(len(depths))]
+    tables = [shape_of(state, f"stages.{stage}.0.attn.relative_position_bias_table", 2) for stage in range(len(depths))]
     side = round(tables[0][0] ** 0.5) if tables else 0
     statistics = {
         ours: header[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in header
@@ -255,9 +258,9 @@ def header(kind: str, name: str) -> Callable[[GroundingDinoConfig], dict[str, An
             "type_vocab_size": text.types,
             "layer_norm_eps": text.norm_eps,
         }
-        heads = {"decoder_bbox_embed_share": config.shared_heads}
-        if config.scaled:
-            heads["decoder_cls_embed_share"] = config.shared_heads
+        if config.temperature % 1:
+            raise ValueError(f"transformers takes no temperature={config.temperature}, which is not whole")
+        heads = dict.fromkeys(_SHARE if config.scaled else _SHARE[:1], config.shared_heads)
         return {
             "model_type": kind,
             "architectures": [name],

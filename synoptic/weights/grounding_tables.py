@@ -62,7 +62,7 @@ GROUNDING_DINO = Table(
         same("backbone.patch_norm.{p}", "backbone.0.patch_embed.norm.{p}"),
         *_kept(_STAGE, f"{_SWIN}.blocks.{{i}}", "norm1.{p}", "norm2.{p}", "attn.qkv.{p}", "attn.proj.{p}"),
         *_kept(_STAGE, f"{_SWIN}.blocks.{{i}}", "mlp.fc1.{p}", "mlp.fc2.{p}"),
-        same(f"{_STAGE}.attn.distances", f"{_SWIN}.blocks.{{i}}.attn.relative_position_bias_table"),
+        same(f"{_STAGE}.attn.relative_position_bias_table", f"{_SWIN}.blocks.{{i}}.attn.relative_position_bias_table"),
         *_kept("backbone.merges.{stage}", f"{_SWIN}.downsample", "norm.{p}", "reduction.{p}"),
         same("backbone.norms.{i}.{p}", "backbone.0.norm{i}.{p}"),
         *_kept("text.bert", "bert", *_BERT),
@@ -75,7 +75,7 @@ GROUNDING_DINO = Table(
         *_renamed(_WORDS, _WORDS_THERE, {**_FORWARD, "norm1": "norm1", "norm2": "norm2"}),
         *_kept(f"{_IMAGE}.attn", f"{_IMAGE_THERE}.self_attn", "{part}.{p}"),
         *_renamed(_IMAGE, _IMAGE_THERE, {**_FORWARD, "norm1": "norm1", "norm2": "norm2"}),
-        *_renamed("select", "transformer", {"memory": "enc_output", "norm": "enc_output_norm"}),
+        *_renamed("select", "transformer", {"enc_output": "enc_output", "norm": "enc_output_norm"}),
         same("select.box.{i}.{p}", "transformer.enc_out_bbox_embed.layers.{i}.{p}"),
         same("queries", "transformer.tgt_embed.weight"),
         *_attention(f"{_DECODER}.attn", f"{_DECODER_THERE}.self_attn"),
@@ -84,8 +84,8 @@ GROUNDING_DINO = Table(
         *_renamed(_DECODER, _DECODER_THERE, {**_FORWARD, "norm1": "norm2", "norm2": "catext_norm"}),
         *_renamed(_DECODER, _DECODER_THERE, {"norm3": "norm1", "norm4": "norm3"}),
         same("decoder.norm.{p}", "transformer.decoder.norm.{p}"),
-        same("decoder.place.0.{p}", "transformer.decoder.ref_point_head.layers.0.{p}"),
-        same("decoder.place.2.{p}", "transformer.decoder.ref_point_head.layers.1.{p}"),
+        same("decoder.ref_point_head.0.{p}", "transformer.decoder.ref_point_head.layers.0.{p}"),
+        same("decoder.ref_point_head.2.{p}", "transformer.decoder.ref_point_head.layers.1.{p}"),
         same("decoder.boxes.{layer}.{i}.{p}", "bbox_embed.{layer}.layers.{i}.{p}"),
     ),
     ignored=(
@@ -131,7 +131,7 @@ MM_GROUNDING_DINO = Table(
         same("backbone.patch_norm.{p}", "backbone.patch_embed.norm.{p}"),
         *_kept(_STAGE, _MM_BLOCK, "norm1.{p}", "norm2.{p}"),
         *_renamed(_STAGE, _MM_BLOCK, {"attn.qkv": "attn.w_msa.qkv", "attn.proj": "attn.w_msa.proj", **_MM_FORWARD}),
-        same(f"{_STAGE}.attn.distances", f"{_MM_BLOCK}.attn.w_msa.relative_position_bias_table"),
+        same(f"{_STAGE}.attn.relative_position_bias_table", f"{_MM_BLOCK}.attn.w_msa.relative_position_bias_table"),
         Rule("backbone.merges.{stage}.norm.{p}", (f"{_MM_STAGE}.downsample.norm.{{p}}",), _MERGED),
         Rule("backbone.merges.{stage}.reduction.{p}", (f"{_MM_STAGE}.downsample.reduction.{{p}}",), _MERGED),
         same("backbone.norms.{i}.{p}", "backbone.norm{i}.{p}"),
@@ -147,7 +147,7 @@ MM_GROUNDING_DINO = Table(
         *_kept(f"{_IMAGE}.attn", f"{_MM_IMAGE}.self_attn", "{part}.{p}"),
         *_renamed(_IMAGE, _MM_IMAGE, _MM_FORWARD),
         *_numbered(_IMAGE, _MM_IMAGE, 2),
-        same("select.memory.{p}", "memory_trans_fc.{p}"),
+        same("select.enc_output.{p}", "memory_trans_fc.{p}"),
         same("select.norm.{p}", "memory_trans_norm.{p}"),
         *(same(f"select.box.{place}.{{p}}", f"{ENCODER_BRANCH}.reg_branches.{2 * place}.{{p}}") for place in range(3)),
         same("select.score.bias", f"{ENCODER_BRANCH}.cls_branches.bias"),
@@ -158,8 +158,8 @@ MM_GROUNDING_DINO = Table(
         *_renamed(_DECODER, _MM_DECODER, _MM_FORWARD),
         *_numbered(_DECODER, _MM_DECODER, 4),
         same("decoder.norm.{p}", "decoder.norm.{p}"),
-        same("decoder.place.0.{p}", "decoder.ref_point_head.layers.0.{p}"),
-        same("decoder.place.2.{p}", "decoder.ref_point_head.layers.1.{p}"),
+        same("decoder.ref_point_head.0.{p}", "decoder.ref_point_head.layers.0.{p}"),
+        same("decoder.ref_point_head.2.{p}", "decoder.ref_point_head.layers.1.{p}"),
         *(
             same(f"decoder.boxes.{{i}}.{place}.{{p}}", f"bbox_head.reg_branches.{{i}}.{2 * place}.{{p}}")
             for place in range(3)
@@ -198,7 +198,9 @@ HUGGINGFACE_GROUNDING_DINO = Table(
         *_renamed(_STAGE, _BLOCK_THERE, {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}),
         qkv(f"{_STAGE}.attn.qkv.{{p}}", f"{_BLOCK_THERE}.attention.self", "query", "key", "value"),
         same(f"{_STAGE}.attn.proj.{{p}}", f"{_BLOCK_THERE}.attention.output.dense.{{p}}"),
-        same(f"{_STAGE}.attn.distances", f"{_BLOCK_THERE}.attention.self.relative_position_bias_table"),
+        same(
+            f"{_STAGE}.attn.relative_position_bias_table", f"{_BLOCK_THERE}.attention.self.relative_position_bias_table"
+        ),
         *_kept("backbone.merges.{stage}", f"{_STAGE_THERE}.downsample", "norm.{p}", "reduction.{p}"),
         *(
             same(f"backbone.norms.{stage}.{{p}}", f"{_SWIN_THERE}.hidden_states_norms.stage{stage + 1}.{{p}}")
@@ -221,7 +223,7 @@ HUGGINGFACE_GROUNDING_DINO = Table(
         *_renamed(_WORDS, _PHRASES_THERE, {**_FULLY, "norm1": "layer_norm_before", "norm2": "layer_norm_after"}),
         *_kept(f"{_IMAGE}.attn", f"{_DEFORMABLE_THERE}.self_attn", "{part}.{p}"),
         *_renamed(_IMAGE, _DEFORMABLE_THERE, {**_FULLY, "norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"}),
-        *_renamed("select", "model", {"memory": "enc_output", "norm": "enc_output_norm"}),
+        *_renamed("select", "model", {"enc_output": "enc_output", "norm": "enc_output_norm"}),
         same("select.box.{i}.{p}", "model.encoder_output_bbox_embed.layers.{i}.{p}"),
         same("select.score.bias", "model.encoder_output_class_embed.bias"),
         same("queries", "model.query_position_embeddings.weight"),
@@ -235,8 +237,8 @@ HUGGINGFACE_GROUNDING_DINO = Table(
         ),
         *_renamed(_DECODER, _QUERIES_THERE, {"norm3": "encoder_attn_layer_norm", "norm4": "final_layer_norm"}),
         same("decoder.norm.{p}", "model.decoder.layer_norm.{p}"),
-        same("decoder.place.0.{p}", "model.decoder.reference_points_head.layers.0.{p}"),
-        same("decoder.place.2.{p}", "model.decoder.reference_points_head.layers.1.{p}"),
+        same("decoder.ref_point_head.0.{p}", "model.decoder.reference_points_head.layers.0.{p}"),
+        same("decoder.ref_point_head.2.{p}", "model.decoder.reference_points_head.layers.1.{p}"),
         same("decoder.boxes.{layer}.{i}.{p}", "bbox_embed.{layer}.layers.{i}.{p}"),
         same("decoder.scores.{i}.bias", "class_embed.{i}.bias"),
     ),

@@ -36,6 +36,7 @@ from synoptic.weights import formats
 from synoptic.weights.catalogue import RELEASES
 from synoptic.weights.convert import from_ours, misfits
 from synoptic.weights.folder import KINDS, shapes_alone
+from synoptic.weights.grounding import header
 from synoptic.weights.layouts import FORMATS
 from synoptic.weights.options import LoadOptions
 from synoptic.weights.writing import convert
@@ -344,6 +345,19 @@ def test_a_folder_is_written_back_bit_by_bit(theirs: Any, folder: Path, tmp_path
     again = type(theirs).from_pretrained(done.out).eval()
     images = torch.rand(2, 3, 64, 96)
     assert torch.equal(their_answers(again, images).logits, their_answers(theirs, images).logits)
+
+
+def test_heads_that_are_said_to_be_each_layer_s_own_stay_so_where_they_are_equal(tmp_path: Path) -> None:
+    model = their_model("plain", **OWN_HEADS)
+    model.bbox_embed[1].load_state_dict(model.bbox_embed[0].state_dict())
+    model.save_pretrained(tmp_path)
+    ours: Any = formats.load(tmp_path, LoadOptions())[0]
+    assert not ours.config.shared_heads
+
+
+def test_a_temperature_that_is_not_whole_is_refused(model: GroundingDino) -> None:
+    with pytest.raises(ValueError, match=r"no temperature=20\.5"):
+        header("grounding-dino", "GroundingDinoForObjectDetection")(replace(model.config, temperature=20.5))
 
 
 def test_the_authors_file_is_written_back_bit_by_bit(fixtures_dir: Path, tmp_path: Path) -> None:

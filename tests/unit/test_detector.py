@@ -122,6 +122,16 @@ def test_every_phrase_is_read_once(read: tuple[Detector, list[Sequence[Any]]]) -
     assert torch.equal(again.tokens[5:7], cat)
 
 
+def test_words_that_autocast_reads_serve_without_it() -> None:
+    finder = Detector(small_network(), "small")
+    phrases = [finder.vocabulary(["cat"]).chunks[0].phrases]
+    with torch.no_grad():
+        wanted = Detector(finder.model, "other").words.read(phrases).tokens
+        with torch.autocast("cpu", torch.bfloat16):
+            found = finder.words.read(phrases).tokens
+    assert torch.equal(found, wanted)
+
+
 def test_words_of_other_weights_are_forgotten(read: tuple[Detector, list[Sequence[Any]]]) -> None:
     finder, asked = read
     phrases = [finder.vocabulary(["cat"]).chunks[0].phrases]
@@ -210,6 +220,13 @@ def test_parts_find_what_they_show_at_its_place(model: VisionModel) -> None:
     found = {(int(label), *np.round(box, 1)) for label, box in zip(whole.labels, whole.boxes, strict=True)}
     wanted = {(int(label), *np.round(box, 1)) for label, box in zip(corner.labels, moved, strict=True)}
     assert len(wanted - found) <= 0.1 * len(wanted)  # but for what rounds otherwise
+
+
+def test_a_picture_that_is_not_cut_is_looked_at_as_without_parts(model: VisionModel) -> None:
+    wanted = model.detect(picture(), NAMES, **ALL)
+    found = model.detect([picture(), picture(200, 150)], NAMES, tile=100, **ALL)
+    assert isinstance(found, list)
+    same(found[0], wanted)  # type: ignore[arg-type]
 
 
 def test_what_a_part_cuts_off_goes_where_the_whole_is_seen() -> None:

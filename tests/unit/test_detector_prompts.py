@@ -118,6 +118,10 @@ def test_underscores_are_spaces_and_names_may_be_kept_apart() -> None:
     assert found.chunks[0].phrases[1] == ids("red car .")
 
 
+def test_a_question_parts_names_too() -> None:
+    assert vocabulary("a cat? dog. red car?", TOKENIZER, 64).names == ("a cat", "dog", "red car")
+
+
 def test_commas_between_names_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert len(vocabulary("cat, dog", TOKENIZER, 64).names) == 1
@@ -133,7 +137,7 @@ def test_a_sentence_without_signs_is_refused() -> None:
         sentence("\u200b", TOKENIZER, 64)
 
 
-@pytest.mark.parametrize("text", ["", " . ", "?", 3, ["a cat"]])
+@pytest.mark.parametrize("text", ["", " . ", "?", '"', "-?", 3, ["a cat"]])
 def test_a_sentence_that_says_nothing_is_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="says nothing"):
         sentence(text, TOKENIZER, 64)
