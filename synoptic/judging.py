@@ -42,6 +42,7 @@ def evaluate(
     sizes: Sequence[int] | None = None,
     teacher: Mapping[str, TeacherFile] = MappingProxyType({}),
     progress: Progress | None = None,
+    names_per_prompt: int | None = None,
 ) -> dict[str, float]:
     """Scores of a model on the test part of a data set, or for want of one on what `judged_part` says (with a warning).
 
@@ -59,6 +60,7 @@ def evaluate(
             four times its own size, see `sizes.rising_sizes`.
         teacher: what the files of those in `teachers` do not say themselves, by their names.
         progress: told by `detection` how many of how many pictures are done.
+        names_per_prompt: for `detection`, most names that share a prompt; None takes as many as the model reads.
     Raises:
         ValueError: for an unknown evaluation or adaptor, for data that lack what an evaluation needs, and for what is
             given and decides nothing.
@@ -70,10 +72,13 @@ def evaluate(
     _refuse_idle(wanted, WORDED, labels=labels, templates=templates)
     _refuse_idle(wanted, {"agreement"}, teachers=teachers)
     _refuse_idle(wanted, CURVES, sizes=sizes)
+    _refuse_idle(wanted, OF_FILES, names_per_prompt=names_per_prompt)
     if adaptor is not None and wanted == ["agreement"]:
         raise ValueError("adaptor= decides nothing for on=agreement, which looks at those of teachers=; leave it out")
     by_name = named_teachers(teachers) if isinstance(teachers, str) else dict(teachers or {})
     vision = model if isinstance(model, VisionModel) else load(model)
+    if vision.is_detector and not set(wanted) <= OF_FILES.keys():
+        raise ValueError(f"{vision.name} is a detector, and is judged by what it finds: take on=detection")
     if adaptor is not None and adaptor not in vision.adaptors:
         has = f"choose from {', '.join(vision.adaptors)}" if vision.adaptors else f"{vision.name} has none"
         raise ValueError(f"adaptor={adaptor}: no such adaptor; {has}")
@@ -83,7 +88,7 @@ def evaluate(
     share = None if isinstance(model, VisionModel) else zoo.validation_share(model, data)
     part = None if set(wanted) <= OF_FILES.keys() else judged_part(data, share, wanted)
     # All are built first: mistakes show at once.
-    asked = Asked(adaptor, Wording(labels, templates), loaded, sizes, progress)
+    asked = Asked(adaptor, Wording(labels, templates), loaded, sizes, progress, names_per_prompt)
     evaluators = build_evaluators(wanted, data, part, asked, validation=share, images=images)
     answers = [evaluator.run(vision) for evaluator in evaluators]
     scores = {name: score for answer in answers for name, score in answer}

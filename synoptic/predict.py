@@ -162,7 +162,7 @@ class VisionModel(Speaking):
             ValueError: for other shapes or types, layers, adaptors or windows that do not exist.
         """
         images = self._placed(images)
-        if isinstance(self.model, GroundingDino):
+        if self.is_detector:
             raise ValueError(f"{self.name} is a detector, and answers with boxes: take detect()")
         if isinstance(self.model, Student):
             return self.model(images, layers=layers, adaptors=adaptors, window=window)
@@ -353,9 +353,11 @@ class VisionModel(Speaking):
         """Looks for objects in one picture after the other; raises as `detect` does."""
         return Finder(self._detector, self.preprocess, options)
 
-    def objects(self, paths: Sequence[Path], names: Sequence[str], limit: int) -> Iterator[Detections | None]:
+    def objects(
+        self, paths: Sequence[Path], names: Sequence[str], limit: int, names_per_prompt: int | None = None
+    ) -> Iterator[Detections | None]:
         """The surest objects of each picture, of any score; None where a file is no picture."""
-        finder = self.finder(DetectOptions(threshold=0.0, limit=limit))
+        finder = self.finder(DetectOptions(threshold=0.0, limit=limit, names_per_prompt=names_per_prompt))
         there = [path for path in paths if path.is_file()]
         found = finder.find(there, [list(names)], on_error=lambda path, reason: None) if there else iter(())
         following = next(found, None)
@@ -378,6 +380,11 @@ class VisionModel(Speaking):
             ValueError: as `detect`, and for another number of texts.
         """
         return self._detector.grounding(images, texts)
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether it answers with boxes, see `detect`, and with no features."""
+        return isinstance(self.model, GroundingDino)
 
     @cached_property
     def _detector(self) -> Detector:

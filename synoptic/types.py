@@ -369,7 +369,9 @@ class FoundObjects(Protocol):
 class Detects(Protocol):
     """Capability of a model that finds what words name."""
 
-    def objects(self, paths: Sequence[Path], names: Sequence[str], limit: int) -> Iterator[FoundObjects | None]:
+    def objects(
+        self, paths: Sequence[Path], names: Sequence[str], limit: int, names_per_prompt: int | None = None
+    ) -> Iterator[FoundObjects | None]:
         """The surest objects of each picture, of any score; None where a file cannot be read."""
         ...
 

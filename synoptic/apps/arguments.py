@@ -18,7 +18,7 @@ from synoptic.config import Key, find_key, from_dict, is_mapping, keys, nearest
 
 T = TypeVar("T")
 
-_KEY_VALUE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
+_KEY_VALUE = re.compile(r"([A-Za-z_]\w*(?:\.\w[\w' -]*)*)=(.*)", re.DOTALL)  # behind a dot also names of people's own
 _NONE = re.compile(r"\bNone\b")
 _NOTHING = ("none", "null")
 

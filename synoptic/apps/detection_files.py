@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,23 +35,42 @@ def form_of(out: Path, form: Form | None) -> Form:
         )
     if told != "yolo":
         check_file(out)
-    elif out.is_file():
-        raise ValueError(f"out={out}: is a file; give a folder")
     else:
-        out.mkdir(parents=True, exist_ok=True)
+        check_folder("out", out)
     return told
+
+
+def check_folder(key: str, folder: Path) -> None:
+    """Sees to it that files can be written into a folder, before work is done for them; makes it.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if folder.is_file():
+        raise ValueError(f"{key}={folder}: is a file; give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key}={folder}: cannot be written ({error.strerror}); give another place") from None
 
 
 def check_labels(out: Path, paths: Sequence[Path], overwrite: bool) -> None:
     """Sees to it that labels of YOLO's form have a folder of their own.
 
     Raises:
-        ValueError: files are in it that no stopped command has begun, or a picture's labels would be called as the list
-            of names is.
+        ValueError: files are in it that no stopped command has begun, or labels of other pictures; or a picture's
+            labels would be called as the list of names is.
     """
+    own = set(beneath(paths, ".txt"))
     if any(out.iterdir()) and not _journal(out).is_file() and not overwrite:
         raise ValueError(f"out={out}: holds files, among which labels would be mixed; give a new folder")
-    if Path(CLASSES) in beneath(paths, ".txt"):
+    others = {path.relative_to(out) for path in out.rglob("*.txt")} - own - {Path(CLASSES)}
+    if others:
+        told = f"holds labels of other pictures ({min(others)}), whose numbers would be of other names"
+        raise ValueError(f"out={out}: {told}; give a new folder, or remove them")
+    if Path(CLASSES) in own:
         name = Path(CLASSES).stem
         raise ValueError(f"out={out}: labels of the picture {name} would be {CLASSES}, the list of names; rename it")
 
@@ -96,7 +116,7 @@ class Journal:
         for line in self._file:
             if not line.endswith(b"\n"):  # cut by whoever killed it
                 break
-            entry = json.loads(line)
+            entry = self._entry(line)
             if not end and entry != self._facts:
                 told = f"{self.path.name} beside it holds what another command has begun"
                 raise ValueError(f"out={self._out}: {told}; give another out=, or overwrite=true to throw that away")
@@ -104,6 +124,13 @@ class Journal:
                 self._places[entry["path"]] = end
             end += len(line)
         return end
+
+    def _entry(self, line: bytes) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError):
+            told = f"{self.path.name} beside it is damaged"
+            raise ValueError(f"out={self._out}: {told}; overwrite=true throws it away and begins anew") from None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -140,13 +167,17 @@ class Journal:
         return place
 
 
-def write(out: Path, form: Form, found: Sequence[Detections], names: Sequence[str], facts: Mapping[str, Any]) -> None:
-    """Writes what was found in all pictures."""
+def write(
+    out: Path,
+    form: Form,
+    paths: Sequence[Path],
+    found: Sequence[Detections],
+    names: Sequence[str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes what was found in all pictures of some paths that could be read."""
     if form == "yolo":
-        for each, name in zip(found, beneath([Path(each.path) for each in found], ".txt"), strict=True):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            write_text(out / name, each.to_yolo())
-        return write_text(out / CLASSES, "".join(f"{name}\n" for name in names))
+        return _write_labels(out, dict(zip(map(str, paths), beneath(paths, ".txt"), strict=True)), found, names)
     texts: Mapping[Form, Callable[[], str]] = {
         "json": lambda: to_json(found, names, facts),
         "coco": lambda: to_coco(found, names),
@@ -154,6 +185,16 @@ def write(out: Path, form: Form, found: Sequence[Detections], names: Sequence[st
     }
     content = texts[form]().encode(errors="surrogateescape")
     return write_atomically(out, lambda file: file.write(content))
+
+
+def _write_labels(out: Path, places: Mapping[str, Path], found: Sequence[Detections], names: Sequence[str]) -> None:
+    for place in set(places.values()) - {places[each.path] for each in found}:  # of pictures that can't be read now
+        (out / place).unlink(missing_ok=True)
+    for each in found:
+        place = out / places[each.path]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_text(place, each.to_yolo())
+    write_text(out / CLASSES, "".join(f"{name}\n" for name in names))
 
 
 def beneath(paths: Sequence[Path], ending: str) -> list[Path]:
@@ -164,7 +205,7 @@ def beneath(paths: Sequence[Path], ending: str) -> list[Path]:
     root = os.path.commonpath([path.absolute().parent for path in paths])
     relative = [Path(os.path.relpath(path.absolute(), root)) for path in paths]
     stems = [path.with_suffix("") for path in relative]
-    counts = Counter(stems)
+    counts = Counter(path.with_suffix("") for path in dict.fromkeys(relative))
     return [
         path.with_name(f"{path.name}{ending}") if counts[stem] > 1 else stem.with_name(f"{stem.name}{ending}")
         for path, stem in zip(relative, stems, strict=True)

@@ -52,6 +52,8 @@ class EvaluateOptions:
         teacher: what the weights files of these do not say themselves, as in teacher.clip.load.heads=12.
         sizes: for agreement and artefacts, sides in pixels at which the model is asked, such as 128,256,512; None takes
             from half to four times its own size.
+        names_per_prompt: for detection, most names that share a prompt, and so compete; None takes as many as the model
+            reads.
         out: JSON file for the scores.
         report: for detection alone, an HTML page with categories, precision over recall and the worst mistakes.
         load: what a weights file of other makers does not say itself.
@@ -67,6 +69,7 @@ class EvaluateOptions:
     teachers: str | None = None
     teacher: Mapping[str, TeacherFile] = field(default_factory=dict)
     sizes: tuple[PositiveInt, ...] | None = None
+    names_per_prompt: PositiveInt | None = None
     out: str | None = None
     report: str | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -93,6 +96,7 @@ def evaluate(options: EvaluateOptions) -> None:
             options.sizes,
             options.teacher,
             advance,
+            options.names_per_prompt,
         )
     print_rows(*_scored(scores))
 
@@ -113,7 +117,8 @@ def _report(options: EvaluateOptions, page: Path) -> None:
     check_file(page)
     vision = load(options.model, **asdict(options.load))
     with bar("detecting") as advance:
-        scores = detection_report(vision, options.data, images_at(options.images), page, advance)
+        images = images_at(options.images)
+        scores = detection_report(vision, options.data, images, page, advance, options.names_per_prompt)
     if options.out is not None:
         write_scores(typed_path(options.out), vision.name, options.data, scores)
     print_rows(*_scored(scores))

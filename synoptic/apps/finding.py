@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from synoptic.detection.finder import DetectOptions, Finder
     from synoptic.predict import VisionModel
 
-Progress = Callable[[int, int], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,9 @@ class DetectVerbOptions:
         images: a file, folder (any depth), glob or `.txt` list.
         model: a name from `synoptic models`, or a weights file or folder.
         text: what to look for: names with full stops between them, as in "a cat. a remote control."; or a .txt file
-            with a name a line; with phrases=true a sentence.
+            with a name a line; with phrases=true a sentence, or a .txt file with one.
         threshold: lowest score of an object, from 0 to 1.
-        thresholds: lowest scores of single classes, as in thresholds.cat=0.5.
+        thresholds: lowest scores of single classes, as in thresholds.cat=0.5 or thresholds.a_cat=0.5.
         limit: most objects of a picture.
         nms: share of their union that two boxes of one class have in common at most, lest the less sure one go; None
             keeps all, but of a picture in parts 0.5.
@@ -44,8 +45,8 @@ class DetectVerbOptions:
         names_per_prompt: most names that share a prompt, and so compete; None takes as many as the model reads.
         batch: pictures that are looked at together.
         precision: of the computation; bf16 is faster, and scores differ in the third digit.
-        compile: whether PyTorch compiles how points are read: the first picture takes half a minute longer, the others
-            less; without a compiler it says so and goes on.
+        compile: whether PyTorch compiles how points are read: the first picture takes ten seconds longer, the others
+            some per cent less; without a compiler it says so and goes on.
         out: what was found in all pictures, in one .json or .csv file; with form=yolo a folder of .txt files. The same
             command goes on where it was stopped.
         form: of `out`: json holds all, coco is a data set as COCO's tools read it; None goes by the ending.
@@ -78,7 +79,7 @@ class DetectVerbOptions:
 
 def detect(options: DetectVerbOptions) -> None:
     """What words name in pictures: boxes, classes, scores."""
-    from synoptic.apps.detection_files import Journal, check_labels, form_of
+    from synoptic.apps.detection_files import Journal, check_folder, check_labels, form_of
     from synoptic.data.listing import list_images
     from synoptic.weights.folder import model_hash
 
@@ -89,15 +90,23 @@ def detect(options: DetectVerbOptions) -> None:
     paths = list_images(options.images)
     if form == "yolo" and out is not None:
         check_labels(out, paths, options.overwrite)
+    if options.draw is not None:
+        check_folder("draw", typed_path(options.draw))
     text = _text(options)
     vision = _loaded(options)
     finder, names = _finder(vision, options, text)
     if out is None:
-        return tell_left_out(_look(finder, text, paths, options, None))
+        left_out = _look(finder, text, paths, options, None)
+        if left_out == len(paths):
+            raise _none_read(options)
+        return tell_left_out(left_out)
     facts = {key: value for key, value in asdict(options).items() if key not in _WITHOUT_EFFECT}
     decisive = {**facts, "text": text, "weights": model_hash(vision.model, vision.preprocess)}
     with Journal(out, decisive, options.overwrite) as journal:
         left_out = _look(finder, text, paths, options, journal)
+        if left_out == len(paths):
+            journal.remove()
+            raise _none_read(options)
         assert form is not None
         _write(out, form, paths, names, facts, journal)
         print(out)
@@ -107,7 +116,14 @@ def detect(options: DetectVerbOptions) -> None:
 # Options that change nothing of what is found.
 _WITHOUT_EFFECT = ("out", "form", "draw", "overwrite", "batch", "compile")
 
+_OTHER_LISTS = (".csv", ".tsv", ".json", ".yaml", ".yml")
+_MOST = 65_500  # pixels of a side that JPEG can hold
+
 DETECT = OptionsVerb(detect, DetectVerbOptions, "images")
+
+
+def _none_read(options: DetectVerbOptions) -> ValueError:
+    return ValueError(f"{options.images}: no picture of it can be read")
 
 
 def _text(options: DetectVerbOptions) -> str | list[str]:
@@ -115,11 +131,18 @@ def _text(options: DetectVerbOptions) -> str | list[str]:
     from synoptic.data.listing import expand
 
     path = expand(options.text)
-    if path.suffix != ".txt":
+    if path.suffix.lower() in _OTHER_LISTS:
+        raise ValueError(f"text={options.text}: is no .txt file; give one with a name a line, or the names")
+    if path.suffix.lower() != ".txt":
         return options.text
     if not path.is_file():
         raise ValueError(f"text={options.text}: no such file; give a .txt file with a name a line, or the names")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"text={options.text}: is no UTF-8 text; save it as such") from None
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"text={options.text}: is empty; give a .txt file with a name a line")
     return " ".join(lines) if options.phrases else [line.strip() for line in lines if line.strip()]
 
 
@@ -166,7 +189,11 @@ def _look(
     broken = {} if journal is None else _looked_at(paths, journal, finder.names(text), drawings)
     before = len(paths) - len(left) - len(broken)
 
+    for path, reason in broken.items():
+        log.warning("left out %s: %s", path, reason)
+
     def skip(path: str, reason: str) -> None:
+        log.warning("left out %s: %s", path, reason)
         broken[path] = reason
         if journal is not None:
             journal.skip(path, reason)
@@ -214,15 +241,18 @@ def _write(
     entries = [entry for entry in every_entry if entry is not None and "error" not in entry]
     phrases = dict.fromkeys(each["name"] for entry in entries for each in entry["objects"])
     every = names or tuple(phrases)
-    write(out, form, [Detections.from_dict(entry, every) for entry in entries], every, facts)
+    write(out, form, paths, [Detections.from_dict(entry, every) for entry in entries], every, facts)
     journal.remove()
 
 
 def _draw(found: Detections, place: Path) -> None:
+    """Draws what was found, smaller where no JPEG is as large."""
     from synoptic.files import write_atomically
 
+    picture = found.draw()
+    picture.thumbnail((_MOST, _MOST))
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, lambda file: found.draw().save(file, "JPEG", quality=92))
+    write_atomically(place, lambda file: picture.save(file, "JPEG", quality=92))
 
 
 def _tell(found: Detections) -> None:

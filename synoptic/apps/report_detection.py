@@ -36,7 +36,12 @@ _TOLD = {
 
 
 def detection_report(
-    model: VisionModel, data: str, images: Path | None, page: Path, progress: Progress | None = None
+    model: VisionModel,
+    data: str,
+    images: Path | None,
+    page: Path,
+    progress: Progress | None = None,
+    names_per_prompt: int | None = None,
 ) -> dict[str, float]:
     """Judges a detector and writes a page about it.
 
@@ -45,12 +50,14 @@ def detection_report(
         data, images: see `evaluation.detection.read_annotated`.
         page: the HTML file.
         progress: told how many of how many pictures are done.
+        names_per_prompt: see `DetectOptions`.
     Returns:
         The scores by name.
     Raises:
         ValueError: see `read_annotated` and `CocoDetection.run`.
     """
-    judged = CocoDetection(read_annotated(Path(data).expanduser(), images), progress).judge(model)
+    annotated = read_annotated(Path(data).expanduser(), images)
+    judged = CocoDetection(annotated, progress, names_per_prompt).judge(model)
     report_page.write(_page(model.name, data, judged), page)
     return dict(judged.scores())
 
@@ -59,6 +66,8 @@ def _page(name: str, data: str, judged: Judged) -> Page:
     scores = dict(judged.scores())
     pictures, objects = len(judged.annotated.paths), sum(judged.counts())
     lead = f"Average precision {percent(scores['ap'])} on {pictures} pictures of {data} with {objects} objects."
+    if judged.unread:
+        lead += f" {judged.unread} of the pictures could not be read, and all of their objects count as missed."
     sections = [
         Section("Scores", [], [_scores(scores)]),
         Section("Precision over recall", [_ABOUT_CURVES], [_curves(judged)]),

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,14 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __getitem__(self, chosen: np.ndarray | slice) -> Detections:
+        """Some of the objects: a mask, places, or a slice of them, as in `found[found.scores > 0.5]`."""
+        places = np.atleast_1d(np.arange(len(self))[chosen])
+        spans = tuple(self.spans[place] for place in places) if self.spans else ()
+        return replace(
+            self, boxes=self.boxes[places], scores=self.scores[places], labels=self.labels[places], spans=spans
+        )
+
     @property
     def found(self) -> list[str]:
         """The name of each object."""
@@ -74,8 +82,12 @@ class Detections:
         Args:
             image_id: of the picture.
             category_ids: of the names, in their order; None counts them from 1.
+        Raises:
+            ValueError: they are not as many as the names.
         """
         ids = range(1, len(self.names) + 1) if category_ids is None else category_ids
+        if len(ids) != len(self.names):
+            raise ValueError(f"{len(ids)} category_ids were given for {len(self.names)} names; give one for each")
         return [
             {
                 "image_id": image_id,

@@ -182,12 +182,14 @@ class Detector:
 
     def grounding(self, images: Tensor | Sequence[Tensor], texts: Sequence[str]) -> Grounding:
         """The raw answer to pictures (C, H, W) in [0, 1] and as many texts; see `VisionModel.ground`."""
-        if not len(images) or any(image.ndim != 3 for image in images):
-            raise ValueError("expected pictures (B, C, H, W), or a list of one or more (C, H, W)")
+        if not len(images) or not all(
+            isinstance(image, Tensor) and image.ndim == 3 and len(image[0]) for image in images
+        ):
+            raise ValueError("expected tensors of pictures, (B, C, H, W), or a list of one or more (C, H, W)")
         if isinstance(texts, str) or len(texts) != len(images):
             count = "one text was" if isinstance(texts, str) else f"{len(texts)} texts were"
             raise ValueError(f"texts: {count} given for {len(images)} pictures; give a list with one for each")
-        if any(not image.is_floating_point() for image in images):
+        if not all(image.is_floating_point() and image.min() >= -1 and image.max() <= 2 for image in images):
             raise ValueError("expected pictures as floats in [0, 1]; divide bytes by 255")
         prompts = [self.sentence(text).phrases for text in texts]
         found = self.ground(self.see(list(images)), prompts)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from synoptic.data.pictures import to_rgb
+
 if TYPE_CHECKING:
     from synoptic.detection.detections import Detections
 
@@ -31,13 +33,12 @@ def draw_boxes(picture: Image.Image | np.ndarray, found: Detections) -> Image.Im
     top.
 
     Args:
-        picture: of the size that `found` says; an array is (H, W, 3) uint8.
+        picture: of the size that `found` says, once it is upright; an array is (H, W, 3) uint8.
         found: at most a few dozen boxes can be told apart.
     Raises:
-        ValueError: the picture has another size.
+        ValueError: it is no picture, or of another size.
     """
-    drawn = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture.copy()
-    drawn = drawn.convert("RGB")
+    drawn = _upright(picture)
     if (drawn.height, drawn.width) != tuple(found.size):
         told = f"{found.size[1]} x {found.size[0]}"
         raise ValueError(
@@ -53,6 +54,15 @@ def draw_boxes(picture: Image.Image | np.ndarray, found: Detections) -> Image.Im
         pen.rectangle((left, top, max(right, left + 1), max(bottom, top + 1)), outline=colour, width=width)
         _label(pen, texts[place], (left, top), drawn.size, colour, font)
     return drawn
+
+
+def _upright(picture: Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+        told = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise ValueError(f"draw: expected a Pillow picture, an array (H, W, 3) of bytes or a file, got {told}")
+    return Image.fromarray(picture)
 
 
 def _label(

@@ -19,7 +19,7 @@ from synoptic.data.inputs import Picture, Pictures, listed, read_each
 from synoptic.data.transforms import fitted
 from synoptic.detection.detections import Detections
 from synoptic.detection.detector import Asked, Boxes, Detector, best_of, covered, joined_boxes
-from synoptic.detection.prompts import Sentence, Vocabulary
+from synoptic.detection.prompts import Sentence, Vocabulary, spaced
 from synoptic.types import Preprocess
 
 Texts = str | Sequence[str] | Sequence[Sequence[str]]
@@ -69,6 +69,8 @@ class DetectOptions:
                 raise ValueError(f"{name}={value} should be from 0 to 1")
         if self.phrases and self.thresholds:
             raise ValueError("thresholds: phrases have no classes; give one threshold")
+        if self.phrases and self.names_per_prompt is not None:
+            raise ValueError("names_per_prompt: phrases stand in one prompt; leave it out")
         if self.tile is not None and self.tile < 32:
             raise ValueError(f"tile={self.tile} should be 32 pixels or more")
         if not 0 <= self.overlap <= 0.9:
@@ -133,6 +135,8 @@ class Finder:
         Raises:
             ValueError: for texts that name nothing, and for another number of them than of pictures.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} should be 1 or more")
         wanted, paths = self._wanted(texts), listed(inputs)
         if len(wanted) not in (1, len(paths)):
             told = f"{len(wanted)} texts were given for {len(paths)} pictures"
@@ -152,10 +156,11 @@ class Finder:
         if options.phrases:
             return [self._sentence(text) for text in texts]
         every = [self._detector.vocabulary(text, options.names_per_prompt) for text in texts]
-        names = dict.fromkeys(name for classes in every for name in classes.names)
+        names = list(dict.fromkeys(name for classes in every for name in classes.names))
+        known = set(map(spaced, names))
         for name in options.thresholds:
-            if name not in names:
-                raise ValueError(f"thresholds.{name}: is none of the names{nearest(name, list(names))}")
+            if spaced(name) not in known:
+                raise ValueError(f"thresholds.{name}: is none of the names{nearest(name, names)}")
         return [_Wanted(classes, self._asked(classes.names)) for classes in every]
 
     def _sentence(self, text: str | Sequence[str]) -> _Wanted:
@@ -165,7 +170,8 @@ class Finder:
 
     def _asked(self, names: Sequence[str]) -> Asked:
         options = self._options
-        lowest = torch.tensor([options.thresholds.get(name, options.threshold) for name in names])
+        own = {spaced(name): threshold for name, threshold in options.thresholds.items()}
+        lowest = torch.tensor([own.get(spaced(name), options.threshold) for name in names])
         return Asked(lowest, options.limit, options.nms)
 
     def _of_batch(self, batch: Sequence[tuple[Picture, Tensor]], wanted: Sequence[_Wanted]) -> list[Detections]:

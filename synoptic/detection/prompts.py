@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from synoptic.models.grounding_dino import STOPS
 from synoptic.models.tokenizers import BERT_UNKNOWN, Tokenizer
@@ -16,8 +17,9 @@ log = logging.getLogger(__name__)
 Span = tuple[int, int]
 Phrases = tuple[tuple[int, ...], ...]
 
-_CUTTING = re.compile("[.?]")  # signs that part names, and would cut one in two
-_ASIDE = re.compile(r"[\s_]+")  # an underscore is what data sets write for a space
+_CUTTING = re.compile("[.?]")  # signs that would cut a name in two
+_PARTING = re.compile(r"[.?\n\r]")  # signs that part names of one text
+_ASIDE = re.compile(r"[\s_]+")
 _WITHIN = ("-", "'")  # signs that belong to the word they stand in
 
 
@@ -87,7 +89,7 @@ def vocabulary(
     """Classes by name, packed in their order into as few prompts as they need.
 
     Args:
-        names: a list; or one text with full stops between them.
+        names: a list; or one text with full stops, question marks or line breaks between them.
         tokenizer: of the detector.
         context: most tokens of a prompt.
         together: most names of a prompt; None takes as many as fit.
@@ -96,11 +98,11 @@ def vocabulary(
     """
     if not isinstance(names, str | Sequence):
         raise ValueError(f"text: expected names, got {_short(repr(names))}; give a list such as ['a cat', 'a dog']")
-    given = [name for name in _CUTTING.split(names) if name.strip()] if isinstance(names, str) else list(names)
+    given = [name for name in _PARTING.split(names) if name.strip()] if isinstance(names, str) else list(names)
     if not given:
         raise ValueError(f"text={names!r}: names nothing to look for; give names such as 'a cat. a dog.'")
     if isinstance(names, str) and len(given) == 1 and "," in names:
-        log.warning("text: %r is one name to the model; names have full stops between them", names.strip())
+        _tell_commas(names.strip())
     rows = tokenizer.encode([_cleaned(name) for name in given])
     room = context - 2  # beside start and end
     _check(given, rows, room - 1, tokenizer)
@@ -111,7 +113,17 @@ def vocabulary(
             begin, used = place, 0
         used += len(row) + 1
     chunks.append(_chunk(range(begin, len(rows)), rows[begin:], tokenizer))
-    return Vocabulary(tuple(name.strip() for name in given), tuple(chunks))
+    return Vocabulary(tuple(" ".join(name.split()) for name in given), tuple(chunks))
+
+
+def spaced(name: str) -> str:
+    """A name as the model reads it: an underscore is what data sets, and keys, write for a space."""
+    return _ASIDE.sub(" ", name).strip()
+
+
+@lru_cache(maxsize=64)  # names are read at several places, and told once
+def _tell_commas(names: str) -> None:
+    log.warning("text: %r is one name to the model; names have full stops between them", names)
 
 
 def sentence(text: str, tokenizer: Tokenizer, context: int) -> Sentence:

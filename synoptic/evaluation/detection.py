@@ -126,14 +126,19 @@ class Judged:
         annotated: what was to be found.
         results: what was found, in COCO's form.
         counting: COCOeval, after it has counted.
+        unread: pictures that could not be read, of which all objects count as missed.
     """
 
     annotated: Annotated
     results: Sequence[dict[str, Any]]
     counting: Any
+    unread: int = 0
 
     def scores(self) -> Iterator[tuple[str, float]]:
-        """COCO's twelve scores, and the average precision of every category as `ap/NAME`, where it has boxes."""
+        """COCO's twelve scores, and the average precision of every category as `ap/NAME`, where it has boxes; before
+        them as `unread` how many pictures could not be read, if any."""
+        if self.unread:
+            yield "unread", float(self.unread)
         stats = zip(SCORES, self.counting.stats, strict=True)
         yield from ((name, float(score)) for name, score in stats if score >= 0)
         for name, precision in zip(self.annotated.names, self.of_categories(), strict=True):
@@ -202,10 +207,16 @@ class CocoDetection:
     Args:
         annotated: what is to be found.
         progress: told how many of how many pictures are done.
+        names_per_prompt: see `DetectOptions`.
     """
 
-    def __init__(self, annotated: Annotated, progress: Callable[[int, int], None] | None = None):
-        self.annotated, self._progress = annotated, progress
+    def __init__(
+        self,
+        annotated: Annotated,
+        progress: Callable[[int, int], None] | None = None,
+        names_per_prompt: int | None = None,
+    ):
+        self.annotated, self._progress, self._together = annotated, progress, names_per_prompt
 
     def run(self, model: Detects) -> Iterator[tuple[str, float]]:
         """See `Judged.scores`.
@@ -217,27 +228,29 @@ class CocoDetection:
 
     def judge(self, model: Detects) -> Judged:
         """What the model finds, counted as COCO does; raises as `run`."""
-        results = self.results(model)
-        return Judged(self.annotated, results, self._counted(results))
+        results, unread = self.results(model)
+        return Judged(self.annotated, results, self._counted(results), unread)
 
-    def results(self, model: Detects) -> list[dict[str, Any]]:
-        """What the model finds, in COCO's form."""
+    def results(self, model: Detects) -> tuple[list[dict[str, Any]], int]:
+        """What the model finds, in COCO's form, and how many pictures could not be read."""
         content = self.annotated.content
         ids = [each["id"] for each in content["categories"]]
         found: list[dict[str, Any]] = []
-        answers = model.objects(self.annotated.paths, self.annotated.names, LIMIT)
+        unread = 0
+        answers = model.objects(self.annotated.paths, self.annotated.names, LIMIT, self._together)
         for done, (picture, answer) in enumerate(zip(content["images"], answers, strict=True), 1):
             if self._progress is not None:
                 self._progress(done, len(content["images"]))
             if answer is None:
                 log.warning("left out %s: cannot be read", picture["file_name"])
+                unread += 1
                 continue
             for (left, top, right, bottom), score, label in zip(
                 answer.boxes, answer.scores, answer.labels, strict=True
             ):
                 box = [float(left), float(top), float(right - left), float(bottom - top)]
                 found.append({"image_id": picture["id"], "category_id": ids[label], "bbox": box, "score": float(score)})
-        return found
+        return found, unread
 
     def _counted(self, results: Sequence[dict[str, Any]]) -> Any:
         """COCOeval after it has counted; its `stats` are COCO's twelve scores, -1 where there is nothing to find."""

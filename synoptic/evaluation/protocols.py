@@ -102,6 +102,7 @@ class Asked:
         sizes: sides in pixels at which models are asked for a curve; None takes some around their own, see
             `sizes.rising_sizes`.
         progress: told how many of how many pictures are done, by those that look at one after the other.
+        names_per_prompt: of a detector, see `DetectOptions`.
     """
 
     adaptor: str | None = None
@@ -109,6 +110,7 @@ class Asked:
     teachers: Mapping[str, EncodesImages] = field(default_factory=dict)
     sizes: Sequence[int] | None = None
     progress: Progress | None = None
+    names_per_prompt: int | None = None
 
 
 def zeroshot(source: Source, adaptor: str | None = None, wording: Wording = Wording()) -> ZeroShot:
@@ -211,7 +213,9 @@ EVALUATIONS: dict[str, Callable[[Source, Source, Asked], Built]] = {
 }
 # Those that read a file of annotations by themselves, and its folder of pictures.
 OF_FILES: dict[str, Callable[[Path, Path | None, Asked], Any]] = {
-    "detection": lambda file, images, asked: CocoDetection(read_annotated(file, images), asked.progress),
+    "detection": lambda file, images, asked: CocoDetection(
+        read_annotated(file, images), asked.progress, asked.names_per_prompt
+    ),
 }
 ALL = (*EVALUATIONS, *OF_FILES)
 LEARN = frozenset({"knn", "linear", "logistic", "segmentation"})  # from the training part

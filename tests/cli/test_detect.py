@@ -63,13 +63,14 @@ def test_without_a_file_it_tells_a_line_an_object(
 
 
 def test_a_folder_becomes_one_json_and_broken_files_are_told(
-    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "found.json"
     words = [pictures, f"model={detector}", "text=a cat. red car.", "threshold=0", "limit=4", f"out={out}", "batch=2"]
     code, said, err = run(capsys, *words, f"draw={tmp_path / 'drawn'}")
     assert code == 0
     assert said == f"{out}\n"
+    assert f"left out {pictures / 'broken.jpg'}: " in caplog.text
     assert "left out 1 unreadable picture" in err
     told = json.loads(out.read_text())
     assert [Path(each["path"]).relative_to(pictures).as_posix() for each in told["images"]] == [
@@ -221,6 +222,57 @@ def test_labels_have_a_folder_of_their_own(
     assert (code, "rename it" in err) == (2, True)
 
 
+def test_labels_of_other_pictures_are_not_mixed_in(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = [f"model={detector}", f"out={tmp_path / 'labels'}", "form=yolo"]
+    assert run(capsys, pictures, "text=a cat. dog.", *words)[0] == 0
+    code, _, err = run(capsys, pictures / "a.jpg", "text=dog", *words, "overwrite=true")
+    assert (code, "holds labels of other pictures (b.txt)" in err) == (2, True)
+    (pictures / "b.png").write_text("junk")  # whose label is of other names
+    assert run(capsys, pictures, "text=dog", *words, "overwrite=true")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "labels").rglob("*.txt")) == ["a.txt", "a.txt", "classes.txt"]
+
+
+def test_a_picture_that_is_listed_twice_has_one_label(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "list.txt").write_text("a.jpg\nb.png\na.jpg\n")
+    words = [f"model={detector}", "text=a cat", f"out={tmp_path / 'labels'}", "form=yolo"]
+    assert run(capsys, pictures / "list.txt", *words)[0] == 0
+    assert {path.name for path in (tmp_path / "labels").iterdir()} == {"a.txt", "b.txt", "classes.txt"}
+
+
+def test_a_picture_wider_than_a_jpeg_is_drawn_smaller(
+    capsys: pytest.CaptureFixture[str], detector: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (70_000, 40), "grey").save(tmp_path / "wide.png")
+    words = [f"model={detector}", "text=a cat", f"out={tmp_path / 'x.json'}", f"draw={tmp_path / 'drawn'}"]
+    assert run(capsys, tmp_path / "wide.png", *words)[0] == 0
+    assert Image.open(tmp_path / "drawn" / "wide.jpg").size == (65_500, 37)
+
+
+@pytest.mark.parametrize("key", ["thresholds.a_cat", "thresholds.a cat"])
+def test_thresholds_are_typed_of_names_with_spaces(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, key: str
+) -> None:
+    words = [pictures / "a.jpg", f"model={detector}", "text=a cat. dog-lamp.", "threshold=0", f"{key}=1"]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert {line.split("\t")[1] for line in out.splitlines()} == {"dog-lamp"}
+    assert "nothing found" in run(capsys, *words, "thresholds.dog-lamp=1")[1]
+
+
+def test_a_damaged_journal_is_told(
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / ".x.json.journal").write_bytes(b"{\x01}\n")
+    words = [pictures, f"model={detector}", "text=a cat", f"out={tmp_path / 'x.json'}"]
+    code, _, err = run(capsys, *words)
+    assert (code, "overwrite=true throws it away and begins anew" in err) == (2, True)
+    assert run(capsys, *words, "overwrite=true")[0] == 0
+
+
 def test_many_names_are_told_apart_in_no_time() -> None:
     paths = [Path(f"/x/{number}.jpg") for number in range(50_000)]
     start = time.perf_counter()
@@ -239,14 +291,23 @@ def test_many_names_are_told_apart_in_no_time() -> None:
         (["text=a cat", "threshold=2"], "threshold=2.0 should be from 0 to 1"),
         (["text=a cat", "thresholds.dog=0.5"], "thresholds.dog: is none of the names"),
         (["text=nowhere.txt"], "no such file"),
+        (["text=names.csv"], "text=names.csv: is no .txt file"),
+        (["text=TMP/latin.txt"], "latin.txt: is no UTF-8 text"),
+        (["text=TMP/blank.txt"], "blank.txt: is empty"),
+        (["text=a cat", "draw=TMP/blank.txt"], "blank.txt: is a file; give a folder"),
+        (["text=a cat", "draw=/proc/drawn"], "draw=/proc/drawn: cannot be written"),
+        (["text=a cat", "phrases=true", "names_per_prompt=3"], "names_per_prompt: phrases stand in one prompt"),
         (["text=a cat", "tile=3"], "tile=3 should be 32"),
         (["text=a cat", "limit=0"], "limit=0"),
         ([], "text"),
     ],
 )
 def test_mistakes_are_one_line(
-    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, words: list[str], told: str
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path, words: list[str], told: str
 ) -> None:
+    (tmp_path / "latin.txt").write_bytes("b\xe9b\xe9".encode("latin-1"))
+    (tmp_path / "blank.txt").write_text("\n  \n")
+    words = [word.replace("TMP", str(tmp_path)) for word in words]
     code, _, err = run(capsys, pictures, f"model={detector}", *words)
     assert code == 2
     assert told in err
@@ -254,13 +315,16 @@ def test_mistakes_are_one_line(
 
 
 def test_no_detector_and_no_picture(
-    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], detector: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     code, _, err = run(capsys, pictures, "model=vit_nano8", "text=a cat")
     assert (code, "finds no objects" in err) == (2, True)
-    code, _, err = run(capsys, pictures / "broken.jpg", f"model={detector}", "text=a cat")
-    assert code == 0
-    assert "left out 1 unreadable picture" in err
+    for more in ([], [f"out={tmp_path / 'x.json'}"]):
+        code, _, err = run(capsys, pictures / "broken.jpg", f"model={detector}", "text=a cat", *more)
+        assert code == 2
+        assert f"left out {pictures / 'broken.jpg'}: " in caplog.text
+        assert "no picture of it can be read" in err
+        assert not list(tmp_path.glob("*x.json*"))
     shutil.rmtree(pictures)
     code, _, err = run(capsys, pictures, f"model={detector}", "text=a cat")
     assert (code, "does not exist" in err) == (2, True)
@@ -270,3 +334,6 @@ def test_what_a_detector_is_not_is_said(capsys: pytest.CaptureFixture[str], dete
     code = main(["embed", str(pictures / "a.jpg"), f"model={detector}", f"out={pictures / 'x.parquet'}"])
     assert code == 2
     assert "is a detector, and answers with boxes" in capsys.readouterr().err
+    code = main(["evaluate", str(detector), "on=knn", f"data={pictures}"])
+    assert code == 2
+    assert "is judged by what it finds: take on=detection" in capsys.readouterr().err

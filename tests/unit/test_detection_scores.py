@@ -53,7 +53,9 @@ class Teller:
     def __init__(self, told: Sequence[tuple[float, ...]]):
         self.told = told
 
-    def objects(self, paths: Sequence[Path], names: Sequence[str], limit: int) -> Iterator[Detections | None]:
+    def objects(
+        self, paths: Sequence[Path], names: Sequence[str], limit: int, names_per_prompt: int | None = None
+    ) -> Iterator[Detections | None]:
         for path in paths:
             rows = np.array([row[1:] for row in self.told if row[0] == int(path.stem)], np.float32).reshape(-1, 6)
             boxes = np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]], 1)
@@ -93,7 +95,7 @@ def test_scores_are_those_of_coco_s_own_way(data: Path, tmp_path: Path) -> None:
     ]
     evaluator = CocoDetection(read_annotated(data))
     scores = dict(evaluator.run(Teller(told)))
-    (tmp_path / "results.json").write_text(json.dumps(evaluator.results(Teller(told))))
+    (tmp_path / "results.json").write_text(json.dumps(evaluator.results(Teller(told))[0]))
     truth = COCO(str(data))
     theirs = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), "bbox")
     theirs.evaluate()
@@ -103,6 +105,34 @@ def test_scores_are_those_of_coco_s_own_way(data: Path, tmp_path: Path) -> None:
     assert scores["ap_50"] == pytest.approx(theirs.stats[1])
     assert scores["ar_100"] == pytest.approx(theirs.stats[8])
     assert 0 < scores["ap"] < 1
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_named(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small_detector().save(data.parent / "weights")
+    (data.parent / "images" / "1.png").unlink()
+    (data.parent / "images" / "3.png").write_text("junk")
+    page, out = data.parent / "page.html", data.parent / "scores.json"
+    words = [str(data.parent / "weights"), "on=detection", f"data={data}", "names_per_prompt=1"]
+    assert main(["evaluate", *words, f"report={page}", f"out={out}"]) == 0
+    assert "2 of the pictures could not be read" in page.read_text()
+    assert json.loads(out.read_text())["unread"] == 2
+    assert "left out 3.png" in caplog.text
+
+
+def test_names_per_prompt_decide_what_is_asked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    model = small_detector()
+    ground = type(model.model).ground
+
+    def counted(self: Any, pyramid: Any, words: Any, every: bool = False) -> Any:
+        asked.append(len(words.phrases[0]))
+        return ground(self, pyramid, words, every)
+
+    monkeypatch.setattr(type(model.model), "ground", counted)
+    synoptic.evaluate(model, "detection", str(data), names_per_prompt=1)
+    assert asked == [3] * 9  # start, a name and end, of three names and pictures
+    with pytest.raises(ValueError, match="names_per_prompt= decides nothing"):
+        synoptic.evaluate(model, "knn", str(data), names_per_prompt=1)
 
 
 def test_the_worst_mistakes_are_named(data: Path) -> None:

@@ -45,6 +45,28 @@ def test_words_of_a_sentence_are_kept() -> None:
     assert Detections.from_dict(said.to_dict(), ("cat", "red car")).spans == (((2, 9),),)
 
 
+def test_some_objects_are_chosen() -> None:
+    sure = FOUND[FOUND.scores > 0.5]
+    assert sure.scores.tolist() == FOUND.scores[FOUND.scores > 0.5].tolist()
+    assert (sure.names, sure.size) == (FOUND.names, FOUND.size)
+    assert len(FOUND[:1]) == 1
+    said = Detections(FOUND.boxes[:1], FOUND.scores[:1], np.array([0]), ("car",), (80, 100), "x", (((2, 9),),))
+    assert said[[0]].spans == (((2, 9),),)
+
+
+def test_category_ids_are_as_many_as_names() -> None:
+    with pytest.raises(ValueError, match="1 category_ids were given for"):
+        FOUND.to_coco(1, [17])
+
+
+def test_a_turned_picture_is_drawn_upright() -> None:
+    picture = Image.new("RGB", (FOUND.size[0], FOUND.size[1]))
+    picture.getexif()[0x0112] = 6  # turned by a quarter
+    assert FOUND.draw(picture).size == (FOUND.size[1], FOUND.size[0])
+    with pytest.raises(ValueError, match=r"an array \(H, W, 3\) of bytes or a file, got float64"):
+        FOUND.draw(np.zeros((*FOUND.size, 3)))
+
+
 def test_results_are_coco_s() -> None:
     first, second = FOUND.to_coco(7, category_ids=[18, 3])
     assert first == {"image_id": 7, "category_id": 3, "bbox": [10, 20, 20, 40], "score": 0.9}

@@ -313,8 +313,25 @@ def test_fewer_texts_than_pictures_are_refused(model: VisionModel) -> None:
     with pytest.raises(ValueError, match="1 texts were given for 2 pictures"):
         model.ground(torch.rand(2, 3, 32, 32), ["a cat"])
     for images in (torch.rand(3, 32, 32), []):
-        with pytest.raises(ValueError, match=r"expected pictures \(B, C, H, W\)"):
+        with pytest.raises(ValueError, match=r"expected tensors of pictures, \(B, C, H, W\)"):
             model.ground(images, ["a cat"] * len(images))
+
+
+@pytest.mark.parametrize("images", ["a.jpg", [picture()], np.zeros((1, 3, 32, 32)), torch.zeros(1, 3, 0, 32)])
+def test_raw_answers_are_of_tensors(model: VisionModel, images: Any) -> None:
+    with pytest.raises(ValueError, match="expected tensors of pictures"):
+        model.ground(images, ["a cat"] * len(images))
+
+
+@pytest.mark.parametrize("value", [255.0, float("nan")])
+def test_raw_answers_are_of_pictures_in_range(model: VisionModel, value: float) -> None:
+    with pytest.raises(ValueError, match=r"expected pictures as floats in \[0, 1\]"):
+        model.ground(torch.full((1, 3, 32, 32), value), ["a cat"])
+
+
+def test_no_batch_is_refused(model: VisionModel) -> None:
+    with pytest.raises(ValueError, match="batch_size=0 should be 1 or more"):
+        model.detect([picture()], NAMES, batch_size=0)
 
 
 def test_each_picture_keeps_its_text_where_another_cannot_be_read(model: VisionModel, tmp_path: Path) -> None:

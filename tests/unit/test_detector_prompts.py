@@ -118,8 +118,9 @@ def test_underscores_are_spaces_and_names_may_be_kept_apart() -> None:
     assert found.chunks[0].phrases[1] == ids("red car .")
 
 
-def test_a_question_parts_names_too() -> None:
-    assert vocabulary("a cat? dog. red car?", TOKENIZER, 64).names == ("a cat", "dog", "red car")
+def test_questions_and_line_breaks_part_names_too() -> None:
+    found = vocabulary("a cat? dog\nred \t car.\n", TOKENIZER, 64)
+    assert found.names == ("a cat", "dog", "red car")
 
 
 def test_commas_between_names_are_told(caplog: pytest.LogCaptureFixture) -> None:
