@@ -77,12 +77,27 @@ def check_file(path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"out={path}: is a folder; give a file")
+    _try_writing("out", path, path.parent)
+
+
+def check_folder(path: Path, key: str = "out") -> None:
+    """Sees to it that files can be written into a folder, before work is done for them; makes it.
+
+    Raises:
+        ValueError: they cannot, told as the key.
+    """
+    if path.is_file():
+        raise ValueError(f"{key}={path}: is a file; give a folder")
+    _try_writing(key, path, path)
+
+
+def _try_writing(key: str, told: Path, folder: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"out={path}: cannot be written ({error.strerror}); give another place") from None
+        raise ValueError(f"{key}={told}: cannot be written ({error.strerror}); give another place") from None
 
 
 def is_ours(path: Path) -> bool:

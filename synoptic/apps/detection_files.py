@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from types import TracebackType
 from typing import IO, Any, Literal
 
 from synoptic.detection.detections import Detections, to_coco, to_csv, to_json
-from synoptic.files import check_file, lock, write_atomically, write_text
+from synoptic.files import check_file, check_folder, lock, write_atomically, write_text
 
 Form = Literal["json", "coco", "csv", "yolo"]
 _ENDINGS: Mapping[Form, str] = {"json": ".json", "coco": ".json", "csv": ".csv", "yolo": ""}
@@ -36,24 +35,8 @@ def form_of(out: Path, form: Form | None) -> Form:
     if told != "yolo":
         check_file(out)
     else:
-        check_folder("out", out)
+        check_folder(out)
     return told
-
-
-def check_folder(key: str, folder: Path) -> None:
-    """Sees to it that files can be written into a folder, before work is done for them; makes it.
-
-    Raises:
-        ValueError: they cannot.
-    """
-    if folder.is_file():
-        raise ValueError(f"{key}={folder}: is a file; give a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{key}={folder}: cannot be written ({error.strerror}); give another place") from None
 
 
 def check_labels(out: Path, paths: Sequence[Path], overwrite: bool) -> None:
@@ -121,7 +104,7 @@ class Journal:
                 told = f"{self.path.name} beside it holds what another command has begun"
                 raise ValueError(f"out={self._out}: {told}; give another out=, or overwrite=true to throw that away")
             if end:
-                self._places[entry["path"]] = end
+                self._places[str(entry.get("path"))] = end
             end += len(line)
         return end
 

@@ -114,13 +114,16 @@ def _report(options: EvaluateOptions, page: Path) -> None:
     idle = ("labels", "templates", "teachers", "sizes", "adaptor")
     if given := next((name for name in idle if getattr(options, name) is not None), None):
         raise ValueError(f"{given}= decides nothing for on=detection; leave it out")
-    check_file(page)
+    out = typed_file(options.out)
+    for file in (page, out):
+        if file is not None:
+            check_file(file)
     vision = load(options.model, **asdict(options.load))
     with bar("detecting") as advance:
         images = images_at(options.images)
         scores = detection_report(vision, options.data, images, page, advance, options.names_per_prompt)
-    if options.out is not None:
-        write_scores(typed_path(options.out), vision.name, options.data, scores)
+    if out is not None:
+        write_scores(out, vision.name, options.data, scores)
     print_rows(*_scored(scores))
     print(page)
 

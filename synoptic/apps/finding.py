@@ -45,8 +45,8 @@ class DetectVerbOptions:
         names_per_prompt: most names that share a prompt, and so compete; None takes as many as the model reads.
         batch: pictures that are looked at together.
         precision: of the computation; bf16 is faster, and scores differ in the third digit.
-        compile: whether PyTorch compiles how points are read: the first picture takes ten seconds longer, the others
-            some per cent less; without a compiler it says so and goes on.
+        compile: whether PyTorch compiles how points are read: the first picture takes a quarter of a minute longer,
+            other large ones up to a tenth less; without a compiler it says so and goes on.
         out: what was found in all pictures, in one .json or .csv file; with form=yolo a folder of .txt files. The same
             command goes on where it was stopped.
         form: of `out`: json holds all, coco is a data set as COCO's tools read it; None goes by the ending.
@@ -79,8 +79,9 @@ class DetectVerbOptions:
 
 def detect(options: DetectVerbOptions) -> None:
     """What words name in pictures: boxes, classes, scores."""
-    from synoptic.apps.detection_files import Journal, check_folder, check_labels, form_of
+    from synoptic.apps.detection_files import Journal, check_labels, form_of
     from synoptic.data.listing import list_images
+    from synoptic.files import check_folder
     from synoptic.weights.folder import model_hash
 
     out = typed_file(options.out)
@@ -91,7 +92,7 @@ def detect(options: DetectVerbOptions) -> None:
     if form == "yolo" and out is not None:
         check_labels(out, paths, options.overwrite)
     if options.draw is not None:
-        check_folder("draw", typed_path(options.draw))
+        check_folder(typed_path(options.draw), "draw")
     text = _text(options)
     vision = _loaded(options)
     finder, names = _finder(vision, options, text)

@@ -5,7 +5,7 @@ There are three ways to read the points, which agree to rounding, and none needs
 - `grid_sample`: the definition, level by level, with PyTorch's own interpolation; with gradients nearly as quick as the
   others.
 - `gather`: the four cells around each point are rows of a table, and `embedding_bag` adds them up by their weights;
-  without gradients on a CPU four times as fast in a decoder and eleven times in an encoder (benchmarks/deform_attn.py).
+  without gradients on a CPU 3.5 times as fast in a decoder and ten times in an encoder (benchmarks/deform_attn.py).
 - `compiled`: the same through PyTorch's compiler, which needs one for C++ on a CPU and Triton on a GPU; a third faster
   again in an encoder, but the first picture waits for the compiler, so it is taken where it is asked for.
 
