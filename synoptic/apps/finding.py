@@ -44,7 +44,7 @@ class DetectVerbOptions:
         overlap: share of a part that the next one shows, too.
         names_per_prompt: most names that share a prompt, and so compete; None takes as many as the model reads.
         batch: pictures that are looked at together.
-        precision: of the computation; bf16 is faster, and scores differ in the third digit.
+        precision: of the computation; bf16 is faster where the machine multiplies in it, and less exact.
         compile: whether PyTorch compiles how points are read: the first picture takes a quarter of a minute longer,
             other large ones up to a tenth less; without a compiler it says so and goes on.
         out: what was found in all pictures, in one .json or .csv file; with form=yolo a folder of .txt files. The same
